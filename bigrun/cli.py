@@ -1,0 +1,230 @@
+"""The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bigrun import __version__
+from bigrun.errors import BigrunError, CallError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class Group(click.Group):
+    """Errors as the project promises them: one or two lines on standard error, an exit status by whose fault it is."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        try:
+            return super().main(
+                *args, standalone_mode=False, **{k: v for k, v in kwargs.items() if k != "standalone_mode"}
+            )
+        except BigrunError as error:
+            if debug:
+                raise
+            self._end(f"bigrun: {error}", error.exit_status)
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            self._end(f"bigrun: {error.format_message()}", 2)
+        except (click.Abort, KeyboardInterrupt):
+            self._end("bigrun: interrupted", 130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(141)
+        except Exception as error:
+            if debug:
+                raise
+            self._end(f"bigrun: {type(error).__name__}: {error} (a bug; --debug shows where)", 1)
+
+    @staticmethod
+    def _end(message: str, status: int) -> None:
+        print(message, file=sys.stderr)
+        sys.exit(status)
+
+
+def _options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+rig_options = _options(
+    click.option(
+        "--model",
+        "model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="ID",
+        help="Folder, .gguf file, hub id or catalog name.",
+    ),
+    click.option(
+        "--gpus", metavar="RIG", help="GPUs: 8x24GB, 2x24GB,1x12GB, 4xRTX3090, none. Default: those that are there."
+    ),
+    click.option("--cpu", metavar="SIZE", help="Host memory to use. Default: what is available, less a reserve."),
+    click.option("--disk", metavar="SIZE", help="Disk space for what fits nowhere else. Default: none."),
+    click.option("--max-memory", metavar="JSON", help='Budgets as accelerate has them: {"0": "24GB", "cpu": "64GB"}.'),
+    click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
+    click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
+    click.option("--weights", default="int8", show_default=True, metavar="FORM", help="int8, 16bit or float32."),
+    click.option(
+        "--head", default="int8", show_default=True, metavar="FORM", help="Embedding and head: int8 or 16bit."
+    ),
+    click.option(
+        "--skip", default="", metavar="NAME,...", help="Parts or linears kept in 16 bits: blocks.3, down, ..."
+    ),
+    click.option("--kv", default="16bit", show_default=True, metavar="FORM", help="The KV cache: 16bit or int8."),
+    click.option("--virtual", is_flag=True, help="The GPUs named are virtual: budgets enforced, computed by the CPU."),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    click.option("--quiet", is_flag=True, help="No progress, no notes."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+run_options = _options(
+    click.option("--mode", default="auto", show_default=True, metavar="MODE", help="exact, llm.int8 or auto."),
+    click.option("--threshold", type=float, default=6.0, show_default=True, help="Outliers of llm.int8; 0: none."),
+    click.option("--threads", type=int, metavar="N", help="CPU threads. Default: all cores."),
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="bigrun")
+def main() -> None:
+    """Run language models that are too big for your GPUs, in int8, straight from their checkpoint."""
+
+
+@main.command("plan")
+@rig_options
+@as_json
+def plan_command(as_json: bool, **given: Any) -> None:
+    """Show what would go where, to the byte, and how fast it would be. Loads nothing.
+
+    Exit status 3 if the model does not fit.
+    """
+    from bigrun.runner import plan
+
+    for name in ("quiet", "debug"):
+        given.pop(name)
+    made = plan(**_rig(given))
+    if as_json:
+        print(made.to_json())
+    else:
+        _print(made)
+    if not made.fits:
+        sys.exit(3)
+
+
+@main.command()
+@rig_options
+@run_options
+@as_json
+@click.option("--prompt", metavar="TEXT", help="Default: standard input.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N")
+@click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
+@click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **given: Any) -> None:
+    """Continue a prompt; the text streams as it comes."""
+    sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
+    text = _prompt(prompt)
+    with _runner(given) as runner:
+        stream = runner.stream(text, max_new_tokens, raw, **sampling)
+        pieces = []
+        for piece in stream:
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+        stats = stream.stats
+        if as_json:
+            print(
+                json.dumps({"text": "".join(pieces), "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
+            )
+            return
+        print()
+        if not given.get("quiet") and sys.stderr.isatty():
+            rate = stats.new_tokens / stats.decode_seconds if stats.decode_seconds else 0.0
+            print(f"[{stats.prompt_tokens} + {stats.new_tokens} tokens, {rate:.1f} tokens/s]", file=sys.stderr)
+
+
+@main.command()
+@rig_options
+@run_options
+@as_json
+@click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P")
+@click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N")
+def bench(as_json: bool, prompt_tokens: int, new_tokens: int, **given: Any) -> None:
+    """Measure a run: prefill and decode speed, load time, memory, and the bandwidth reached beside this host's."""
+    from bigrun.bench import measure
+
+    if given.pop("context") is not None:
+        raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
+    report = measure(lambda context: _runner({**given, "context": context}), prompt_tokens, new_tokens, given["batch"])
+    if as_json:
+        print(json.dumps(report))
+    else:
+        from bigrun.bench import describe
+
+        print(describe(report))
+
+
+@main.command()
+@as_json
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def info(as_json: bool, debug: bool) -> None:
+    """What this rig is: devices, memory, the CPU's kernels, and the memory bandwidth measured now."""
+    from bigrun.info import describe, gather
+
+    found = gather()
+    print(json.dumps(found) if as_json else describe(found))
+
+
+def _rig(given: dict[str, Any]) -> dict[str, Any]:
+    """The shared options as `plan` and `Runner` take them."""
+    given["skip"] = tuple(name.strip() for name in given["skip"].split(",") if name.strip())
+    if given["max_memory"] is not None:
+        try:
+            given["max_memory"] = json.loads(given["max_memory"])
+        except ValueError as error:
+            raise CallError(f'--max-memory: not JSON ({error}); write {{"0": "24GB", "cpu": "64GB"}}') from error
+    return given
+
+
+def _runner(given: dict[str, Any]) -> Any:
+    from bigrun.runner import Runner
+
+    arguments = _rig(dict(given))
+    arguments.pop("debug")
+    return Runner(arguments.pop("model"), progress=not arguments.pop("quiet"), **arguments)
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise CallError("no prompt: give --prompt TEXT, or text on standard input")
+        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if not prompt.strip():
+        raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
+    return prompt
+
+
+def _print(made: Any) -> None:
+    from rich.console import Console
+
+    from bigrun.planning.report import plan_view
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(plan_view(made))
+
+
+if __name__ == "__main__":
+    main()

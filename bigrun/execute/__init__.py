@@ -1,0 +1,1 @@
+"""The run: parts on their devices, one step at a time."""

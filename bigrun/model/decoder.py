@@ -1,0 +1,108 @@
+"""The maths of a decoder-only transformer, once for all families: a block's description says which ops and flags.
+
+This walker runs on any backend of `bigrun_kernels.ops`. Arithmetic depends on the step's mode alone, never on how many
+tokens share the step (but for llm.int8's outlier columns), so chunks, batches and placements give the same tokens.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigrun.model.spec import Block, Rope
+from bigrun.model.weights import BlockWeights, NormWeights
+from bigrun_kernels.ops import Array, Ops, Scratch, Weight
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """A step's tokens as one device sees them: T tokens of any sequences, each with its place in the cache.
+
+    positions, sequences, slots int64 [T]; tables int32 [S, pages]; rotation float32 [T, dims] or None.
+    """
+
+    positions: Array
+    sequences: Array
+    slots: Array
+    tables: Array
+    rotation: Array | None
+    mode: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class BlockCache:
+    """One block's keys and values, [pages, kv_heads, page, head_dim], and its ALiBi slopes (zeros elsewhere) [heads]."""
+
+    k: Array
+    v: Array
+    slopes: Array
+
+
+def run_block(
+    ops: Ops, block: Block, w: BlockWeights, step: StepArrays, cache: BlockCache, work: Mapping[str, Any], x: Array
+) -> None:
+    """x [T, hidden] ← the block's output; `work` holds the step's buffers (model/memory.py)."""
+    count = len(x)
+    scratch = scratch_of(work)
+    normed, qkv, attended = work["normed"][:count], work["qkv"][:count], work["attention"][:count]
+    up = work["up"][:count]
+    ops.norm(x, w.attention_norm.weight, w.attention_norm.bias, block.norm_eps, normed)
+    ops.linear(normed, w.qkv, step.mode, step.threshold, scratch, qkv, False)
+    if step.rotation is not None:  # q and k lie side by side: one call turns both
+        ops.rotate(qkv, block.heads + block.kv_heads, block.head_dim, step.rotation)
+    ops.store(qkv, block.q_rows, step.slots, cache.k)
+    ops.store(qkv, block.q_rows + block.kv_rows, step.slots, cache.v)
+    scale = 1.0 / math.sqrt(block.head_dim)
+    ops.attention(
+        qkv, block.heads, cache.k, cache.v, step.tables, step.sequences, step.positions, cache.slopes, scale, attended
+    )
+    ops.linear(attended, w.out, step.mode, step.threshold, scratch, x, True)
+    ops.norm(x, w.mlp_norm.weight, w.mlp_norm.bias, block.norm_eps, normed)
+    ops.linear(normed, w.up, step.mode, step.threshold, scratch, up, False)
+    inner = work["gated"][:count] if block.gated else up
+    ops.activate(block.activation, up, block.gated, inner)
+    ops.linear(inner, w.down, step.mode, step.threshold, scratch, x, True)
+
+
+def run_head(
+    ops: Ops, norm: NormWeights, eps: float, table: Weight, x: Array, work: Mapping[str, Any], out: Array
+) -> None:
+    """out [R, vocab] = logits of x [R, hidden]. Always exact: a head's rows are few and its errors go straight out."""
+    normed = work["normed"][: len(x)]
+    ops.norm(x, norm.weight, norm.bias, eps, normed)
+    ops.linear(normed, table, "exact", 0.0, scratch_of(work), out, False)
+
+
+def scratch_of(work: Mapping[str, Any]) -> Scratch:
+    return Scratch(work["planes"], work["row_scale"], work["row_sum"], work["mask"])
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """float32 [heads]: 2^(−8i/n) for the largest power of two n ≤ heads, the rest from 2n (Press et al. 2022, code)."""
+    n = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / n) for i in range(heads - n)]
+    return np.array(slopes, np.float32)
+
+
+def rope_frequencies(rope: Rope) -> np.ndarray:
+    """float64 [dims/2]: radians a position. llama3 slows the low frequencies by `factor`, the high ones not at all, and
+    blends between (Llama 3.1's published code)."""
+    frequencies = rope.theta ** -(np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_context * frequencies / (2 * math.pi)
+        span = rope.high_freq_factor - rope.low_freq_factor
+        blend = np.clip((turns - rope.low_freq_factor) / span, 0.0, 1.0)
+        return frequencies * (blend + (1 - blend) / rope.factor)
+    return frequencies
+
+
+def rotation(frequencies: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """float32 [T, dims]: cosines, then sines, of each position."""
+    angles = positions[:, None].astype(np.float64) * frequencies[None, :]
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -1,0 +1,82 @@
+"""A model's configuration, read with suspicion: every number has a type and a range, every complaint names its field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigrun.errors import CheckpointError
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Fields:
+    """Typed reads of a configuration. `where` is the file that messages name."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        if not isinstance(values, Mapping):
+            raise CheckpointError(f"{where}: the configuration is not a JSON object")
+        self.values, self.where = values, where
+
+    def bad(self, name: str, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.where}: field '{name}' {why}")
+
+    def get(self, *names: str) -> tuple[str, Any]:
+        """The first of these names that is present and not null, with its value; (last name, None) if none is."""
+        for name in names:
+            if self.values.get(name) is not None:
+                return name, self.values[name]
+        return names[-1], None
+
+    def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = 2**24) -> int:
+        name, value = self.get(*names)
+        if value is None:
+            if default is None:
+                raise self.bad(name, "is missing")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.bad(name, f"is {value!r:.40}, not a whole number")
+        if not low <= value <= high:
+            raise self.bad(name, f"is {str(value)[:30]}, not between {low} and {high}")
+        return value
+
+    def number(self, *names: str, default: float | None = None, low: float = 0.0, high: float = 1e12) -> float:
+        name, value = self.get(*names)
+        if value is None:
+            if default is None:
+                raise self.bad(name, "is missing")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.bad(name, f"is {value!r:.40}, not a number")
+        if not low < value <= high:
+            raise self.bad(name, f"is {value!r:.40}, not above {low:g} and at most {high:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        _, value = self.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.bad(name, f"is {value!r:.40}, not true or false")
+        return value
+
+    def choice(self, *names: str, options: Mapping[str, Any], default: str | None = None) -> Any:
+        name, value = self.get(*names)
+        value = default if value is None else value
+        if not isinstance(value, str) or value not in options:
+            raise self.bad(name, f"is {value!r:.40}; bigrun knows {', '.join(sorted(options))}")
+        return options[value]
+
+    def dtype(self) -> str:
+        """The published dtype of the weights; float16 where the configuration does not say."""
+        name, value = self.get("dtype", "torch_dtype")
+        if value is None:
+            return "float16"
+        value = value.removeprefix("torch.") if isinstance(value, str) else value
+        if value not in DTYPES:
+            raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(DTYPES)}")
+        return value
+
+    def refuse(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
+        """CheckpointError unless the field is absent or one of `allowed`."""
+        value = self.values.get(name)
+        if value is not None and value not in allowed:
+            raise self.bad(name, f"is {value!r:.40}: {why}")

@@ -1,0 +1,154 @@
+"""Llama: rotary, RMSNorm, gated MLP, grouped-query attention (Touvron et al. 2023; `LlamaForCausalLM`)."""
+
+from typing import Any
+
+from bigrun.model.fields import Fields
+from bigrun.model.source import Dialect, Source
+from bigrun.model.spec import Block, ModelSpec, Rope
+
+NAME = "llama"
+ARCHITECTURES = ("LlamaForCausalLM",)
+PREFIXES = ("model.", "")
+MODULES = {
+    "embed": ("model.embed_tokens",),
+    "block": ("model.layers",),
+    "norm": ("model.norm", "model.rotary_emb"),
+    "head": ("lm_head",),
+}
+
+
+def describe(fields: Fields, name: str) -> ModelSpec:
+    hidden = fields.integer("hidden_size")
+    heads = fields.integer("num_attention_heads", high=4096)
+    kv_heads = fields.integer("num_key_value_heads", default=heads, high=4096)
+    if heads % kv_heads:
+        raise fields.bad("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
+    head_dim = fields.integer("head_dim", default=hidden // heads, high=4096)
+    if head_dim % 2:
+        raise fields.bad("head_dim", f"is {head_dim}; rotary embedding needs an even number")
+    fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
+    fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
+    block = Block(
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=fields.integer("intermediate_size"),
+        norm="rms",
+        norm_eps=fields.number("rms_norm_eps", default=1e-6, high=1.0),
+        positions="rope",
+        rope=_rope(fields, head_dim),
+        gated=True,
+        activation="silu",
+        qkv_bias=fields.flag("attention_bias", False),
+        out_bias=fields.flag("attention_bias", False),
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
+    return ModelSpec(
+        name=name,
+        family=NAME,
+        vocab=fields.integer("vocab_size"),
+        hidden=hidden,
+        blocks=(block,) * fields.integer("num_hidden_layers", high=4096),
+        context_limit=fields.integer("max_position_embeddings", default=2048, high=2**28),
+        tied=fields.flag("tie_word_embeddings", False),
+        checkpoint_dtype=fields.dtype(),
+    )
+
+
+def _rope(fields: Fields, head_dim: int) -> Rope:
+    """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4)."""
+    key, given = fields.get("rope_parameters", "rope_scaling")
+    if given is not None and not isinstance(given, dict):
+        raise fields.bad(key, "is not an object")
+    inner = Fields(given or {}, f"{fields.where}: {key}")
+    theta = inner.number("rope_theta", default=fields.number("rope_theta", default=10_000.0), high=1e12)
+    kind = inner.choice(
+        "rope_type", "type", options={"default": "default", "linear": "linear", "llama3": "llama3"}, default="default"
+    )
+    if kind == "default":
+        return Rope(head_dim, theta)
+    factor = inner.number("factor", high=1e6)
+    if kind == "linear":
+        return Rope(head_dim, theta, kind, factor)
+    return Rope(
+        head_dim,
+        theta,
+        kind,
+        factor,
+        inner.number("low_freq_factor"),
+        inner.number("high_freq_factor"),
+        inner.integer("original_max_position_embeddings", high=2**28),
+    )
+
+
+HF_BLOCK: dict[str, str] = {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+GGUF_BLOCK = {
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "out": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+ENDS = {
+    "hf": {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"},
+    "gguf": {"embed": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"},
+}
+
+
+def sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
+    """Canonical name → the checkpoint tensors that fill it."""
+    kind, _, number = part.partition(".")
+    if kind != "blocks":
+        name = ENDS[dialect][kind]
+        if kind == "norm":
+            return {"norm.weight": (Source(name, (spec.hidden,)),)}
+        return {"table": (Source(name, (spec.vocab, spec.hidden)),)} if spec.part(part).tensors else {}
+    block = spec.blocks[int(number)]
+    names = HF_BLOCK if dialect == "hf" else GGUF_BLOCK
+    prefix = f"model.layers.{number}." if dialect == "hf" else f"blk.{number}."
+
+    def linear(leaf: str, rows: int, columns: int, rotary_heads: int = 0) -> Source:
+        name, shape = f"{prefix}{names[leaf]}.weight", (rows, columns)
+        return Source(name, shape, *_row_order(rotary_heads, rows, dialect))
+
+    def bias(leaf: str, rows: int, rotary_heads: int = 0) -> Source:
+        return Source(f"{prefix}{names[leaf]}.bias", (rows,), *_row_order(rotary_heads, rows, dialect))
+
+    groups: dict[str, tuple[tuple[Any, ...], ...]] = {
+        "qkv": (("q", block.q_rows, block.heads), ("k", block.kv_rows, block.kv_heads), ("v", block.kv_rows, 0)),
+        "out": (("out", block.hidden, 0),),
+        "up": (("gate", block.intermediate, 0), ("up", block.intermediate, 0)),
+        "down": (("down", block.hidden, 0),),
+    }
+    result = {}
+    for tensor in spec.part(part).tensors:
+        stem, leaf = tensor.name.split(".")
+        if stem.endswith("norm"):
+            result[tensor.name] = (Source(f"{prefix}{names[stem]}.weight", tensor.shape),)
+        elif leaf == "weight":
+            result[tensor.name] = tuple(linear(n, rows, tensor.shape[1], heads) for n, rows, heads in groups[stem])
+        else:
+            result[tensor.name] = tuple(bias(n, rows, heads) for n, rows, heads in groups[stem])
+    return result
+
+
+def _row_order(heads: int, rows: int, dialect: Dialect) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """GGUF keeps the rows of q and k as rotary pairs side by side; Hugging Face, and bigrun, as two halves."""
+    if dialect == "hf" or not heads:
+        return (), ()
+    return (heads, rows // heads // 2, 2), (0, 2, 1)

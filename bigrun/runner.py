@@ -1,0 +1,304 @@
+"""Runner: a model on a rig, from its name to its tokens. spec → rig → plan → load → execute."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.model.layout import Storage
+from bigrun.model.resolve import DEFAULT, resolve
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.plan import Options, Plan
+from bigrun.rig import Rig, make_rig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bigrun.text.sampling import Sampling
+    from bigrun.text.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 2048
+MODES = ("auto", "exact", "llm.int8")
+
+
+@dataclass(frozen=True)
+class Stats:
+    prompt_tokens: int
+    new_tokens: int
+    load_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns: the new text, its tokens (the stop token not among them), and what it took."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    stats: Stats
+
+
+def make_options(
+    spec: ModelSpec, context: int | None, batch: int, weights: str, head: str, skip: Sequence[str], kv: str
+) -> Options:
+    """The planner's options; the context defaults to what the model has, 2,048 tokens at most."""
+    storage = Storage(weights, head, tuple(skip), spec.checkpoint_dtype)
+    return Options(min(DEFAULT_CONTEXT, spec.context_limit) if context is None else context, batch, storage, kv)
+
+
+def plan(
+    model: str = DEFAULT,
+    gpus: str | None = None,
+    cpu: str | int | None = None,
+    disk: str | int | None = None,
+    max_memory: Mapping[int | str, str | int] | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    weights: str = "int8",
+    head: str = "int8",
+    skip: Sequence[str] = (),
+    kv: str = "16bit",
+    virtual: bool = False,
+    revision: str | None = None,
+) -> Plan:
+    """A dry run: the Plan of a model on a rig, from its configuration alone (no weights, no torch).
+
+    Sizes are "24GB" (10⁹), "24GiB" (2³⁰) or bytes. A plan that does not fit is returned too, with `fits` False.
+    """
+    from bigrun.checkpoint.open import model_spec
+    from bigrun.planning.planner import make_plan
+
+    spec = model_spec(resolve(model), revision)
+    rig = make_rig(gpus, cpu, disk, max_memory, virtual)
+    return make_plan(spec, rig, make_options(spec, context, batch, weights, head, skip, kv))
+
+
+class Runner:
+    """A model, loaded. A context manager; `close()` gives its memory back.
+
+    Loads on construction: PlanDoesNotFit before anything is read, CheckpointError if the files are bad. `threads` is the
+    number of CPU threads (None: all cores). One Runner serves one caller at a time; several can live in a process.
+    """
+
+    def __init__(
+        self,
+        model_id: str = DEFAULT,
+        max_memory: Mapping[int | str, str | int] | None = None,
+        context: int | None = None,
+        batch: int = 1,
+        *,
+        gpus: str | None = None,
+        cpu: str | int | None = None,
+        disk: str | int | None = None,
+        weights: str = "int8",
+        mode: str = "auto",
+        threshold: float = 6.0,
+        skip: Sequence[str] = (),
+        head: str = "int8",
+        kv: str = "16bit",
+        threads: int | None = None,
+        virtual: bool = False,
+        progress: bool = True,
+        revision: str | None = None,
+    ):
+        from bigrun.checkpoint.open import open_checkpoint
+        from bigrun.planning.planner import make_plan
+
+        check_arithmetic(mode, threshold, threads, kv)
+        started = time.perf_counter()
+        self.model = resolve(model_id)
+        rig = make_rig(gpus, cpu, disk, max_memory, virtual)
+        self.checkpoint, self.spec = open_checkpoint(self.model, revision)
+        self.options = make_options(self.spec, context, batch, weights, head, skip, kv)
+        self.plan = make_plan(self.spec, rig, self.options)
+        self.threads = threads
+        self._load(rig, mode, threshold, progress)
+        self.load_seconds = time.perf_counter() - started
+
+    def _load(self, rig: Rig, mode: str, threshold: float, progress: bool) -> None:
+        check_runnable(self.plan)
+        from bigrun.execute.executor import Arithmetic, Executor
+        from bigrun.loader import load
+        from bigrun.memory import HostMemory
+        from bigrun.planning.ledger import Ledger
+        from bigrun.progress import loading
+        from bigrun_kernels.ops import CpuOps
+
+        ops = CpuOps()
+        self._use_threads()
+        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in rig.devices if d.kind != "disk"}
+        parts = load(self.checkpoint, self.spec, self.plan, Ledger(self.spec, self.options).layouts, self.memories)
+        # auto: exact in both phases for now; it is what holds the loss bar on the CPU (docs/architecture.md)
+        chosen = "exact" if mode == "auto" else mode
+        with loading(parts, self.checkpoint, self.spec, progress) as shown:
+            self.executor = Executor(
+                self.spec, self.plan, shown, self.memories, ops, Arithmetic(chosen, chosen, threshold)
+            )
+
+    @property
+    def kernels(self) -> str:
+        """The CPU kernels in use, for reports."""
+        from bigrun_kernels.cpu import isa
+
+        return f"{isa.describe()} kernels"
+
+    def _use_threads(self) -> None:
+        from bigrun_kernels.cpu import threads
+
+        threads.use(self.threads)
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        from bigrun.text.tokenizer import Tokenizer
+
+        metadata = getattr(self.checkpoint, "metadata", None)
+        if metadata is not None:
+            return Tokenizer.from_gguf(metadata)
+        return Tokenizer.from_folder(self.checkpoint.folder)  # type: ignore[attr-defined]
+
+    def encode(self, prompt: str, raw: bool = False) -> list[int]:
+        """Token ids of a prompt: as the user's turn of the model's chat template, if it has one and `raw` is not set."""
+        if not prompt:
+            raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
+        if raw or self.tokenizer.chat_template is None:
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = self.tokenizer.encode(self.tokenizer.render_chat([{"role": "user", "content": prompt}]))
+        if len(ids) >= self.plan.context_tokens:
+            raise CallError(
+                f"the prompt has {len(ids)} tokens and the context {self.plan.context_tokens}: shorten it, or give --context"
+            )
+        return ids
+
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
+    ) -> Generation:
+        """The continuation of a prompt (text, or token ids). Greedy unless `temperature` is given; `top_k`, `top_p`,
+        `seed` as well. Stops at the model's end token, at `max_new_tokens`, or where the context is full."""
+        stream = self.stream(prompt, max_new_tokens, raw, **sampling)
+        text = "".join(stream)
+        return Generation(text, tuple(stream.token_ids), stream.stats)
+
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
+    ) -> "Stream":
+        """The same as an iterator over pieces of text, as they come."""
+        from bigrun.text.sampling import Sampling
+
+        if max_new_tokens < 1:
+            raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
+        chosen = Sampling(**sampling)
+        ids = self.encode(prompt, raw) if isinstance(prompt, str) else self._checked(prompt)
+        return Stream(self, ids, max_new_tokens, chosen)
+
+    def _checked(self, ids: "Sequence[int] | np.ndarray") -> list[int]:
+        result = [int(token) for token in ids]
+        if not result:
+            raise CallError("the prompt is empty: give at least one token")
+        if min(result) < 0 or max(result) >= self.spec.vocab:
+            raise CallError(f"a token id is outside the vocabulary of {self.spec.vocab}")
+        if len(result) > self.plan.context_tokens:
+            raise CallError(
+                f"{len(result)} tokens do not fit the context of {self.plan.context_tokens}: give a larger context"
+            )
+        return result
+
+    def logits(self, ids: Any) -> Any:
+        """Logits of every position: ids [batch, seq] int64 → [batch, seq, vocab] float32 (torch tensors, or as given)."""
+        import numpy as np
+
+        rows = np.asarray(ids)
+        if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.shape[1] == 0:
+            raise CallError("logits: ids must be a whole-number array [batch, seq] with at least one token a row")
+        self._use_threads()
+        result = np.empty((*rows.shape, self.spec.vocab), np.float32)
+        for i, row in enumerate(rows):
+            self.executor.clear(0)
+            result[i] = self.executor.feed({0: self._checked(row)}, every=True)[0]
+        self.executor.clear(0)
+        if type(ids).__module__.startswith("torch"):
+            import torch
+
+            return torch.from_numpy(result)
+        return result
+
+    def close(self) -> None:
+        """Give the memory back; the Runner is of no use afterwards."""
+        self.__dict__.pop("executor", None)
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Stream:
+    """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
+
+    def __init__(self, runner: Runner, ids: list[int], max_new_tokens: int, sampling: "Sampling"):
+        self.token_ids: list[int] = []
+        self.stats = Stats(len(ids), 0, runner.load_seconds, 0.0, 0.0)
+        self._pieces = self._run(runner, ids, max_new_tokens, sampling)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self, runner: Runner, ids: list[int], limit: int, sampling: "Sampling") -> Iterator[str]:
+        from bigrun.text.sampling import choose
+
+        executor, text = runner.executor, runner.tokenizer.stream()
+        limit = min(limit, runner.plan.context_tokens - len(ids) + 1)
+        runner._use_threads()
+        executor.clear(0)
+        started = time.perf_counter()
+        logits = executor.feed({0: ids})[0]
+        self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
+        started = time.perf_counter()
+        for i in range(limit):
+            token = choose(logits, sampling, 0, len(ids) + i)
+            if token in runner.tokenizer.stop_ids:
+                break
+            self.token_ids.append(token)
+            self.stats = replace(self.stats, new_tokens=i + 1, decode_seconds=time.perf_counter() - started)
+            if piece := text.push(token):
+                yield piece
+            if i + 1 < limit:
+                logits = executor.feed({0: [token]})[0]
+        self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
+        if piece := text.finish():
+            yield piece
+
+
+def check_arithmetic(mode: str, threshold: float, threads: int | None, kv: str) -> None:
+    """CallError for options that no run can take."""
+    if mode not in MODES:
+        raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
+    if not 0 <= threshold < float("inf"):
+        raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
+    if threads is not None and threads < 1:
+        raise CallError(f"--threads {threads}: give at least 1")
+    if kv == "int8":
+        raise CallError("--kv int8 can be planned but not run yet: leave it out")
+
+
+def check_runnable(plan: Plan) -> None:
+    """PlanDoesNotFit, or CallError for a plan of what this version cannot run."""
+    if not plan.fits:
+        raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
+    if any(placement.stored_on == "disk" for placement in plan.placements):
+        raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
+    real = [device.name for device in plan.devices if device.kind == "gpu" and device.parts and not device.virtual]
+    if real:
+        raise CallError(
+            f"running on a real GPU ({', '.join(real)}) is not built yet: plan for it, add --virtual, or give --gpus none"
+        )
+
+
+__all__ = ["Generation", "Runner", "Stats", "Stream", "plan"]

@@ -1,0 +1,108 @@
+"""The next token from the logits.
+
+The noise is a pure function of seed, sequence and position: a sequence's tokens do not depend on what else is in the
+batch, on the device, or on what was drawn before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigrun.errors import CallError, RunError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose: `temperature` 0 is greedy and ignores the rest; `top_k` 0 and `top_p` 1 limit nothing.
+
+    The temperature is applied first, then top_k, then top_p to what top_k left, renormalised.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            raise CallError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or a positive number")
+        if not _is_integer(self.top_k) or self.top_k < 0:
+            raise CallError(f"top_k is {self.top_k!r}; it must be a whole number, 0 for no limit")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise CallError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1")
+        if not _is_integer(self.seed) or not 0 <= self.seed < 1 << 64:
+            raise CallError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2**64 - 1")
+
+
+def choose(logits: NDArray[np.float32], sampling: Sampling, sequence: int, position: int) -> int:
+    """The token for `position` of `sequence`, from `logits` [vocabulary] float32.
+
+    Of equal logits the lowest index counts as the higher. -inf bars a token. Raises RunError if a logit is NaN or +inf,
+    or if all are barred.
+    """
+    if logits.ndim != 1 or logits.size == 0:
+        raise RunError(f"logits have the shape {logits.shape}; one token is chosen from [vocabulary]")
+    best = int(np.argmax(logits))  # a NaN wins, wherever it is
+    if not math.isfinite(logits[best]):
+        what = "all -inf" if logits[best] == -math.inf else str(logits[best])
+        raise RunError(
+            f"the logits at position {position} of sequence {sequence} are {what}"
+            " (first at token %d): the checkpoint is damaged or a layer overflowed; --weights float32 tells" % best
+        )
+    if sampling.temperature == 0:
+        return best
+    kept = _top_k(logits, sampling.top_k)
+    with np.errstate(over="ignore"):  # a tiny temperature sends the losers to -inf, which is right
+        scaled = (logits[kept].astype(np.float64) - float(logits[best])) / sampling.temperature
+    weights = np.exp(scaled)
+    if sampling.top_p < 1:
+        kept, weights = _top_p(kept, weights, sampling.top_p)
+    sums = np.cumsum(weights)
+    # Strictly below the total, whatever the rounding, so that a token of weight 0 is never drawn.
+    drawn = min(_uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
+    return int(kept[np.searchsorted(sums, drawn, side="right")])
+
+
+def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Indices of the k largest logits, ascending; linear in the vocabulary. 0, or k beyond it, keeps all."""
+    if not 0 < k < logits.size:
+        return np.arange(logits.size)
+    least = np.partition(logits, logits.size - k)[logits.size - k]
+    above = np.flatnonzero(logits > least)
+    level = np.flatnonzero(logits == least)[: k - above.size]
+    return np.sort(np.concatenate([above, level]))
+
+
+def _top_p(
+    kept: NDArray[np.intp], weights: NDArray[np.float64], top_p: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The fewest likeliest tokens whose probabilities reach `top_p`, likeliest first (Holtzman et al. 2020)."""
+    total = weights.sum()
+    # Tokens each below (1 - p) / n hold less than 1 - p together, so the rest reach p: only those are sorted.
+    likely = np.flatnonzero(weights >= (1 - top_p) / weights.size * total)
+    order = likely[np.argsort(-weights[likely], kind="stable")]
+    count = 1 + int(np.searchsorted(np.cumsum(weights[order]), top_p * total))
+    return kept[order[:count]], weights[order[:count]]
+
+
+def _uniform(seed: int, sequence: int, position: int) -> float:
+    """A number in [0, 1) from Philox4x64-10 (Salmon et al. 2011), keyed by seed and sequence, its counter the position.
+
+    From the raw bits, since numpy promises the same ones in every version for those only.
+    """
+    # The lowest word of the counter is numpy's own, to go on from. Lists would pass through float64 and lose bits.
+    counter, key = np.array([0, position, 0, 0], np.uint64), np.array([seed, sequence], np.uint64)
+    bits = np.random.Philox(counter=counter, key=key).random_raw()
+    return (int(bits) >> 11) * 2.0**-53
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,183 @@
+"""One tokenizer for every checkpoint: text to ids and back, where a generation stops, and the chat prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bigrun.errors import CallError, TokenizerError
+from bigrun.text import byte_level, chat
+from bigrun.text.stream import TextStream, pieces_of
+from bigrun.text.untrusted import array, default_template, field, read_object, read_text, token_ids, token_text
+
+# Tokens that end a turn or a document, by name: checkpoints often mark only one of them as their end of sequence.
+_END_OF_TURN = (
+    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>",
+    "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "[EOT]", "<EOT>",
+)  # fmt: skip
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")  # what chat templates know by these names
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    bos_id         the beginning-of-sequence token, if there is one; `adds_bos` says whether `encode` puts it first
+    stop_ids       a generation ends with any of these
+    vocab_size     tokens that the tokenizer knows; the model's logits are often padded beyond it
+    chat_template  Jinja source, or None for a model that was not trained to chat
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        named: Mapping[str, str],
+        add_bos: bool | None,
+        stop_ids: Iterable[int],
+        chat_template: str | None,
+    ) -> None:
+        """`named` has "bos_token" and the like, as text. `add_bos` None leaves it to the backend's own template.
+
+        Raises TokenizerError for a BOS or EOS that is not in the vocabulary, and for a decoder that cannot stream.
+        """
+        # A training script's length limit or padding, left in tokenizer.json, would cut or pad prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend, self._named = backend, dict(named)
+        self._new_pieces = pieces_of(backend)
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in added.items() if token.special)
+        self.bos_id: int | None = self._id_named("bos_token")
+        self._prefix = self._first_ids(add_bos)
+        ends = {index for index, token in added.items() if token.content in _END_OF_TURN}
+        eos_id = self._id_named("eos_token")
+        self.stop_ids: frozenset[int] = frozenset(ends.union(stop_ids, [] if eos_id is None else [eos_id]))
+        self.vocab_size: int = backend.get_vocab_size()
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Tokenizer:
+        """From a checkpoint's folder: its tokenizer.json. Raises TokenizerError.
+
+        tokenizer_config.json, special_tokens_map.json, generation_config.json (or else config.json, for its ids of the
+        end of a sequence) and chat_template.jinja are read where they exist.
+        """
+        source = read_text(path / "tokenizer.json")
+        if source is None:
+            raise TokenizerError(
+                f"{path} has no tokenizer.json; put the model's own one there, or save one with transformers"
+            )
+        backend = _backend(source, path / "tokenizer.json")
+        config = read_object(path / "tokenizer_config.json") or {}
+        special = read_object(path / "special_tokens_map.json") or {}
+        generation = read_object(path / "generation_config.json")
+        if generation is None:
+            generation = read_object(path / "config.json") or {}
+        named = {name: text for name in _NAMED if (text := token_text(config, name) or token_text(special, name))}
+        template = read_text(path / "chat_template.jinja")
+        return cls(
+            backend,
+            named=named,
+            add_bos=field(config, "add_bos_token", bool),
+            stop_ids=token_ids(generation.get("eos_token_id"), "eos_token_id"),
+            chat_template=default_template(config) if template is None else template,
+        )
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
+        """From a GGUF file's metadata, decoded: `tokenizer.ggml.model`, `.pre`, `.tokens`, `.merges`, `.token_type` ...
+
+        Byte-level BPE only (`model` "gpt2"). Raises TokenizerError.
+        """
+        model = fields.get("tokenizer.ggml.model")
+        if model != "gpt2":
+            raise TokenizerError(
+                f"tokenizer.ggml.model is {model!r:.80}; supported: 'gpt2' (byte-level BPE)."
+                " Run the model from its folder with tokenizer.json instead"
+            )
+        split = byte_level.split_named(fields.get("tokenizer.ggml.pre"))
+        tokens = array(fields, "tokenizer.ggml.tokens", str)
+        merges = array(fields, "tokenizer.ggml.merges", str)
+        types = array(fields, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in fields else None
+        backend = byte_level.build(tokens, merges, types, split)
+
+        def ids(name: str) -> list[int]:
+            return token_ids(
+                fields.get(f"tokenizer.ggml.{name}_token_id"), f"tokenizer.ggml.{name}_token_id", len(tokens)
+            )
+
+        keys = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+        add_bos = field(fields, "tokenizer.ggml.add_bos_token", bool)
+        return cls(
+            backend,
+            named={name: tokens[index] for key, name in keys.items() for index in ids(key)},
+            add_bos=split.adds_bos if add_bos is None else add_bos,
+            stop_ids=[*ids("eos"), *ids("eot"), *ids("eom")],
+            chat_template=field(fields, "tokenizer.chat_template", str),
+        )
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(self._prefix)
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids of `text`; special tokens spelled out in it, as in a rendered chat, become those tokens.
+
+        `add_bos` puts what the tokenizer puts first in front, unless the text already begins with it. No end of
+        sequence is added: a prompt goes on.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise CallError("the text is not valid Unicode: it holds half of a surrogate pair") from error
+        if add_bos and ids[: len(self._prefix)] != self._prefix:
+            return self._prefix + ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`: special tokens and ids without a token print nothing, broken UTF-8 prints U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def stream(self) -> TextStream:
+        """A decoder to be fed one id at a time; its pieces joined are `decode` of them all."""
+        return TextStream(self._backend, self._special_ids, self._new_pieces())
+
+    def render_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt for a conversation. Raises CallError if the model has no template or it refuses the messages."""
+        if self.chat_template is None:
+            raise CallError(
+                "this model has no chat template: it was not trained to chat; give it a plain prompt (--raw)"
+            )
+        return chat.render(self.chat_template, messages, add_generation_prompt, **self._named)
+
+    def _id_named(self, name: str) -> int | None:
+        if name not in self._named:
+            return None
+        index: int | None = self._backend.token_to_id(self._named[name])
+        if index is None:
+            raise TokenizerError(f"the {name} {self._named[name]!r:.80} is not in the tokenizer's vocabulary")
+        return index
+
+    def _first_ids(self, add_bos: bool | None) -> list[int]:
+        """What goes before a text: the backend's template says it, unless the checkpoint says yes or no to a BOS."""
+        probe = self._backend.encode("a")
+        mask = [*probe.special_tokens_mask, 0]  # 1 for what the template adds
+        template: list[int] = probe.ids[: mask.index(0)]
+        if add_bos is None or (add_bos and template):
+            return template
+        if add_bos and self.bos_id is None:
+            raise TokenizerError("the tokenizer is to add a BOS token, but the checkpoint names none (bos_token)")
+        return [self.bos_id] if add_bos and self.bos_id is not None else []
+
+
+def _backend(source: str, path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(source)
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise TokenizerError(f"{path} is not a tokenizer: {' '.join(str(error).split())[:200]}") from error

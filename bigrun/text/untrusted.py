@@ -1,0 +1,89 @@
+"""Values out of files that strangers wrote, checked for size and type; a failure is one line that names the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bigrun.errors import TokenizerError
+
+MAX_FILE_BYTES = 256 << 20  # the largest tokenizer.json in use has 33 MB
+
+T = TypeVar("T")
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text, None where there is no such file. Raises TokenizerError."""
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise TokenizerError(f"{path} is not a file")
+            return None
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise TokenizerError(f"{path} has {size} bytes; the most that is read is {MAX_FILE_BYTES}")
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8: byte {error.start}") from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None where there is no such file. Raises TokenizerError."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def field(fields: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """`fields[name]` if it is there and not null. Raises TokenizerError where it is of another type."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise TokenizerError(f"{name} is {value!r:.80}; it must be of type {kind.__name__}")
+    return value
+
+
+def array(fields: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
+    """The list or numpy array at `name`. Raises TokenizerError where it is missing or not all of `kind`."""
+    value = fields.get(name)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise TokenizerError(f"{name} {'is missing' if value is None else f'is not a list of {kind.__name__}'}")
+    return value
+
+
+def token_ids(value: object, name: str, limit: int = 1 << 32) -> list[int]:
+    """One id, a list of them, or null. Raises TokenizerError for anything else and for ids from `limit` on."""
+    ids = value if isinstance(value, list) else [value] if value is not None else []
+    checked = [index for index in ids if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < limit]
+    if len(checked) != len(ids):
+        raise TokenizerError(f"{name} is {value!r:.80}; a token id is a whole number from 0 to {limit - 1}")
+    return checked
+
+
+def token_text(config: Mapping[str, Any], name: str) -> str | None:
+    """A special token of tokenizer_config.json: its text, or an object whose "content" is the text."""
+    value = config.get(name)
+    return field(value, "content", str) if isinstance(value, dict) else field(config, name, str)
+
+
+def default_template(config: Mapping[str, Any]) -> str | None:
+    """The chat template of tokenizer_config.json: its text, or the one called "default" of a list."""
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
+        return field({"chat_template": named.get("default")}, "chat_template", str)
+    return field(config, "chat_template", str)

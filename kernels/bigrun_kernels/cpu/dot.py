@@ -1,0 +1,158 @@
+"""Integer dot products in register tiles, exact to the bit: what `vpmaddwd` and `vpdpbusd` are for.
+
+Two forms compute the same integers:
+  portable  the activation as one int16, v = 254·h + l (|v| ≤ 32,385), weights widened in registers, `vpmaddwd`;
+            exact mode costs what plain int8 costs. int32 lanes hold 4,096 products; longer sums go through int64.
+  vnni      the activation as two int8 planes h and l, weights offset to unsigned in registers, `vpdpbusd`; the offset
+            is taken off at the end: 128·Σx of each row and plane, the same for all outputs.
+Sums are int64, so the answer does not depend on form, tile, batch or threads.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from bigrun_kernels.cpu.isa import features
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+# Columns that int32 lanes can hold. vpmaddwd: 256 steps of two products below 127·32,385; vpdpbusd: 255·127 four at a time.
+PORTABLE_CHUNK = 4096
+VNNI_CHUNK = 65536
+
+
+def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
+    return ir.VectorType(kind, lanes)
+
+
+def load(builder, array, index, kind: ir.Type, lanes: int):
+    """Unaligned load of `lanes` items from element `index` of an array's data."""
+    pointer = builder.gep(array.data, [index])
+    value = builder.load(builder.bitcast(pointer, vector(kind, lanes).as_pointer()))
+    value.align = 1
+    return value
+
+
+def call(builder, name: str, result: ir.Type, args):
+    """Call an LLVM intrinsic by its full name (llvmlite cannot spell the vector ones)."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def multiply_add_16(builder, a, b):
+    """<16 x i16> · <16 x i16> → <8 x i32>, neighbours added: one instruction on AVX2, the same integers elsewhere."""
+    if "avx2" in features():
+        return call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), [a, b])
+    product = builder.mul(builder.sext(a, vector(I32, 16)), builder.sext(b, vector(I32, 16)))
+    halves = [
+        builder.shuffle_vector(product, product, ir.Constant(vector(I32, 8), list(range(odd, 16, 2)))) for odd in (0, 1)
+    ]
+    return builder.add(*halves)
+
+
+def _dot_accumulate_8(builder, total, unsigned, signed, lanes: int):
+    """total + groups of four products u8·s8 → <lanes x i32>: `vpdpbusd`, or the same integers without it."""
+    from llvmlite.binding import llvm_version_info
+
+    name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[lanes]
+    native = "avx512vnni" in features() if lanes == 16 else {"avxvnni", "avx512vnni"} & features()
+    if native:
+        if llvm_version_info[0] < 22:  # where the operands are still declared as 32-bit lanes
+            unsigned, signed = (builder.bitcast(value, vector(I32, lanes)) for value in (unsigned, signed))
+        return call(builder, name, vector(I32, lanes), [total, unsigned, signed])
+    return builder.call(_emulated_dot(builder.module, lanes), [total, unsigned, signed])
+
+
+def _emulated_dot(module, lanes: int):
+    """A function of the module that computes what `vpdpbusd` does. Not inlined: it is for checking, not for speed."""
+    name = f"bigrun.dot_accumulate_8.{lanes}"
+    if name in module.globals:
+        return module.globals[name]
+    bytes_, lane = vector(I8, 4 * lanes), vector(I32, lanes)
+    function = ir.Function(module, ir.FunctionType(lane, [lane, bytes_, bytes_]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    total, unsigned, signed = function.args
+    wide = vector(I32, 4 * lanes)
+    product = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
+    for part in range(4):
+        every_fourth = ir.Constant(lane, list(range(part, 4 * lanes, 4)))
+        total = builder.add(total, builder.shuffle_vector(product, product, every_fourth))
+    builder.ret(total)
+    return function
+
+
+def _add_lanes(builder, value, lanes: int):
+    """The sum of int32 lanes as int64."""
+    wide = builder.sext(value, vector(I64, lanes))
+    return call(builder, f"llvm.vector.reduce.add.v{lanes}i64", I64, [wide])
+
+
+def _tile_types(x, w, sums):
+    index = types.int64
+    return types.void(x, index, w, index, index, index, sums)
+
+
+def _make_tile(rows: int, columns: int, vnni: int):
+    """An intrinsic: sums[(p·rows + i)·columns + j] += Σ over k0 ≤ k < k1 of x[m + i, (p,) k] · w[n + j, k].
+
+    portable (vnni = 0): x int16 [M, Kp], one sum a pair. vnni = 16 or 8 lanes: x int8 [M, 2·Kp], the planes h and l
+    side by side, two sums a pair, still with the weights' offset in. k1 − k0 is a multiple of 64.
+    """
+    planes = 2 if vnni else 1
+    step = 4 * vnni if vnni else 16
+    lanes = vnni or 8
+
+    @intrinsic
+    def tile(typingctx, x, m, w, n, k0, k1, sums):
+        def generate(context, builder, signature, args):
+            x_array, w_array, out = (
+                context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 6)
+            )
+            m, n, k0, k1 = args[1], args[3], args[4], args[5]
+            x_width = cgutils.unpack_tuple(builder, x_array.shape)[1]
+            w_width = cgutils.unpack_tuple(builder, w_array.shape)[1]
+            kind = vector(I32, lanes)
+            accumulators = [
+                cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in range(planes * rows * columns)
+            ]
+            for slot in accumulators:  # alloca_once_value initialises at the function's entry, a loop comes by again
+                builder.store(ir.Constant(kind, None), slot)
+            x_rows = [builder.mul(builder.add(m, I64(i)), x_width) for i in range(rows)]
+            w_rows = [builder.mul(builder.add(n, I64(j)), w_width) for j in range(columns)]
+            with cgutils.for_range_slice(builder, k0, k1, I64(step), I64) as (k, _):
+                weights = [load(builder, w_array, builder.add(row, k), I8, step) for row in w_rows]
+                if vnni:
+                    weights = [builder.xor(v, ir.Constant(v.type, [-128] * step)) for v in weights]
+                else:
+                    weights = [builder.sext(v, vector(I16, step)) for v in weights]
+                for plane in range(planes):
+                    for i, row in enumerate(x_rows):
+                        where = builder.add(row, k)
+                        if plane:
+                            where = builder.add(where, w_width)
+                        activation = load(builder, x_array, where, I8 if vnni else I16, step)
+                        for j, weight in enumerate(weights):
+                            slot = accumulators[(plane * rows + i) * columns + j]
+                            total = builder.load(slot)
+                            if vnni:
+                                total = _dot_accumulate_8(builder, total, weight, activation, lanes)
+                            else:
+                                total = builder.add(total, multiply_add_16(builder, activation, weight))
+                            builder.store(total, slot)
+            for i, slot in enumerate(accumulators):
+                pointer = builder.gep(out.data, [I64(i)])
+                builder.store(
+                    builder.add(builder.load(pointer), _add_lanes(builder, builder.load(slot), lanes)), pointer
+                )
+            return context.get_dummy_value()
+
+        return _tile_types(x, w, sums), generate
+
+    return tile
+
+
+portable_1x1, portable_1x4, portable_4x2 = _make_tile(1, 1, 0), _make_tile(1, 4, 0), _make_tile(4, 2, 0)
+vnni512_1x1, vnni512_1x4, vnni512_4x2 = _make_tile(1, 1, 16), _make_tile(1, 4, 16), _make_tile(4, 2, 16)
+vnni256_1x1, vnni256_1x4, vnni256_4x2 = _make_tile(1, 1, 8), _make_tile(1, 4, 8), _make_tile(4, 2, 8)

@@ -1,0 +1,114 @@
+"""What stands between the linears: norms, rotary embedding, activation functions, table lookups. Float32, row by row.
+
+Each row is computed alone and in one order, so its result depends neither on the batch nor on the threads.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from bigrun_kernels.cpu.rows import read_row
+from bigrun_kernels.cpu.scalar import exp, half_to_float
+
+GROUP = 32  # entries of a table's row that share a scale
+SUMS = {"reassoc", "contract"}  # what a vectorised sum needs; NaN and inf keep their meaning
+
+
+@njit(cache=True, nogil=True, fastmath=SUMS)
+def _rms_row(x, weight, eps, out):
+    total = 0.0
+    for j in range(x.size):
+        total += np.float64(x[j]) * np.float64(x[j])
+    factor = np.float32(1.0 / math.sqrt(total / x.size + eps))
+    for j in range(x.size):
+        out[j] = x[j] * factor * weight[j]
+
+
+@njit(cache=True, nogil=True, fastmath=SUMS)
+def _layer_row(x, weight, bias, eps, out):
+    total = 0.0
+    for j in range(x.size):
+        total += np.float64(x[j])
+    mean = total / x.size
+    spread = 0.0
+    for j in range(x.size):
+        spread += (np.float64(x[j]) - mean) ** 2
+    factor = 1.0 / math.sqrt(spread / x.size + eps)
+    for j in range(x.size):
+        out[j] = np.float32((np.float64(x[j]) - mean) * factor) * weight[j] + bias[j]
+
+
+@njit(cache=True, nogil=True)
+def norm(x, weight, bias, eps, out):
+    """out [T, H] = RMSNorm (bias of size 0; Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) of each row of x."""
+    for t in range(x.shape[0]):
+        if bias.size:
+            _layer_row(x[t], weight, bias, eps, out[t])
+        else:
+            _rms_row(x[t], weight, eps, out[t])
+
+
+@njit(cache=True, nogil=True)
+def rotate(qkv, heads, head_dim, rotation):
+    """Rotary embedding, in place, of the first `heads` heads of each row; rotation [T, dims]: cosines, then sines.
+
+    Entry i of a head turns with entry i + dims/2 (Su et al. 2021, in GPT-NeoX's pairing).
+    """
+    half = rotation.shape[1] // 2
+    for t in range(qkv.shape[0]):
+        cos, sin = rotation[t, :half], rotation[t, half:]
+        for h in range(heads):
+            first = qkv[t, h * head_dim : h * head_dim + half]
+            second = qkv[t, h * head_dim + half : h * head_dim + 2 * half]
+            for i in range(half):
+                a, b = first[i], second[i]
+                first[i] = a * cos[i] - b * sin[i]
+                second[i] = b * cos[i] + a * sin[i]
+
+
+SILU, GELU, GELU_TANH, RELU = 0, 1, 2, 3
+
+
+@njit(cache=True, nogil=True)
+def _activate(kind, x, out):
+    if kind == SILU:
+        for j in range(x.size):
+            out[j] = x[j] / (np.float32(1.0) + exp(min(-x[j], np.float32(88.0))))
+    elif kind == GELU_TANH:  # 0.5·x·(1 + tanh u) = x / (1 + e^(−2u))
+        for j in range(x.size):
+            u = np.float32(1.5957691216057308) * (x[j] + np.float32(0.044715) * x[j] * x[j] * x[j])
+            out[j] = x[j] / (np.float32(1.0) + exp(min(-u, np.float32(88.0))))
+    elif kind == GELU:
+        for j in range(x.size):
+            out[j] = np.float32(0.5 * x[j] * (1.0 + math.erf(np.float64(x[j]) * 0.7071067811865476)))
+    else:
+        for j in range(x.size):
+            out[j] = max(x[j], np.float32(0.0)) if x[j] == x[j] else x[j]  # noqa: PLR0124
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def activate(kind, x, gated, out):
+    """out [T, I] = f(x [T, I]), or f(x[:, :I]) · x[:, I:] for a gated x [T, 2·I]."""
+    size = out.shape[1]
+    for t in prange(x.shape[0]):
+        _activate(kind, x[t, :size], out[t])
+        if gated:
+            for j in range(size):
+                out[t, j] *= x[t, size + j]
+
+
+@njit(cache=True, nogil=True)
+def lookup(ids, table, scale, out):
+    """out [T, H] = rows of an int8 table with a float16 scale (as its bits) for each GROUP entries."""
+    for t in range(ids.size):
+        row, scales = table[ids[t]], scale[ids[t]]
+        for j in range(out.shape[1]):
+            out[t, j] = np.float32(row[j]) * half_to_float(scales[j // GROUP])
+
+
+@njit(cache=True, nogil=True)
+def lookup_float(ids, table, is_bfloat, out):
+    """out [T, H] = rows of a float32 table, or of one kept as the bits of float16 or bfloat16 in uint16."""
+    for t in range(ids.size):
+        read_row(table[ids[t]], is_bfloat, out[t])

@@ -1,0 +1,51 @@
+"""What this CPU can do, read once. The choice is shown by `describe()` and forced by `BIGRUN_ISA` or `choose()`."""
+
+import os
+from functools import cache
+
+NAMES = ("vnni512", "vnni256", "portable")
+_chosen: str | None = None
+
+
+@cache
+def features() -> frozenset[str]:
+    """LLVM's names of the features that this CPU has and its system saves."""
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def native(isa: str) -> bool:
+    """Whether this CPU has the instructions; a kernel forced without them computes the same by other means, slowly."""
+    return {"vnni512": "avx512vnni" in features(), "vnni256": "avxvnni" in features()}.get(isa, True)
+
+
+def best() -> str:
+    return next(name for name in NAMES if native(name))
+
+
+def choose(isa: str | None) -> str:
+    """Force the kernels of one kind for this process (None: the best); returns the choice. ValueError if unknown."""
+    global _chosen
+    if isa is not None and isa not in NAMES:
+        raise ValueError(f"instruction set {isa!r}: choose one of {', '.join(NAMES)}")
+    _chosen = isa
+    return current()
+
+
+def current() -> str:
+    """The kind of kernels in use: forced by `choose`, else by BIGRUN_ISA, else the best of this CPU."""
+    if _chosen is not None:
+        return _chosen
+    wanted = os.environ.get("BIGRUN_ISA")
+    if not wanted:
+        return best()
+    if wanted not in NAMES:
+        raise ValueError(f"BIGRUN_ISA={wanted!r}: choose one of {', '.join(NAMES)}")
+    return wanted
+
+
+def describe() -> str:
+    """For a person: the choice, and whether it is native."""
+    isa = current()
+    return isa if native(isa) else f"{isa} (emulated: this CPU has no such instructions)"

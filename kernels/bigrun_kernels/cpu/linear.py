@@ -1,0 +1,253 @@
+"""Int8 linears: y = x Wᵀ + b with W int8 per row, in the modes of NUMERICS, on any number of rows of x.
+
+One function a form (dot.py) and the activation quantisers they share. Sums are exact
+integers S until the epilogue, y = f32(S · s_x · s_w + b) in float64: equal to the bit on every form, batch and thread count.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from bigrun_kernels.cpu.dot import (
+    PORTABLE_CHUNK,
+    VNNI_CHUNK,
+    portable_1x1,
+    portable_1x4,
+    portable_4x2,
+    vnni256_1x1,
+    vnni256_1x4,
+    vnni256_4x2,
+    vnni512_1x1,
+    vnni512_1x4,
+    vnni512_4x2,
+)
+
+ROW_BLOCK = 16  # weight rows of one task: they stay in the second-level cache while activation rows pass by
+MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even, as the sum's last bit is one
+FINE = 254.0  # steps of the second plane to one of the first: x ≈ (h + l/254)·s
+
+
+@njit(cache=True, nogil=True)
+def _largest(x, i, mask, masked):
+    """max |x_ij| of row i over the columns outside the mask; NaN if any entry of the row is NaN or inf.
+
+    The bits of a float without its sign are ordered as integers, with inf and NaN above all: integers vectorise.
+    """
+    bits = x[i].view(np.uint32)
+    largest = np.uint32(0)
+    for j in range(bits.size):
+        largest = max(largest, bits[j] & MAGNITUDE)
+    if largest >= INFINITY:
+        return np.float32(np.nan)
+    if masked:
+        largest = np.uint32(0)
+        for j in range(bits.size):
+            largest = max(largest, np.uint32(0) if mask[j] else bits[j] & MAGNITUDE)
+    found = np.empty(1, np.uint32)
+    found[0] = largest
+    return found.view(np.float32)[0]
+
+
+@njit(cache=True, nogil=True)
+def outlier_columns(x, threshold, mask):
+    """mask[j] = 1 where some finite row of x has |x_ij| ≥ threshold; returns their numbers. threshold 0: none."""
+    mask[:] = 0
+    count = 0
+    if threshold > 0.0:
+        for i in range(x.shape[0]):
+            if _largest(x, i, mask, False) >= threshold:
+                for j in range(x.shape[1]):
+                    if abs(x[i, j]) >= threshold:
+                        count += 1 - mask[j]
+                        mask[j] = 1
+    result = np.empty(count, np.int64)
+    found = 0
+    for j in range(x.shape[1]):
+        if mask[j] and found < count:
+            result[found] = j
+            found += 1
+    return result
+
+
+@njit(cache=True, nogil=True)
+def quantise_int16(x, i, exact, mask, masked, planes, scale):
+    """Row i as int16: v = 254·h + l (exact), or h, the int8 value, alone. scale[i]: what one unit of v is worth."""
+    width = x.shape[1]
+    row, values = planes[i].view(np.int16), x[i]
+    largest = _largest(x, i, mask, masked)
+    row[width:] = 0
+    if not largest > 0.0:  # an all-zero row, or one with NaN or inf, whose scale then makes all its outputs NaN
+        row[:] = 0
+        scale[i] = largest if np.isnan(largest) else 1.0
+        return
+    unit = largest / np.float32(127.0)
+    scale[i] = np.float64(unit) / (FINE if exact else 1.0)
+    if exact:
+        for j in range(width):
+            value = values[j] / unit
+            high = (value + ROUNDER) - ROUNDER
+            low = ((value - high) * np.float32(FINE) + ROUNDER) - ROUNDER
+            row[j] = np.int16(high * np.float32(FINE) + low)
+    else:
+        for j in range(width):
+            value = np.float32(0.0) if mask[j] else values[j] / unit
+            row[j] = np.int16((value + ROUNDER) - ROUNDER)
+
+
+@njit(cache=True, nogil=True)
+def quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum):
+    """Row i as int8 planes h, l side by side; row_sum[i] their sums, for taking off the weights' offset."""
+    width, padded = x.shape[1], planes.shape[1] // 2
+    values, high_row, low_row = x[i], planes[i, :padded], planes[i, padded:]
+    largest = _largest(x, i, mask, masked)
+    high_row[:] = 0
+    low_row[:] = 0
+    row_sum[i, 0] = row_sum[i, 1] = 0
+    if not largest > 0.0:
+        scale[i] = largest if np.isnan(largest) else 1.0
+        return
+    unit = largest / np.float32(127.0)
+    scale[i] = np.float64(unit) / (FINE if exact else 1.0)
+    fine = np.float32(FINE if exact else 0.0)
+    high_sum, low_sum = np.int32(0), np.int32(0)
+    for j in range(width):
+        value = np.float32(0.0) if mask[j] else values[j] / unit
+        high = (value + ROUNDER) - ROUNDER
+        low = ((value - high) * fine + ROUNDER) - ROUNDER
+        high_row[j] = np.int8(high)
+        low_row[j] = np.int8(low)
+        high_sum += np.int32(high)
+        low_sum += np.int32(low)
+    row_sum[i, 0] = high_sum
+    row_sum[i, 1] = low_sum
+
+
+@njit(cache=True, nogil=True)
+def _write(x, m, n, total, scale, w, w_scale, bias, outliers, out, accumulate):
+    """The epilogue of one output: scales, outlier columns in float, bias."""
+    value = np.float64(total) * scale[m]
+    if outliers.size:
+        for j in outliers:
+            value += np.float64(x[m, j]) * np.float64(w[n, j])
+    value *= np.float64(w_scale[n])
+    if bias.size:
+        value += np.float64(bias[n])
+    out[m, n] = np.float32(value) + (out[m, n] if accumulate else np.float32(0.0))
+
+
+@njit(cache=True, nogil=True)
+def _tile_portable(values, m, tall, w, n, wide, sums):
+    """sums[i·wide + c] = Σ_k values[m + i, k] · w[n + c, k], values int16. tall, wide is 4, 2 or 1, 4 or 1, 1."""
+    sums[:8] = 0
+    for k in range(0, w.shape[1], PORTABLE_CHUNK):
+        end = min(k + PORTABLE_CHUNK, w.shape[1])
+        if tall == 4:
+            portable_4x2(values, m, w, n, k, end, sums)
+        elif wide == 4:
+            portable_1x4(values, m, w, n, k, end, sums)
+        else:
+            portable_1x1(values, m, w, n, k, end, sums)
+
+
+@njit(cache=True, nogil=True)
+def _tile_vnni512(planes, m, tall, w, n, wide, sums):
+    """As _tile_portable, for planes h and l: sums[8 + …] holds the low plane's; the weights' offset is still in."""
+    sums[:16] = 0
+    for k in range(0, w.shape[1], VNNI_CHUNK):
+        end = min(k + VNNI_CHUNK, w.shape[1])
+        if tall == 4:
+            vnni512_4x2(planes, m, w, n, k, end, sums)
+        elif wide == 4:
+            vnni512_1x4(planes, m, w, n, k, end, sums)
+        else:
+            vnni512_1x1(planes, m, w, n, k, end, sums)
+
+
+@njit(cache=True, nogil=True)
+def _tile_vnni256(planes, m, tall, w, n, wide, sums):
+    """_tile_vnni512 in 256-bit registers."""
+    sums[:16] = 0
+    for k in range(0, w.shape[1], VNNI_CHUNK):
+        end = min(k + VNNI_CHUNK, w.shape[1])
+        if tall == 4:
+            vnni256_4x2(planes, m, w, n, k, end, sums)
+        elif wide == 4:
+            vnni256_1x4(planes, m, w, n, k, end, sums)
+        else:
+            vnni256_1x1(planes, m, w, n, k, end, sums)
+
+
+@njit(cache=True, nogil=True)
+def _tile(form, planes, row_sum, m, tall, w, n, wide, exact, sums):
+    """sums[i·wide + c] = S of output (m + i, n + c) as an exact integer, whichever the form."""
+    if form == 0:
+        _tile_portable(planes.view(np.int16), m, tall, w, n, wide, sums)
+        return
+    if form == 1:
+        _tile_vnni512(planes, m, tall, w, n, wide, sums)
+    else:
+        _tile_vnni256(planes, m, tall, w, n, wide, sums)
+    count = tall * wide
+    fine = 254 if exact else 1
+    for i in range(count):
+        row = m + i // wide
+        high = sums[i] - 128 * np.int64(row_sum[row, 0])
+        low = sums[count + i] - 128 * np.int64(row_sum[row, 1])
+        sums[i] = fine * high + low
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
+    """out [M, N] = (or +=) x Wᵀ + b. form: 0 portable, 1 vnni512, 2 vnni256.
+
+    x float32 [M, K]; w int8 [N, Kp]; w_scale float32 [N]; bias float32 [N] or [0]. exact, or LLM.int8() with that
+    threshold (0: no decomposition), whose outlier columns are those of all rows together. Scratch: planes int8
+    [M, 2·Kp], scale float64 [M], row_sum int32 [M, 2], mask int8 [K].
+    """
+    rows, columns = x.shape[0], w.shape[0]
+    outliers = outlier_columns(x, 0.0 if exact else threshold, mask)
+    masked = outliers.size > 0
+    if rows == 1:  # not worth a launch of the threads
+        _quantise(form, x, 0, exact, mask, masked, planes, scale, row_sum)
+    else:
+        for i in prange(rows):
+            _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum)
+    for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
+        first = block * ROW_BLOCK
+        stop = min(first + ROW_BLOCK, columns)
+        sums = np.empty(16, np.int64)
+        m = 0
+        while m < rows:
+            tall = 4 if m + 4 <= rows else 1
+            n = first
+            while n < stop:
+                wide = 2 if tall == 4 else 4
+                high = tall
+                if n + wide > stop:  # the last few weight rows, one pair at a time
+                    wide, high = 1, 1
+                for top in range(m, m + tall, high):
+                    _tile(form, planes, row_sum, top, high, w, n, wide, exact, sums)
+                    for i in range(high * wide):
+                        _write(
+                            x,
+                            top + i // wide,
+                            n + i % wide,
+                            sums[i],
+                            scale,
+                            w,
+                            w_scale,
+                            bias,
+                            outliers,
+                            out,
+                            accumulate,
+                        )
+                n += wide
+            m += tall
+
+
+@njit(cache=True, nogil=True)
+def _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum):
+    if form == 0:
+        quantise_int16(x, i, exact, mask, masked, planes, scale)
+    else:
+        quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum)

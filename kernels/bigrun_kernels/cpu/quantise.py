@@ -1,0 +1,92 @@
+"""Weights into their stored forms, row by row, at the speed of memory: vector-wise int8 (Dettmers et al. 2022, section
+2), int8 in groups for tables, or a copy in another float type. Each returns the number of rows with NaN or inf.
+
+Sources are float32, or uint16: the bits of float16 or bfloat16. `rows` [n] says which row of the result each source row
+becomes, so that a family's own order of rows costs nothing.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from bigrun_kernels.cpu.rows import read_row, write_row
+from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, half_to_float
+
+GROUP = 32
+MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even
+
+
+@njit(cache=True, nogil=True)
+def _largest(values):
+    """max |x| as the bits of a float32; at least INFINITY where an entry is inf or NaN."""
+    bits = values.view(np.uint32)
+    largest = np.uint32(0)
+    for k in range(bits.size):
+        largest = max(largest, bits[k] & MAGNITUDE)
+    return largest
+
+
+@njit(cache=True, nogil=True)
+def _round(values, unit, target):
+    for k in range(values.size):
+        target[k] = np.int8((values[k] / unit + ROUNDER) - ROUNDER)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def per_row(source, is_bfloat, rows, q, scale):
+    """q int8 [N, Kp], scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1."""
+    width = source.shape[1]
+    bad = 0
+    for i in prange(source.shape[0]):
+        values = np.empty(width, np.float32)
+        read_row(source[i], is_bfloat, values)
+        largest, n = _largest(values), rows[i]
+        bad += largest >= INFINITY
+        unit = bits_to_float(largest) / np.float32(127.0)
+        # Below the smallest normal number division loses its meaning: such a row is all zero for a model.
+        if largest >= INFINITY or unit < np.float32(1.2e-38):
+            q[n] = 0
+            scale[n] = 1.0
+        else:
+            _round(values, unit, q[n, :width])
+            q[n, width:] = 0
+            scale[n] = unit
+    return bad
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def per_group(source, is_bfloat, rows, q, scale):
+    """q int8 [N, Kp], scale uint16 [N, Kp/32]: float16 constants, rounded up so that no entry exceeds 127."""
+    width = source.shape[1]
+    bad = 0
+    for i in prange(source.shape[0]):
+        values = np.zeros(q.shape[1], np.float32)
+        read_row(source[i], is_bfloat, values[:width])
+        n = rows[i]
+        bad += _largest(values) >= INFINITY
+        for g in range(scale.shape[1]):
+            part = values[g * GROUP : (g + 1) * GROUP]
+            unit = bits_to_float(_largest(part)) / np.float32(127.0)
+            code = float_to_half(unit)
+            if half_to_float(code) * np.float32(127.49) < bits_to_float(_largest(part)):
+                code += np.uint16(1)
+            if code == 0 or code >= 0x7C00:  # nothing there, or beyond float16: weights over 8 million
+                bad += code >= 0x7C00
+                q[n, g * GROUP : (g + 1) * GROUP] = 0
+                scale[n, g] = 0
+                continue
+            scale[n, g] = code
+            _round(part, half_to_float(code), q[n, g * GROUP : (g + 1) * GROUP])
+    return bad
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def copy(source, is_bfloat, rows, to_bfloat, target):
+    """target [N, K] float32, or uint16 (float16 or bfloat16 bits, ties to even) = source, converted where they differ."""
+    bad = 0
+    for i in prange(source.shape[0]):
+        values = np.empty(source.shape[1], np.float32)
+        read_row(source[i], is_bfloat, values)
+        bad += _largest(values) >= INFINITY
+        write_row(values, to_bfloat, target[rows[i]])
+    return bad

@@ -1,0 +1,181 @@
+"""The public ops, each declared once; a backend implements all of them on its own kind of array.
+
+  CpuOps        NumPy arrays, Numba kernels (cpu/)
+  ReferenceOps  torch tensors on any device, plain torch (reference.py): the definition of each op
+
+Shapes: T tokens, H hidden, N outputs, K inputs, V vocabulary. Activations are float32. 16-bit floats are held by NumPy as
+their bits in uint16. Every op writes into `out`, so that whoever plans memory also owns it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Array = Any  # np.ndarray or torch.Tensor: each backend takes its own
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+MODES = ("exact", "llm.int8")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear's weight [N, K] as it is stored, with its bias [N] or an empty array.
+
+    form int8: values int8 [N, Kp], scale float32 [N]; int8 of a table: scale float16 [V, Kp/32]; else values alone.
+    """
+
+    form: str  # int8, table, float16, bfloat16 or float32
+    values: Array
+    scale: Array | None
+    bias: Array
+    columns: int
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Buffers of a linear's quantised input, for as many rows as a step may have."""
+
+    planes: Array  # int8 [rows, 2·Kp of the widest linear]
+    row_scale: Array  # float64 [rows]
+    row_sum: Array  # int32 [rows, 2]
+    mask: Array  # int8 [K of the widest linear]
+
+
+class Ops(Protocol):
+    """What the decoder asks of a backend."""
+
+    def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
+        """out [T, H] = RMSNorm (empty bias) or LayerNorm of each row."""
+
+    def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
+        """out [T, N] = (add: +=) x Wᵀ + b."""
+
+    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+        """Rotary embedding of the first `heads` heads of each row, in place."""
+
+    def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
+        """out [T, I] = f(x), or f(first half) · second half."""
+
+    def lookup(self, ids: Array, table: Weight, out: Array) -> None:
+        """out [T, H] = rows of the table."""
+
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
+        """Keys (or values) of each row into the cache's pages."""
+
+    def attention(
+        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        slopes: Array, scale: float, out: Array,
+    ) -> None:  # fmt: skip
+        """out [T, heads·D]: each token over its sequence up to its own position."""
+
+
+class CpuOps:
+    """Numba kernels. `form` is the kind of integer dot product, chosen once (isa.py)."""
+
+    def __init__(self) -> None:
+        from bigrun_kernels.cpu import isa, threads
+
+        threads.prepare()
+        from bigrun_kernels.cpu import attention, elementwise, float_dot, linear
+
+        self._linear, self._float, self._elementwise, self._attention = linear, float_dot, elementwise, attention
+        self.form = {"portable": 0, "vnni512": 1, "vnni256": 2}[isa.current()]
+
+    def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
+        self._elementwise.norm(x, weight, bias, eps, out)
+
+    def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
+        if w.form == "int8":
+            planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
+            self._linear.linear(
+                self.form, x, w.values, w.scale, w.bias, mode == "exact", threshold, planes, scratch.row_scale,
+                scratch.row_sum, scratch.mask[: w.columns], out, add,
+            )  # fmt: skip
+        elif w.form == "table":
+            planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
+            mask = scratch.mask[: w.columns]
+            self._float.linear_table(x, w.values, w.scale, planes, scratch.row_scale, mask, out)
+        else:
+            self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)
+
+    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+        self._elementwise.rotate(qkv, heads, head_dim, rotation)
+
+    def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
+        self._elementwise.activate(ACTIVATIONS[kind], x, gated, out)
+
+    def lookup(self, ids: Array, table: Weight, out: Array) -> None:
+        if table.form == "table":
+            self._elementwise.lookup(ids, table.values, table.scale, out)
+        else:
+            self._elementwise.lookup_float(ids, table.values, table.form == "bfloat16", out)
+
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
+        self._attention.store(qkv, offset, slots, pages)
+
+    def attention(
+        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        slopes: Array, scale: float, out: Array,
+    ) -> None:  # fmt: skip
+        self._attention.attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
+
+
+def _first(buffer: Array, rows: int, columns: int) -> Array:
+    """A contiguous [rows, columns] at the start of a larger buffer's memory."""
+    return buffer.reshape(-1)[: rows * columns].reshape(rows, columns)
+
+
+class ReferenceOps:
+    """Plain torch, on whatever device its tensors are."""
+
+    def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
+        from bigrun_kernels import reference
+
+        out.copy_(reference.norm(x, weight, bias, eps))
+
+    def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
+        from bigrun_kernels import reference
+
+        bias = w.bias if w.bias.numel() else None
+        if w.form == "int8" and mode == "exact":
+            result = reference.linear_exact(x, w.values[:, : w.columns], w.scale, bias)
+        elif w.form == "int8":
+            result = reference.linear_llm_int8(x, w.values[:, : w.columns], w.scale, bias, threshold)
+        else:
+            values = reference.dequantise_table(w.values, w.scale)[:, : w.columns] if w.form == "table" else w.values
+            result = reference.linear(x, values, bias)
+        out.copy_(out + result if add else result)
+
+    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+        from bigrun_kernels import reference
+
+        part = qkv[:, : heads * head_dim].view(len(qkv), heads, head_dim)
+        part.copy_(reference.rotate(part, rotation))
+
+    def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
+        from bigrun_kernels import reference
+
+        out.copy_(reference.activate(kind, x, gated))
+
+    def lookup(self, ids: Array, table: Weight, out: Array) -> None:
+        from bigrun_kernels import reference
+
+        rows = table.values[ids]
+        if table.form == "table":
+            rows = reference.dequantise_table(rows, table.scale[ids])[:, : table.columns]  # type: ignore[index]
+        out.copy_(rows)
+
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
+        _, kv_heads, page, dim = pages.shape
+        rows = qkv[:, offset : offset + kv_heads * dim].reshape(-1, kv_heads, dim)
+        if pages.dtype.itemsize == 2:
+            rows = rows.clamp(-65504.0, 65504.0)
+        pages[slots // page, :, slots % page] = rows.to(pages.dtype)
+
+    def attention(
+        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        slopes: Array, scale: float, out: Array,
+    ) -> None:  # fmt: skip
+        from bigrun_kernels import reference
+
+        for t in range(len(positions)):
+            table = tables[int(sequences[t])]
+            out[t] = reference.attention(qkv[t, : heads * k.shape[3]], k, v, table, int(positions[t]), slopes, scale)

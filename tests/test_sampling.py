@@ -1,0 +1,169 @@
+"""Sampling follows the softmax, keeps to its support, and draws by seed, sequence and position alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigrun.errors import CallError, RunError
+from bigrun.text.sampling import Sampling, choose
+
+LOGITS = np.array([0.5, 2.0, -1.0, 2.0, -math.inf, 1.0, 0.0, -30.0], np.float32)
+DRAWS = 20_000
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    return weights / weights.sum()
+
+
+def frequencies(sampling: Sampling, logits: np.ndarray = LOGITS, draws: int = DRAWS) -> np.ndarray:
+    counts = np.bincount([choose(logits, sampling, 3, place) for place in range(draws)], minlength=logits.size)
+    return counts / draws
+
+
+def support(sampling: Sampling, logits: np.ndarray = LOGITS) -> set[int]:
+    return set(np.flatnonzero(frequencies(sampling, logits, 3000)).tolist())
+
+
+def test_greedy_takes_the_largest_and_the_lowest_index_of_equals() -> None:
+    assert choose(LOGITS, Sampling(), 0, 0) == 1
+    assert choose(LOGITS[::-1].copy(), Sampling(seed=9), 5, 7) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    expected = softmax(LOGITS, temperature)
+    found = frequencies(Sampling(temperature=temperature, seed=1))
+    # Five standard deviations of a count; the draws are fixed by the seed, so this cannot flicker.
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-12)
+    assert found[4] == 0  # barred
+
+
+def test_top_k_draws_from_the_k_largest_and_keeps_their_ratios() -> None:
+    found = frequencies(Sampling(temperature=1.0, top_k=3, seed=2))
+    expected = np.where(np.isin(np.arange(8), [1, 3, 5]), softmax(LOGITS, 1.0), 0)
+    assert np.allclose(found, expected / expected.sum(), atol=0.02)
+    assert set(np.flatnonzero(found).tolist()) == {1, 3, 5}
+
+
+def test_top_k_breaks_ties_at_its_edge_for_the_lowest_index() -> None:
+    level = np.zeros(100, np.float32)
+    assert support(Sampling(temperature=1.0, top_k=2), level) == {0, 1}
+    assert support(Sampling(temperature=1.0, top_k=1)) == {1}
+
+
+@pytest.mark.parametrize("top_k", [8, 9, 10**6])
+def test_top_k_of_the_whole_vocabulary_limits_nothing(top_k: int) -> None:
+    limited, free = Sampling(temperature=1.5, top_k=top_k), Sampling(temperature=1.5)
+    assert [choose(LOGITS, limited, 0, n) for n in range(200)] == [choose(LOGITS, free, 0, n) for n in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1e-9, {0}), (0.4, {0}), (0.5, {0}), (0.51, {0, 2}), (0.76, {0, 2, 1}), (0.9, {0, 1, 2, 3})]
+)
+def test_top_p_keeps_the_fewest_likeliest_that_reach_it(top_p: float, kept: set[int]) -> None:
+    logits = np.log(np.array([0.5, 0.125, 0.25, 0.125], np.float64)).astype(np.float32)
+    assert support(Sampling(temperature=1.0, top_p=top_p), logits) == kept
+
+
+def test_top_p_of_a_large_vocabulary_is_that_of_a_full_sort() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, 5000).astype(np.float32)
+    chances = softmax(logits, 0.8)
+    order = np.argsort(-chances, kind="stable")
+    for top_p in (0.1, 0.5, 0.9, 0.99):
+        nucleus = set(order[: 1 + int(np.searchsorted(np.cumsum(chances[order]), top_p))].tolist())
+        drawn = {choose(logits, Sampling(temperature=0.8, top_p=top_p), 0, n) for n in range(2000)}
+        assert drawn <= nucleus
+        assert len(nucleus) > 40 or drawn == nucleus
+
+
+def test_top_p_counts_within_what_top_k_left() -> None:
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1])).astype(np.float32)
+    # Of the top two the first holds 4/7 = 0.571; of all four, 0.4.
+    assert support(Sampling(temperature=1.0, top_k=2, top_p=0.55), logits) == {0}
+    assert support(Sampling(temperature=1.0, top_p=0.55), logits) == {0, 1}
+
+
+def test_the_draw_depends_on_seed_sequence_and_position_alone() -> None:
+    logits = np.zeros(1 << 16, np.float32)
+    draw = {
+        (seed, sequence, position): choose(logits, Sampling(temperature=1.0, seed=seed), sequence, position)
+        for seed in (0, 1, (1 << 64) - 1)
+        for sequence in range(4)
+        for position in range(16)
+    }
+    assert len(set(draw.values())) > 0.99 * len(draw)  # all differ, but for chance
+    for (seed, sequence, position), token in reversed(draw.items()):
+        assert choose(logits, Sampling(temperature=1.0, seed=seed), sequence, position) == token
+
+
+def test_the_draw_is_the_same_in_every_version() -> None:
+    # Written down once: a change here changes what every seed means to users.
+    logits = np.zeros(1000, np.float32)
+    assert [choose(logits, Sampling(temperature=1.0, seed=42), 1, n) for n in range(5)] == [443, 800, 153, 749, 34]
+
+
+@pytest.mark.parametrize(("noise", "token"), [(0.0, 1), (1 - 2.0**-53, 2)], ids=["least", "most"])
+def test_the_ends_of_the_noise_draw_no_barred_token(noise: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigrun.text.sampling._uniform", lambda *_: noise)
+    logits = np.array([-math.inf, 0.3, 0.1, -math.inf], np.float32)
+    assert choose(logits, Sampling(temperature=1.0), 0, 0) == token
+
+
+def test_extreme_temperatures_and_logits_stay_in_range() -> None:
+    wild = np.array([-3e38, 3e38, -math.inf, 2.9e38], np.float32)
+    for temperature in (1e-300, 1e-9, 1e30):
+        for position in range(50):
+            assert choose(wild, Sampling(temperature=temperature, top_p=0.999), 0, position) != 2
+    assert choose(wild, Sampling(temperature=1e-300), 0, 0) == 1
+    one = np.array([5.0], np.float32)
+    assert choose(one, Sampling(temperature=1.0, top_k=1, top_p=0.1), 0, 0) == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=2)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("bad", "says"), [(math.nan, "nan .first at token 6"), (math.inf, "inf .first at token 6")], ids=["nan", "inf"]
+)
+def test_logits_that_are_not_numbers_are_an_error(sampling: Sampling, bad: float, says: str) -> None:
+    logits = LOGITS.copy()
+    logits[6] = bad
+    with pytest.raises(RunError, match=f"position 11 of sequence 2 are {says}"):
+        choose(logits, sampling, 2, 11)
+
+
+def test_logits_of_no_use_are_an_error() -> None:
+    with pytest.raises(RunError, match="all -inf"):
+        choose(np.full(4, -math.inf, np.float32), Sampling(temperature=1.0), 0, 0)
+    with pytest.raises(RunError, match="shape"):
+        choose(np.zeros((2, 4), np.float32), Sampling(), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
+        ("temperature", True), ("top_k", -1), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
+        ("seed", -1), ("seed", 1 << 64), ("seed", 0.5),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_the_callers_error(name: str, value: Any) -> None:
+    with pytest.raises(CallError, match=name):
+        Sampling(**{name: value})
+
+
+def test_a_small_top_k_does_not_sort_the_vocabulary() -> None:
+    logits = np.random.default_rng(1).normal(size=1 << 20).astype(np.float32)
+
+    def seconds(work: Any) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    picks = min(seconds(lambda: choose(logits, Sampling(temperature=1.0, top_k=40), 0, 0)) for _ in range(3))
+    sorts = min(seconds(lambda: np.argsort(logits)) for _ in range(3))
+    assert picks < sorts

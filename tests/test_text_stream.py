@@ -1,0 +1,107 @@
+"""Streamed text is the decoded text, in linear time, for each kind of decoder."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from bigrun.text import byte_level
+from bigrun.text.tokenizer import Tokenizer
+
+
+def word_backend(*, bos: bool = True) -> tokenizers.Tokenizer:
+    """The shape of Llama 2's tokenizer.json: a mark for spaces, byte tokens, a leading space dropped, BOS and EOS."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab", "é"]
+    merges = [("▁", "a"), ("a", "b")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    return backend
+
+
+def tokenizer_of(backend: tokenizers.Tokenizer) -> Tokenizer:
+    return Tokenizer(backend, named={}, add_bos=False, stop_ids=[], chat_template=None)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
+    stream = tokenizer.stream()
+    return "".join([stream.push(index) for index in ids]) + stream.finish()
+
+
+def metaspace_backend(scheme: str) -> tokenizers.Tokenizer:
+    backend = word_backend()
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return backend
+
+
+def byte_backend() -> tokenizers.Tokenizer:
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    kinds = [byte_level.CONTROL] * 2 + [1] * (len(tokens) - 2)
+    backend = byte_level.build(tokens, ["a b"], kinds, byte_level.split_named("gpt-2"))
+    backend.add_tokens([AddedToken("é", normalized=False), AddedToken("  ", normalized=False), "日本"])
+    return backend
+
+
+BACKENDS = {
+    "byte-level": byte_backend,
+    "byte fallback": word_backend,
+    "metaspace": lambda: metaspace_backend("always"),
+    "metaspace never": lambda: metaspace_backend("never"),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_streamed_pieces_are_the_decoded_text(name: str) -> None:
+    tokenizer = tokenizer_of(BACKENDS[name]())
+    size = tokenizer.vocab_size
+
+    @settings(max_examples=400, deadline=None, derandomize=True)
+    @given(st.lists(st.one_of(st.integers(0, size + 3), st.integers(size - 8, size - 1)), max_size=24))
+    def holds(ids: list[int]) -> None:
+        assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(st.text(max_size=24))
+    def holds_for_text(text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+
+    holds()
+    holds_for_text()
+
+
+def test_a_character_comes_out_with_its_last_byte_and_no_sooner() -> None:
+    tokenizer = tokenizer_of(byte_backend())
+    stream = tokenizer.stream()
+    pieces = [stream.push(index) for index in tokenizer.encode("è👍a")]
+    assert pieces == ["", "è", "", "", "", "👍", "a"]
+    cut = tokenizer.stream()
+    assert (cut.push(tokenizer.encode("è")[0]), cut.finish()) == ("", "\ufffd")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_streaming_takes_linear_time_even_over_bytes_that_never_become_a_character(name: str) -> None:
+    tokenizer = tokenizer_of(BACKENDS[name]())
+    backend = tokenizer._backend
+    index = next(found for token in ("<0xE2>", "â") if (found := backend.token_to_id(token)) is not None)
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        streamed(tokenizer, [index] * count)
+        return time.perf_counter() - start
+
+    once = min(seconds(10_000) for _ in range(3))
+    assert min(seconds(80_000) for _ in range(3)) < 8 * once * 4  # quadratic would be 64 times
