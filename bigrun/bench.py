@@ -72,7 +72,7 @@ def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: i
 
 def _fill(executor: Any, sequences: range, count: int, vocab: int) -> None:
     ids = np.array([(10 + i % 900) % vocab for i in range(count)])
-    executor.feed({s: ids for s in sequences})
+    executor.feed(dict.fromkeys(sequences, ids))
 
 
 def decode_bytes(runner: Any, length: int) -> int:
@@ -90,7 +90,8 @@ def describe(report: dict[str, Any]) -> str:
     """The report for a person."""
     reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
     lines = [
-        f"{report['model']}: {report['prompt_tokens']} + {report['new_tokens']} tokens, batch {report['batch']}, {report['kernels']}",
+        f"{report['model']}: {report['prompt_tokens']} + {report['new_tokens']} tokens, batch {report['batch']}, "
+        f"{report['kernels']}",
         f"  prefill   {report['prefill_tokens_per_s']:10.1f} tokens/s",
         f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {report['decode_bytes_per_s'] / 1e9:.1f} GB/s, "
         f"{reached:.0%} of the {report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",

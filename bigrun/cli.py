@@ -19,9 +19,7 @@ class Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
-            return super().main(
-                *args, standalone_mode=False, **{k: v for k, v in kwargs.items() if k != "standalone_mode"}
-            )
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
         except BigrunError as error:
             if debug:
                 raise

@@ -120,12 +120,13 @@ class Runner:
 
     def _load(self, rig: Rig, mode: str, threshold: float, progress: bool) -> None:
         check_runnable(self.plan)
+        from bigrun_kernels.ops import CpuOps
+
         from bigrun.execute.executor import Arithmetic, Executor
         from bigrun.loader import load
         from bigrun.memory import HostMemory
         from bigrun.planning.ledger import Ledger
         from bigrun.progress import loading
-        from bigrun_kernels.ops import CpuOps
 
         ops = CpuOps()
         self._use_threads()

@@ -1,8 +1,10 @@
 """From a resolved model to its open checkpoint and its spec, fetching from the hub where that is what it takes."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.errors import BigrunError, CallError
@@ -55,7 +57,7 @@ def fetch(model: Model, revision: str | None) -> Path:
     return Path(fetched)
 
 
-def _hub(repo: str, call):  # type: ignore[no-untyped-def]
+def _hub(repo: str, call: Callable[[Any], str]) -> str:
     """Call huggingface_hub; its failures become one line that says which of the usual reasons it was."""
     import huggingface_hub
     from huggingface_hub import errors

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bigrun_kernels.ops import Ops
 
 from bigrun.execute.kv_cache import PageTables
 from bigrun.loader import LoadedPart
@@ -15,7 +16,6 @@ from bigrun.model.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
 from bigrun.model.weights import BlockWeights, block_weights, linear, norm_weights
 from bigrun.planning.plan import Plan
-from bigrun_kernels.ops import Ops
 
 NOTHING = np.empty(0, np.float32)
 
@@ -172,7 +172,8 @@ class Executor:
             elif last:
                 rows.append(np.array([count - 1]))
         parts = (ids, positions, sequences, slots, rows or [np.empty(0, np.int64)])
-        return Batch(*(np.concatenate(part) for part in parts), phase)
+        joined = [np.concatenate(part) for part in parts]
+        return Batch(joined[0], joined[1], joined[2], joined[3], joined[4], phase)
 
     def clear(self, sequence: int) -> None:
         self.pages.clear(sequence)

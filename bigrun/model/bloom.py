@@ -74,15 +74,16 @@ def sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Sou
     if dialect != "hf":
         raise KeyError(f"{NAME} in {dialect}")
     kind, _, number = part.partition(".")
-    result = {}
+    result: dict[str, tuple[Source, ...]] = {}
     for tensor in spec.part(part).tensors:
-        grid, axes = (), ()
+        grid: tuple[int, ...] = ()
+        axes: tuple[int, ...] = ()
         if kind == "blocks":
             block = spec.blocks[int(number)]
             stem, leaf = tensor.name.split(".")
             name = f"transformer.h.{number}.{NAMES[stem]}.{leaf}"
             if stem == "qkv":  # published as head 0's q, k, v, then head 1's; bigrun keeps all of q first
-                grid, axes = (block.heads, 3, block.head_dim), (1, 0, 2)  # type: ignore[assignment]
+                grid, axes = (block.heads, 3, block.head_dim), (1, 0, 2)
         else:
             name = ENDS[kind, tensor.name]
         result[tensor.name] = (Source(name, tensor.shape, grid, axes),)

@@ -135,7 +135,7 @@ def sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Sou
         "up": (("gate", block.intermediate, 0), ("up", block.intermediate, 0)),
         "down": (("down", block.hidden, 0),),
     }
-    result = {}
+    result: dict[str, tuple[Source, ...]] = {}
     for tensor in spec.part(part).tensors:
         stem, leaf = tensor.name.split(".")
         if stem.endswith("norm"):

@@ -78,7 +78,7 @@ def sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Sou
     if dialect != "hf":
         raise KeyError(f"{NAME} in {dialect}")
     kind, _, number = part.partition(".")
-    result = {}
+    result: dict[str, tuple[Source, ...]] = {}
     for tensor in spec.part(part).tensors:
         if kind != "blocks":
             result[tensor.name] = (Source(ENDS[kind, tensor.name], tensor.shape),)

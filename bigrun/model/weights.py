@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bigrun_kernels.ops import Weight
+
 from bigrun.model.layout import Layout
 from bigrun.model.spec import Part
-from bigrun_kernels.ops import Weight
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,5 @@ def block_weights(part: Part, layout: Layout, arrays: Mapping[str, Any], nothing
     make: Callable[[str], Weight] = lambda name: linear(  # noqa: E731
         part, layout, arrays, f"{name}.weight", arrays.get(f"{name}.bias", nothing)
     )
-    norms = [norm_weights(arrays, stem, nothing) for stem in ("attention_norm", "mlp_norm")]
-    return BlockWeights(*norms, *map(make, ("qkv", "out", "up", "down")))
+    attention_norm, mlp_norm = (norm_weights(arrays, stem, nothing) for stem in ("attention_norm", "mlp_norm"))
+    return BlockWeights(attention_norm, mlp_norm, *map(make, ("qkv", "out", "up", "down")))

@@ -1,7 +1,7 @@
 """Plan: the planner's answer as frozen data, in and out of JSON."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bigrun.model.layout import Storage
@@ -13,7 +13,7 @@ class Options:
 
     context: int = 2048
     batch: int = 1
-    storage: Storage = Storage()
+    storage: Storage = field(default_factory=Storage)
     kv: str = "16bit"
 
 
@@ -114,7 +114,7 @@ def plan_from_json(text: str) -> Plan:
     if values["predicted"] is not None:
         values["predicted"] = Predicted(**_tuples(values["predicted"]))
     values = _tuples(values)
-    return Plan(**{field.name: values[field.name] for field in fields(Plan) if field.name in values})
+    return Plan(**{known.name: values[known.name] for known in fields(Plan) if known.name in values})
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Weight:
 
     form: str  # int8, table, float16, bfloat16 or float32
     values: Array
-    scale: Array | None
+    scale: Array  # None without one
     bias: Array
     columns: int
 
@@ -160,7 +160,7 @@ class ReferenceOps:
 
         rows = table.values[ids]
         if table.form == "table":
-            rows = reference.dequantise_table(rows, table.scale[ids])[:, : table.columns]  # type: ignore[index]
+            rows = reference.dequantise_table(rows, table.scale[ids])[:, : table.columns]
         out.copy_(rows)
 
     def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:

@@ -3,6 +3,8 @@
 Every kernel answers to these. They are written to be read, not to be fast; they run on any device.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -108,12 +110,13 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 def activate(kind: str, x: Tensor, gated: bool) -> Tensor:
     """f(x), or f(first half) · second half."""
-    function = {
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": functional.silu,
         "gelu": functional.gelu,
         "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
         "relu": functional.relu,
-    }[kind]
+    }
+    function = functions[kind]
     if not gated:
         return function(x)
     gate, up = x.chunk(2, dim=-1)

@@ -2,16 +2,16 @@
 its sequence holds up to its own position, in pages from first to last, so its result depends on nothing else."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel, summing
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import exp
 
-SUMS = {"reassoc", "contract"}
 LARGEST_HALF = np.float32(65504.0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def store(qkv, offset, slots, pages):
     """pages [P, KVH, page, D] at `slots` [T] = KVH·D entries of each row of qkv from `offset`, float16 saturated."""
     kv_heads, page, dim = pages.shape[1:]
@@ -27,14 +27,14 @@ def store(qkv, offset, slots, pages):
             write_row(vector, False, target)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _read(source, count, target):
     """target float32 [page, D] = the first `count` vectors of a page."""
     for t in range(count):
         read_row(source[t], False, target[t])
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@summing
 def _page(q, keys, values, count, distance, slope, scale, scores, state, out):
     """Take one page into the running softmax of one head (Milakov & Gimelshein 2018). state: maximum, sum of weights.
 
@@ -64,7 +64,7 @@ def _page(q, keys, values, count, distance, slope, scale, scores, state, out):
     state[0], state[1] = highest, total
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def attention(qkv, heads, k_pages, v_pages, tables, sequences, positions, slopes, scale, out):
     """out [T, H·D]: softmax(q·k·scale + slope·distance)·v for each token and head.
 

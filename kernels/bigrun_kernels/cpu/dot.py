@@ -19,6 +19,8 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 # Columns that int32 lanes can hold. vpmaddwd: 256 steps of two products below 127·32,385; vpdpbusd: 255·127 four at a time.
 PORTABLE_CHUNK = 4096
 VNNI_CHUNK = 65536
+LINE = 64  # bytes of a cache line; rows are padded to it
+AHEAD = 2048  # bytes between what is read and what is asked for: some lines' latency at the speed of memory
 
 
 def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
@@ -31,6 +33,14 @@ def load(builder, array, index, kind: ir.Type, lanes: int):
     value = builder.load(builder.bitcast(pointer, vector(kind, lanes).as_pointer()))
     value.align = 1
     return value
+
+
+def prefetch(builder, array, index) -> None:
+    """Ask for the 64 bytes around element `index` of an int8 array, which may lie beyond its end."""
+    pointer = builder.bitcast(builder.gep(array.data, [index]), I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
 
 
 def call(builder, name: str, result: ir.Type, args):
@@ -89,66 +99,74 @@ def _add_lanes(builder, value, lanes: int):
     return call(builder, f"llvm.vector.reduce.add.v{lanes}i64", I64, [wide])
 
 
-def _tile_types(x, w, sums):
-    index = types.int64
-    return types.void(x, index, w, index, index, index, sums)
-
-
 def _make_tile(rows: int, columns: int, vnni: int):
-    """An intrinsic: sums[(p·rows + i)·columns + j] += Σ over k0 ≤ k < k1 of x[m + i, (p,) k] · w[n + j, k].
+    """An intrinsic: sums[(p·rows + i)·columns + j] = Σ_k of x[m + i, (p,) k] · w[n + j, k] over all of w's columns.
 
     portable (vnni = 0): x int16 [M, Kp], one sum a pair. vnni = 16 or 8 lanes: x int8 [M, 2·Kp], the planes h and l
-    side by side, two sums a pair, still with the weights' offset in. k1 − k0 is a multiple of 64.
+    side by side, two sums a pair, still with the weights' offset in. Kp is a multiple of 64; sums is int64.
     """
     planes = 2 if vnni else 1
     step = 4 * vnni if vnni else 16
     lanes = vnni or 8
+    chunk = VNNI_CHUNK if vnni else PORTABLE_CHUNK
+    kind = vector(I32, lanes)
+
+    def add_products(builder, x_array, w_array, x_rows, w_rows, width, k, slots):
+        """One step along K of every pair of the tile."""
+        weights = [load(builder, w_array, builder.add(row, k), I8, step) for row in w_rows]
+        if vnni:
+            weights = [builder.xor(v, ir.Constant(v.type, [-128] * step)) for v in weights]
+        else:
+            weights = [builder.sext(v, vector(I16, step)) for v in weights]
+        for plane in range(planes):
+            for i, row in enumerate(x_rows):
+                where = builder.add(row, k)
+                if plane:
+                    where = builder.add(where, width)
+                activation = load(builder, x_array, where, I8 if vnni else I16, step)
+                for j, weight in enumerate(weights):
+                    slot = slots[(plane * rows + i) * columns + j]
+                    total = builder.load(slot)
+                    if vnni:
+                        total = _dot_accumulate_8(builder, total, weight, activation, lanes)
+                    else:
+                        total = builder.add(total, multiply_add_16(builder, activation, weight))
+                    builder.store(total, slot)
 
     @intrinsic
-    def tile(typingctx, x, m, w, n, k0, k1, sums):
+    def tile(typingctx, x, m, w, n, sums):
         def generate(context, builder, signature, args):
             x_array, w_array, out = (
-                context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 6)
+                context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 4)
             )
-            m, n, k0, k1 = args[1], args[3], args[4], args[5]
             x_width = cgutils.unpack_tuple(builder, x_array.shape)[1]
-            w_width = cgutils.unpack_tuple(builder, w_array.shape)[1]
-            kind = vector(I32, lanes)
-            accumulators = [
-                cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in range(planes * rows * columns)
-            ]
-            for slot in accumulators:  # alloca_once_value initialises at the function's entry, a loop comes by again
-                builder.store(ir.Constant(kind, None), slot)
-            x_rows = [builder.mul(builder.add(m, I64(i)), x_width) for i in range(rows)]
-            w_rows = [builder.mul(builder.add(n, I64(j)), w_width) for j in range(columns)]
-            with cgutils.for_range_slice(builder, k0, k1, I64(step), I64) as (k, _):
-                weights = [load(builder, w_array, builder.add(row, k), I8, step) for row in w_rows]
-                if vnni:
-                    weights = [builder.xor(v, ir.Constant(v.type, [-128] * step)) for v in weights]
-                else:
-                    weights = [builder.sext(v, vector(I16, step)) for v in weights]
-                for plane in range(planes):
-                    for i, row in enumerate(x_rows):
-                        where = builder.add(row, k)
-                        if plane:
-                            where = builder.add(where, w_width)
-                        activation = load(builder, x_array, where, I8 if vnni else I16, step)
-                        for j, weight in enumerate(weights):
-                            slot = accumulators[(plane * rows + i) * columns + j]
-                            total = builder.load(slot)
-                            if vnni:
-                                total = _dot_accumulate_8(builder, total, weight, activation, lanes)
-                            else:
-                                total = builder.add(total, multiply_add_16(builder, activation, weight))
-                            builder.store(total, slot)
-            for i, slot in enumerate(accumulators):
-                pointer = builder.gep(out.data, [I64(i)])
-                builder.store(
-                    builder.add(builder.load(pointer), _add_lanes(builder, builder.load(slot), lanes)), pointer
-                )
+            width = cgutils.unpack_tuple(builder, w_array.shape)[1]
+            zero, nought = ir.Constant(kind, None), I64(0)
+            slots = [cgutils.alloca_once_value(builder, zero) for _ in range(planes * rows * columns)]
+            totals = [cgutils.alloca_once_value(builder, nought) for _ in slots]
+            x_rows = [builder.mul(builder.add(args[1], I64(i)), x_width) for i in range(rows)]
+            w_rows = [builder.mul(builder.add(args[3], I64(j)), width) for j in range(columns)]
+            for total in totals:
+                builder.store(nought, total)
+            with cgutils.for_range_slice(builder, nought, width, I64(chunk), I64) as (start, _):
+                for slot in slots:
+                    builder.store(zero, slot)
+                end = builder.add(start, I64(chunk))
+                end = builder.select(builder.icmp_signed("<", end, width), end, width)
+                with cgutils.for_range_slice(builder, start, end, I64(LINE), I64) as (k, _):
+                    if rows == 1:  # a single row of x is bound by memory: ask for weights before they are needed
+                        for row in w_rows:
+                            prefetch(builder, w_array, builder.add(builder.add(row, k), I64(AHEAD)))
+                    for part in range(0, LINE, step):
+                        add_products(builder, x_array, w_array, x_rows, w_rows, width, builder.add(k, I64(part)), slots)
+                for slot, total in zip(slots, totals, strict=True):
+                    lanes_sum = _add_lanes(builder, builder.load(slot), lanes)
+                    builder.store(builder.add(builder.load(total), lanes_sum), total)
+            for i, total in enumerate(totals):
+                builder.store(builder.load(total), builder.gep(out.data, [I64(i)]))
             return context.get_dummy_value()
 
-        return _tile_types(x, w, sums), generate
+        return types.void(x, types.int64, w, types.int64, sums), generate
 
     return tile
 

@@ -6,16 +6,16 @@ Each row is computed alone and in one order, so its result depends neither on th
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel, summing
 from bigrun_kernels.cpu.rows import read_row
 from bigrun_kernels.cpu.scalar import exp, half_to_float
 
 GROUP = 32  # entries of a table's row that share a scale
-SUMS = {"reassoc", "contract"}  # what a vectorised sum needs; NaN and inf keep their meaning
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@summing
 def _rms_row(x, weight, eps, out):
     total = 0.0
     for j in range(x.size):
@@ -25,7 +25,7 @@ def _rms_row(x, weight, eps, out):
         out[j] = x[j] * factor * weight[j]
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@summing
 def _layer_row(x, weight, bias, eps, out):
     total = 0.0
     for j in range(x.size):
@@ -39,7 +39,7 @@ def _layer_row(x, weight, bias, eps, out):
         out[j] = np.float32((np.float64(x[j]) - mean) * factor) * weight[j] + bias[j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def norm(x, weight, bias, eps, out):
     """out [T, H] = RMSNorm (bias of size 0; Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) of each row of x."""
     for t in range(x.shape[0]):
@@ -49,7 +49,7 @@ def norm(x, weight, bias, eps, out):
             _rms_row(x[t], weight, eps, out[t])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rotate(qkv, heads, head_dim, rotation):
     """Rotary embedding, in place, of the first `heads` heads of each row; rotation [T, dims]: cosines, then sines.
 
@@ -70,7 +70,7 @@ def rotate(qkv, heads, head_dim, rotation):
 SILU, GELU, GELU_TANH, RELU = 0, 1, 2, 3
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _activate(kind, x, out):
     if kind == SILU:
         for j in range(x.size):
@@ -84,10 +84,10 @@ def _activate(kind, x, out):
             out[j] = np.float32(0.5 * x[j] * (1.0 + math.erf(np.float64(x[j]) * 0.7071067811865476)))
     else:
         for j in range(x.size):
-            out[j] = max(x[j], np.float32(0.0)) if x[j] == x[j] else x[j]  # noqa: PLR0124
+            out[j] = max(x[j], np.float32(0.0)) if x[j] == x[j] else x[j]
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def activate(kind, x, gated, out):
     """out [T, I] = f(x [T, I]), or f(x[:, :I]) · x[:, I:] for a gated x [T, 2·I]."""
     size = out.shape[1]
@@ -98,7 +98,7 @@ def activate(kind, x, gated, out):
                 out[t, j] *= x[t, size + j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def lookup(ids, table, scale, out):
     """out [T, H] = rows of an int8 table with a float16 scale (as its bits) for each GROUP entries."""
     for t in range(ids.size):
@@ -107,7 +107,7 @@ def lookup(ids, table, scale, out):
             out[t, j] = np.float32(row[j]) * half_to_float(scales[j // GROUP])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def lookup_float(ids, table, is_bfloat, out):
     """out [T, H] = rows of a float32 table, or of one kept as the bits of float16 or bfloat16 in uint16."""
     for t in range(ids.size):

@@ -6,10 +6,11 @@ an output depends on its own two rows alone.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.dot import F32, I8, I16, I32, I64, call, load, multiply_add_16, vector
 from bigrun_kernels.cpu.isa import features
 from bigrun_kernels.cpu.linear import quantise_int16
@@ -175,7 +176,7 @@ def _weight_overload(w, is_bfloat, n, k):
     return lambda w, is_bfloat, n, k: bfloat_to_float(w[n, k]) if is_bfloat else half_to_float(w[n, k])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _outputs(x, m, tall, w, is_bfloat, n, sums, bias, out, accumulate):
     """A tile's outputs, written: eight (tall = 4) or one."""
     _tile(x, m, tall, w, is_bfloat, n, sums)
@@ -188,7 +189,7 @@ def _outputs(x, m, tall, w, is_bfloat, n, sums, bias, out, accumulate):
         out[row, column] = total + (out[row, column] if accumulate else np.float32(0.0))
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def linear_float(x, w, is_bfloat, bias, out, accumulate):
     """out [M, N] = (or +=) x Wᵀ + b: x float32 [M, K]; w [N, K] float32, or uint16: the bits of float16 or bfloat16;
     bias float32 [N] or [0]."""
@@ -206,7 +207,7 @@ def linear_float(x, w, is_bfloat, bias, out, accumulate):
                         _outputs(x, i, 1, w, is_bfloat, j, sums, bias, out, accumulate)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def linear_table(x, w, w_scale, planes, scale, mask, out):
     """out [M, V] = x Wᵀ for a table: w int8 [V, Kp], w_scale uint16 [V, Kp/32] (float16 bits); x float32 [M, K] is taken
     in the exact mode. Scratch: planes int8 [M, 2·Kp], scale float64 [M], mask int8 [K]."""

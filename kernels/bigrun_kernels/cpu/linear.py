@@ -5,11 +5,10 @@ integers S until the epilogue, y = f32(S · s_x · s_w + b) in float64: equal to
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
 from bigrun_kernels.cpu.dot import (
-    PORTABLE_CHUNK,
-    VNNI_CHUNK,
     portable_1x1,
     portable_1x4,
     portable_4x2,
@@ -27,7 +26,7 @@ ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even, 
 FINE = 254.0  # steps of the second plane to one of the first: x ≈ (h + l/254)·s
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _largest(x, i, mask, masked):
     """max |x_ij| of row i over the columns outside the mask; NaN if any entry of the row is NaN or inf.
 
@@ -48,7 +47,7 @@ def _largest(x, i, mask, masked):
     return found.view(np.float32)[0]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def outlier_columns(x, threshold, mask):
     """mask[j] = 1 where some finite row of x has |x_ij| ≥ threshold; returns their numbers. threshold 0: none."""
     mask[:] = 0
@@ -69,7 +68,7 @@ def outlier_columns(x, threshold, mask):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def quantise_int16(x, i, exact, mask, masked, planes, scale):
     """Row i as int16: v = 254·h + l (exact), or h, the int8 value, alone. scale[i]: what one unit of v is worth."""
     width = x.shape[1]
@@ -94,7 +93,7 @@ def quantise_int16(x, i, exact, mask, masked, planes, scale):
             row[j] = np.int16((value + ROUNDER) - ROUNDER)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum):
     """Row i as int8 planes h, l side by side; row_sum[i] their sums, for taking off the weights' offset."""
     width, padded = x.shape[1], planes.shape[1] // 2
@@ -122,12 +121,13 @@ def quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum):
     row_sum[i, 1] = low_sum
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _write(x, m, n, total, scale, w, w_scale, bias, outliers, out, accumulate):
     """The epilogue of one output: scales, outlier columns in float, bias."""
     value = np.float64(total) * scale[m]
     if outliers.size:
-        for j in outliers:
+        for i in range(outliers.size):
+            j = outliers[i]
             value += np.float64(x[m, j]) * np.float64(w[n, j])
     value *= np.float64(w_scale[n])
     if bias.size:
@@ -135,58 +135,30 @@ def _write(x, m, n, total, scale, w, w_scale, bias, outliers, out, accumulate):
     out[m, n] = np.float32(value) + (out[m, n] if accumulate else np.float32(0.0))
 
 
-@njit(cache=True, nogil=True)
-def _tile_portable(values, m, tall, w, n, wide, sums):
-    """sums[i·wide + c] = Σ_k values[m + i, k] · w[n + c, k], values int16. tall, wide is 4, 2 or 1, 4 or 1, 1."""
-    sums[:8] = 0
-    for k in range(0, w.shape[1], PORTABLE_CHUNK):
-        end = min(k + PORTABLE_CHUNK, w.shape[1])
-        if tall == 4:
-            portable_4x2(values, m, w, n, k, end, sums)
-        elif wide == 4:
-            portable_1x4(values, m, w, n, k, end, sums)
-        else:
-            portable_1x1(values, m, w, n, k, end, sums)
-
-
-@njit(cache=True, nogil=True)
-def _tile_vnni512(planes, m, tall, w, n, wide, sums):
-    """As _tile_portable, for planes h and l: sums[8 + …] holds the low plane's; the weights' offset is still in."""
-    sums[:16] = 0
-    for k in range(0, w.shape[1], VNNI_CHUNK):
-        end = min(k + VNNI_CHUNK, w.shape[1])
-        if tall == 4:
-            vnni512_4x2(planes, m, w, n, k, end, sums)
-        elif wide == 4:
-            vnni512_1x4(planes, m, w, n, k, end, sums)
-        else:
-            vnni512_1x1(planes, m, w, n, k, end, sums)
-
-
-@njit(cache=True, nogil=True)
-def _tile_vnni256(planes, m, tall, w, n, wide, sums):
-    """_tile_vnni512 in 256-bit registers."""
-    sums[:16] = 0
-    for k in range(0, w.shape[1], VNNI_CHUNK):
-        end = min(k + VNNI_CHUNK, w.shape[1])
-        if tall == 4:
-            vnni256_4x2(planes, m, w, n, k, end, sums)
-        elif wide == 4:
-            vnni256_1x4(planes, m, w, n, k, end, sums)
-        else:
-            vnni256_1x1(planes, m, w, n, k, end, sums)
-
-
-@njit(cache=True, nogil=True)
-def _tile(form, planes, row_sum, m, tall, w, n, wide, exact, sums):
+@inlined
+def _tile(form, values, planes, row_sum, m, tall, w, n, wide, exact, sums):
     """sums[i·wide + c] = S of output (m + i, n + c) as an exact integer, whichever the form."""
     if form == 0:
-        _tile_portable(planes.view(np.int16), m, tall, w, n, wide, sums)
+        if tall == 4:
+            portable_4x2(values, m, w, n, sums)
+        elif wide == 4:
+            portable_1x4(values, m, w, n, sums)
+        else:
+            portable_1x1(values, m, w, n, sums)
         return
     if form == 1:
-        _tile_vnni512(planes, m, tall, w, n, wide, sums)
+        if tall == 4:
+            vnni512_4x2(planes, m, w, n, sums)
+        elif wide == 4:
+            vnni512_1x4(planes, m, w, n, sums)
+        else:
+            vnni512_1x1(planes, m, w, n, sums)
+    elif tall == 4:
+        vnni256_4x2(planes, m, w, n, sums)
+    elif wide == 4:
+        vnni256_1x4(planes, m, w, n, sums)
     else:
-        _tile_vnni256(planes, m, tall, w, n, wide, sums)
+        vnni256_1x1(planes, m, w, n, sums)
     count = tall * wide
     fine = 254 if exact else 1
     for i in range(count):
@@ -196,7 +168,7 @@ def _tile(form, planes, row_sum, m, tall, w, n, wide, exact, sums):
         sums[i] = fine * high + low
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
     """out [M, N] = (or +=) x Wᵀ + b. form: 0 portable, 1 vnni512, 2 vnni256.
 
@@ -212,6 +184,7 @@ def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, 
     else:
         for i in prange(rows):
             _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum)
+    values = planes.view(np.int16)
     for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
         stop = min(first + ROW_BLOCK, columns)
@@ -226,7 +199,7 @@ def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, 
                 if n + wide > stop:  # the last few weight rows, one pair at a time
                     wide, high = 1, 1
                 for top in range(m, m + tall, high):
-                    _tile(form, planes, row_sum, top, high, w, n, wide, exact, sums)
+                    _tile(form, values, planes, row_sum, top, high, w, n, wide, exact, sums)
                     for i in range(high * wide):
                         _write(
                             x,
@@ -245,7 +218,7 @@ def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, 
             m += tall
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum):
     if form == 0:
         quantise_int16(x, i, exact, mask, masked, planes, scale)

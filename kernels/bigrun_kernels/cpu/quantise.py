@@ -6,8 +6,9 @@ becomes, so that a family's own order of rows costs nothing.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, half_to_float
 
@@ -16,7 +17,7 @@ MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _largest(values):
     """max |x| as the bits of a float32; at least INFINITY where an entry is inf or NaN."""
     bits = values.view(np.uint32)
@@ -26,13 +27,13 @@ def _largest(values):
     return largest
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _round(values, unit, target):
     for k in range(values.size):
         target[k] = np.int8((values[k] / unit + ROUNDER) - ROUNDER)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def per_row(source, is_bfloat, rows, q, scale):
     """q int8 [N, Kp], scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1."""
     width = source.shape[1]
@@ -54,7 +55,7 @@ def per_row(source, is_bfloat, rows, q, scale):
     return bad
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def per_group(source, is_bfloat, rows, q, scale):
     """q int8 [N, Kp], scale uint16 [N, Kp/32]: float16 constants, rounded up so that no entry exceeds 127."""
     width = source.shape[1]
@@ -80,7 +81,7 @@ def per_group(source, is_bfloat, rows, q, scale):
     return bad
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def copy(source, is_bfloat, rows, to_bfloat, target):
     """target [N, K] float32, or uint16 (float16 or bfloat16 bits, ties to even) = source, converted where they differ."""
     bad = 0

@@ -1,12 +1,14 @@
 """The roof that kernels are held against: reading memory and doing next to nothing with it."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from bigrun_kernels.cpu.compile import parallel_kernel
 
 BLOCK = 1 << 15  # items a task: 256 KiB
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@parallel_kernel
 def read_all(data):
     """The sum of an int64 array, read once by all threads."""
     blocks = (data.size + BLOCK - 1) // BLOCK

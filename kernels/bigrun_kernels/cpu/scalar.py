@@ -2,9 +2,10 @@
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from bigrun_kernels.cpu.compile import inlined
 from bigrun_kernels.cpu.isa import features
 
 
@@ -30,7 +31,7 @@ _half_to_float_f16c = _cast(types.uint16, types.float32, ("bitcast", ir.HalfType
 _float_to_half_f16c = _cast(types.float32, types.uint16, ("fptrunc", ir.HalfType()), ("bitcast", ir.IntType(16)))
 
 
-@njit(inline="always")
+@inlined
 def half_to_float_portable(bits):
     """IEEE binary16 → float32, exact: a half is a float of smaller exponents, times 2^112."""
     magnitude = np.uint32(bits & np.uint16(0x7FFF))
@@ -41,7 +42,7 @@ def half_to_float_portable(bits):
     return bits_to_float(np.uint32(float_to_bits(value) | sign))
 
 
-@njit(inline="always")
+@inlined
 def float_to_half_portable(value):
     """float32 → IEEE binary16, ties to even: adding a number 2^13 ulps larger leaves the rounded bits at the bottom."""
     bits = float_to_bits(value)
@@ -61,7 +62,7 @@ half_to_float = _half_to_float_f16c if "f16c" in features() else half_to_float_p
 float_to_half = _float_to_half_f16c if "f16c" in features() else float_to_half_portable
 
 
-@njit(inline="always")
+@inlined
 def bfloat_to_float(bits):
     """bfloat16 is the upper half of a float32."""
     return bits_to_float(np.uint32(np.uint32(bits) << np.uint32(16)))
@@ -72,10 +73,10 @@ LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # Cody 
 SHIFT = np.float32(1.5 * 2**23)
 
 
-@njit(inline="always")
+@inlined
 def exp(x):
     """e^x in float32 for x ≤ 88, within 2 ulps; 0 far below, NaN for NaN. No branch and no call, so loops vectorise."""
-    x = max(x, np.float32(-87.3)) if x == x else x  # noqa: PLR0124 - the comparison with itself finds NaN
+    x = max(x, np.float32(-87.3)) if x == x else x
     shifted = x * LOG2E + SHIFT
     n = shifted - SHIFT
     r = (x - n * LN2_HIGH) - n * LN2_LOW
