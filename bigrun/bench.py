@@ -17,14 +17,13 @@ def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: i
     """The JSON object of `bench`. `open_runner(context)` loads the model; speeds are totals over `batch` sequences.
 
     A short warm-up compiles and touches what it must; then one prefill and the median of `new_tokens` decode steps.
-    Memory is counted from this point on, the interpreter and its libraries' own taken off in `host_growth_bytes`.
+    `host_growth_bytes` is what the process grew by from warm kernels on: what the plan's host bytes are held against.
     """
     from bigrun.host import host_bytes, read_bandwidth, watch_memory
 
     if prompt_tokens < 1 or new_tokens < 1:
         raise CallError("--prompt-tokens and --new-tokens: give at least 1")
     roof = read_bandwidth()
-    before = host_bytes()
     stop = watch_memory()
     context = max(prompt_tokens + new_tokens, WARM_TOKENS + 1)
     with open_runner(context) as runner:
@@ -58,7 +57,7 @@ def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: i
             "load_seconds": runner.load_seconds,
             "first_token_seconds": runner.load_seconds + prefill,
             "peak_host_bytes": peak,
-            "host_growth_bytes": settled - before,
+            "host_growth_bytes": settled - runner.warm_bytes,
             "planned_host_bytes": sum(planned[d.name] for d in plan.devices if d.kind == "cpu" or d.virtual),
             "peak_device_bytes": {name: memory.peak_bytes for name, memory in runner.memories.items()},
             "planned_device_bytes": planned,

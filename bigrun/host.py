@@ -34,9 +34,9 @@ def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
 def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
     """Bytes/s that all threads together read from memory: the best of some passes over more than the caches hold."""
     import numpy as np
-    from bigrun_kernels.cpu import threads
 
     from bigrun.memory import HostMemory
+    from bigrun_kernels.cpu import threads
 
     threads.prepare()
     from bigrun_kernels.cpu.roof import read_all

@@ -13,9 +13,9 @@ def gather() -> dict[str, Any]:
     """Facts of this host. The bandwidth is measured now; it takes about a second."""
     import numba
     import psutil
-    from bigrun_kernels.cpu import isa, threads
 
     from bigrun.host import read_bandwidth
+    from bigrun_kernels.cpu import isa, threads
 
     budget, reserve = available_memory()
     threads.prepare()

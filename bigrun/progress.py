@@ -9,20 +9,11 @@ from bigrun.loader import LoadedPart
 from bigrun.model.spec import ModelSpec
 
 
-def kernels_are_compiled() -> bool:
-    """Whether a first run has left compiled kernels; without them it compiles for some tens of seconds."""
-    from bigrun_kernels.cpu import compiled
-
-    return compiled()
-
-
 @contextmanager
 def loading(
     parts: Iterable[LoadedPart], checkpoint: Checkpoint, spec: ModelSpec, shown: bool
 ) -> Iterator[Iterable[LoadedPart]]:
-    """The parts, with a bar of the bytes read while they are taken; one line instead where there is no terminal."""
-    if shown and not kernels_are_compiled():
-        print("first run: compiling kernels for this CPU, once; this takes under a minute", file=sys.stderr, flush=True)
+    """The parts, with a bar of the bytes read while they are taken, where there is a terminal."""
     if not shown or not sys.stderr.isatty():
         yield parts
         return
@@ -46,6 +37,3 @@ def loading(
                 yield part
 
         yield counted()
-
-
-__all__ = ["kernels_are_compiled", "loading"]

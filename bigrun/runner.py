@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError, PlanDoesNotFit
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bigrun.text.sampling import Sampling
     from bigrun.text.tokenizer import Tokenizer
+    from bigrun_kernels.ops import CpuOps
 
 DEFAULT_CONTEXT = 2048
 MODES = ("auto", "exact", "llm.int8")
@@ -120,24 +121,24 @@ class Runner:
 
     def _load(self, rig: Rig, mode: str, threshold: float, progress: bool) -> None:
         check_runnable(self.plan)
-        from bigrun_kernels.ops import CpuOps
-
         from bigrun.execute.executor import Arithmetic, Executor
+        from bigrun.host import host_bytes
         from bigrun.loader import load
         from bigrun.memory import HostMemory
         from bigrun.planning.ledger import Ledger
         from bigrun.progress import loading
+        from bigrun.warm import warm_up
 
-        ops = CpuOps()
         self._use_threads()
-        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in rig.devices if d.kind != "disk"}
-        parts = load(self.checkpoint, self.spec, self.plan, Ledger(self.spec, self.options).layouts, self.memories)
         # auto: exact in both phases for now; it is what holds the loss bar on the CPU (docs/architecture.md)
         chosen = "exact" if mode == "auto" else mode
+        how = Arithmetic(chosen, chosen, threshold)
+        warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
+        self.warm_bytes = host_bytes()
+        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in rig.devices if d.kind != "disk"}
+        parts = load(self.checkpoint, self.spec, self.plan, Ledger(self.spec, self.options).layouts, self.memories)
         with loading(parts, self.checkpoint, self.spec, progress) as shown:
-            self.executor = Executor(
-                self.spec, self.plan, shown, self.memories, ops, Arithmetic(chosen, chosen, threshold)
-            )
+            self.executor = Executor(self.spec, self.plan, shown, self.memories, cpu_ops(), how)
 
     @property
     def kernels(self) -> str:
@@ -275,6 +276,14 @@ class Stream:
         self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
         if piece := text.finish():
             yield piece
+
+
+@cache
+def cpu_ops() -> "CpuOps":
+    """The CPU's kernels: one set for the process."""
+    from bigrun_kernels.ops import CpuOps
+
+    return CpuOps()
 
 
 def check_arithmetic(mode: str, threshold: float, threads: int | None, kv: str) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bigrun_kernels.ops import Ops
 
 from bigrun.execute.kv_cache import PageTables
 from bigrun.loader import LoadedPart
@@ -16,6 +15,7 @@ from bigrun.model.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
 from bigrun.model.weights import BlockWeights, block_weights, linear, norm_weights
 from bigrun.planning.plan import Plan
+from bigrun_kernels.ops import Ops
 
 NOTHING = np.empty(0, np.float32)
 

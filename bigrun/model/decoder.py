@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bigrun_kernels.ops import Array, Ops, Scratch, Weight
 
 from bigrun.model.spec import Block, Rope
 from bigrun.model.weights import BlockWeights, NormWeights
+from bigrun_kernels.ops import Array, Ops, Scratch, Weight
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigrun_kernels.ops import Weight
-
 from bigrun.model.layout import Layout
 from bigrun.model.spec import Part
+from bigrun_kernels.ops import Weight
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Warming up: a model of a few thousand weights and the same kinds as the real one goes the whole way, from rows to
+logits, so that every kernel the real one will call is compiled (the first time ever) or loaded (every time after).
+
+Memory measured after this is the model's own, and a first run can say beforehand why it takes its time.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from bigrun.checkpoint.base import Checkpoint, Rows, TensorInfo
+from bigrun.execute.executor import Arithmetic, Executor
+from bigrun.loader import load
+from bigrun.memory import HostMemory
+from bigrun.model.families import BY_NAME
+from bigrun.model.layout import Storage
+from bigrun.model.source import Dialect
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.ledger import Ledger
+from bigrun.planning.plan import Options
+from bigrun.planning.planner import make_plan
+from bigrun.rig import make_rig
+from bigrun_kernels.ops import CpuOps
+
+CONTEXT, TOKENS, WIDTH = 16, 5, 64
+
+
+class TinyCheckpoint:
+    """Ones, in the dtype (and, for Numba, the writability) of the rows of a real checkpoint."""
+
+    where = "warm-up"
+    dialect: Dialect = "hf"
+
+    def __init__(self, spec: ModelSpec, like: Rows):
+        self.like = like
+        self.config: Mapping[str, Any] = {}
+        sources = [
+            s for p in spec.parts for group in BY_NAME[spec.family].sources(spec, p.name, "hf").values() for s in group
+        ]
+        self.tensors: Mapping[str, TensorInfo] = {s.name: TensorInfo("", s.shape, 0, True, self.where) for s in sources}
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        values = np.full((stop - start, *self.tensors[name].shape[1:]), 1, self.like.values.dtype)
+        values.flags.writeable = self.like.values.flags.writeable
+        return Rows(values, self.like.is_bfloat)
+
+
+def tiny(spec: ModelSpec) -> ModelSpec:
+    """A model of one small block of the same kind: the same ops, dtypes and flags."""
+    block = spec.blocks[0]
+    rope = replace(block.rope, dims=16) if block.rope else None
+    kv_heads = 4 if block.kv_heads == block.heads else 2
+    small = replace(block, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope)
+    positions = CONTEXT + spec.position_rows - spec.context_limit if spec.position_rows else 0
+    return replace(spec, vocab=WIDTH, hidden=WIDTH, blocks=(small,), context_limit=CONTEXT, position_rows=positions)
+
+
+@cache
+def _warm(
+    spec: ModelSpec, options: Options, is_bfloat: bool, dtype: str, writeable: bool, ops: CpuOps, how: Arithmetic
+) -> None:
+    values = np.zeros(1, dtype)
+    values.flags.writeable = writeable
+    plan = make_plan(spec, make_rig("none", "1GB"), options)
+    memories = {"cpu": HostMemory("cpu", 10**9)}
+    checkpoint = TinyCheckpoint(spec, Rows(values, is_bfloat))
+    parts = load(checkpoint, spec, plan, Ledger(spec, options).layouts, memories)
+    executor = Executor(spec, plan, parts, memories, ops, how)
+    executor.feed({0: range(TOKENS)})
+    executor.feed({0: [1]})
+
+
+def warm_up(
+    spec: ModelSpec, checkpoint: Checkpoint, options: Options, ops: CpuOps, how: Arithmetic, shown: bool
+) -> None:
+    """Compile or load every kernel that this model needs; says so on standard error if it will take long."""
+    from bigrun_kernels.cpu import compiled
+
+    if shown and not compiled():
+        print("first run: compiling kernels for this CPU; this takes up to a minute, once", file=sys.stderr, flush=True)
+    kinds = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
+    storage = Storage(options.storage.weights, options.storage.head, (), options.storage.checkpoint_dtype)
+    small = replace(options, context=CONTEXT, batch=1, storage=storage)
+    seen = {}
+    for name in kinds.values():
+        rows = checkpoint.rows(name, 0, 1)
+        seen[rows.values.dtype.str, rows.is_bfloat, rows.values.flags.writeable] = rows
+    for dtype, is_bfloat, writeable in seen:
+        _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
+    if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
+        _warm(tiny(spec), replace(small, storage=replace(storage, weights="16bit")), False, "<f4", True, ops, how)

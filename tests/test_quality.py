@@ -1,0 +1,51 @@
+"""How close the int8 model stays to the 16-bit one: SmolLM2 against transformers in float32, on English text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peers import smollm2_float32
+
+from bigrun import Runner
+
+TEXT = Path(__file__).parent / "data" / "english.txt"
+WINDOW = 512
+
+
+def closeness(mode: str, count: int) -> tuple[float, float]:
+    """(mean KL from float32 in nats, agreement of the likeliest token) over `count` tokens in windows of 512."""
+    peer, divergence, agreement = smollm2_float32(), [], []
+    with Runner("smollm2-135m", mode=mode, context=WINDOW, progress=False) as runner:
+        ids = np.array(runner.tokenizer.encode(TEXT.read_text()))[:count]
+        assert len(ids) == count
+        for window in np.split(ids, range(WINDOW, count, WINDOW)):
+            ours = torch.log_softmax(torch.from_numpy(runner.logits(window[None]))[0].double(), dim=-1)
+            with torch.inference_mode():
+                theirs = torch.log_softmax(peer(torch.from_numpy(window[None])).logits[0].double(), dim=-1)
+            divergence.append((theirs.exp() * (theirs - ours)).sum(dim=-1))
+            agreement.append((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).double())
+    return torch.cat(divergence).mean().item(), torch.cat(agreement).mean().item()
+
+
+def test_exact_mode_holds_the_bars_of_issue_2_over_4096_tokens() -> None:
+    divergence, agreement = closeness("exact", 4096)
+    assert divergence <= 0.004
+    assert agreement >= 0.955
+
+
+def test_llm_int8_is_no_worse_than_bitsandbytes_on_the_same_model() -> None:
+    # bitsandbytes' LLM.int8() measured 0.0165 on a dictionary; a bug in the outlier path gives several times that
+    divergence, agreement = closeness("llm.int8", 1024)
+    assert divergence <= 0.02
+    assert agreement >= 0.9
+
+
+@pytest.mark.parametrize("weights", ["float32"])
+def test_the_checking_path_is_the_float32_model(weights: str) -> None:
+    ids = np.arange(1000, 1200)[None]
+    with Runner("smollm2-135m", weights=weights, context=256, progress=False) as runner:
+        ours = torch.from_numpy(runner.logits(ids))
+    with torch.inference_mode():
+        theirs = smollm2_float32()(torch.from_numpy(ids)).logits
+    assert ((ours - theirs).norm() / theirs.norm()).item() <= 1e-4
