@@ -92,7 +92,7 @@ class CpuOps:
         elif w.form == "table":
             planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
             mask = scratch.mask[: w.columns]
-            self._float.linear_table(x, w.values, w.scale, planes, scratch.row_scale, mask, out)
+            self._float.linear_table(x, w.values, w.scale, planes.view("int16"), scratch.row_scale, mask, out)
         else:
             self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)
 

@@ -208,14 +208,13 @@ def linear_float(x, w, is_bfloat, bias, out, accumulate):
 
 
 @parallel_kernel
-def linear_table(x, w, w_scale, planes, scale, mask, out):
+def linear_table(x, w, w_scale, values, scale, mask, out):
     """out [M, V] = x Wᵀ for a table: w int8 [V, Kp], w_scale uint16 [V, Kp/32] (float16 bits); x float32 [M, K] is taken
-    in the exact mode. Scratch: planes int8 [M, 2·Kp], scale float64 [M], mask int8 [K]."""
+    in the exact mode. Scratch: values int16 [M, Kp], scale float64 [M], mask int8 [K]."""
     rows, columns = x.shape[0], w.shape[0]
     mask[:] = 0
     for m in range(rows):
-        quantise_int16(x, m, True, mask, False, planes, scale)
-    values = planes.view(np.int16)
+        quantise_int16(x, m, True, mask, False, values, scale)
     for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
         stop = min((block + 1) * ROW_BLOCK, columns)
         sums = np.empty(4, np.float32)

@@ -5,7 +5,8 @@ integers S until the epilogue, y = f32(S · s_x · s_w + b) in float64: equal to
 """
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
 from bigrun_kernels.cpu.dot import (
@@ -20,6 +21,8 @@ from bigrun_kernels.cpu.dot import (
     vnni512_4x2,
 )
 
+# The dtype that scratch planes are seen as tells a form: int16 values, or two int8 planes for registers of 512 or 256 bits.
+FORMS = (np.int16, np.int8, np.uint8)
 ROW_BLOCK = 16  # weight rows of one task: they stay in the second-level cache while activation rows pass by
 MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even, as the sum's last bit is one
@@ -72,7 +75,7 @@ def outlier_columns(x, threshold, mask):
 def quantise_int16(x, i, exact, mask, masked, planes, scale):
     """Row i as int16: v = 254·h + l (exact), or h, the int8 value, alone. scale[i]: what one unit of v is worth."""
     width = x.shape[1]
-    row, values = planes[i].view(np.int16), x[i]
+    row, values = planes[i], x[i]
     largest = _largest(x, i, mask, masked)
     row[width:] = 0
     if not largest > 0.0:  # an all-zero row, or one with NaN or inf, whose scale then makes all its outputs NaN
@@ -135,56 +138,74 @@ def _write(x, m, n, total, scale, w, w_scale, bias, outliers, out, accumulate):
     out[m, n] = np.float32(value) + (out[m, n] if accumulate else np.float32(0.0))
 
 
-@inlined
-def _tile(form, values, planes, row_sum, m, tall, w, n, wide, exact, sums):
-    """sums[i·wide + c] = S of output (m + i, n + c) as an exact integer, whichever the form."""
-    if form == 0:
+def _tile(planes, row_sum, m, tall, w, n, wide, exact, sums):
+    """sums[i·wide + c] = S of output (m + i, n + c), an exact integer. tall, wide is 4, 2 or 1, 4 or 1, 1.
+
+    An overload a form, told by the dtype of planes (FORMS): a kernel is compiled for the one in use alone.
+    """
+
+
+@overload(_tile, inline="always")
+def _tile_overload(planes, row_sum, m, tall, w, n, wide, exact, sums):
+    if planes.dtype == types.int16:
+
+        def portable(planes, row_sum, m, tall, w, n, wide, exact, sums):
+            if tall == 4:
+                portable_4x2(planes, m, w, n, sums)
+            elif wide == 4:
+                portable_1x4(planes, m, w, n, sums)
+            else:
+                portable_1x1(planes, m, w, n, sums)
+
+        return portable
+
+    wide_registers = planes.dtype == types.int8
+    tile_4x2 = vnni512_4x2 if wide_registers else vnni256_4x2
+    tile_1x4 = vnni512_1x4 if wide_registers else vnni256_1x4
+    tile_1x1 = vnni512_1x1 if wide_registers else vnni256_1x1
+
+    def vnni(planes, row_sum, m, tall, w, n, wide, exact, sums):
         if tall == 4:
-            portable_4x2(values, m, w, n, sums)
+            tile_4x2(planes, m, w, n, sums)
         elif wide == 4:
-            portable_1x4(values, m, w, n, sums)
+            tile_1x4(planes, m, w, n, sums)
         else:
-            portable_1x1(values, m, w, n, sums)
-        return
-    if form == 1:
-        if tall == 4:
-            vnni512_4x2(planes, m, w, n, sums)
-        elif wide == 4:
-            vnni512_1x4(planes, m, w, n, sums)
-        else:
-            vnni512_1x1(planes, m, w, n, sums)
-    elif tall == 4:
-        vnni256_4x2(planes, m, w, n, sums)
-    elif wide == 4:
-        vnni256_1x4(planes, m, w, n, sums)
-    else:
-        vnni256_1x1(planes, m, w, n, sums)
-    count = tall * wide
-    fine = 254 if exact else 1
-    for i in range(count):
-        row = m + i // wide
-        high = sums[i] - 128 * np.int64(row_sum[row, 0])
-        low = sums[count + i] - 128 * np.int64(row_sum[row, 1])
-        sums[i] = fine * high + low
+            tile_1x1(planes, m, w, n, sums)
+        count = tall * wide
+        fine = 254 if exact else 1
+        for i in range(count):  # the weights went in with 128 added
+            row = m + i // wide
+            high = sums[i] - 128 * np.int64(row_sum[row, 0])
+            sums[i] = fine * high + sums[count + i] - 128 * np.int64(row_sum[row, 1])
+
+    return vnni
+
+
+def _quantise(x, i, exact, mask, masked, planes, scale, row_sum):
+    """Row i of x in the form of planes."""
+
+
+@overload(_quantise)
+def _quantise_overload(x, i, exact, mask, masked, planes, scale, row_sum):
+    if planes.dtype == types.int16:
+        return lambda x, i, exact, mask, masked, planes, scale, row_sum: quantise_int16(
+            x, i, exact, mask, masked, planes, scale
+        )
+    return lambda x, i, exact, mask, masked, planes, scale, row_sum: quantise_planes(
+        x, i, exact, mask, masked, planes, scale, row_sum
+    )
 
 
 @parallel_kernel
-def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
-    """out [M, N] = (or +=) x Wᵀ + b. form: 0 portable, 1 vnni512, 2 vnni256.
-
-    x float32 [M, K]; w int8 [N, Kp]; w_scale float32 [N]; bias float32 [N] or [0]. exact, or LLM.int8() with that
-    threshold (0: no decomposition), whose outlier columns are those of all rows together. Scratch: planes int8
-    [M, 2·Kp], scale float64 [M], row_sum int32 [M, 2], mask int8 [K].
-    """
+def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
     rows, columns = x.shape[0], w.shape[0]
     outliers = outlier_columns(x, 0.0 if exact else threshold, mask)
     masked = outliers.size > 0
     if rows == 1:  # not worth a launch of the threads
-        _quantise(form, x, 0, exact, mask, masked, planes, scale, row_sum)
+        _quantise(x, np.int64(0), exact, mask, masked, planes, scale, row_sum)
     else:
         for i in prange(rows):
-            _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum)
-    values = planes.view(np.int16)
+            _quantise(x, np.int64(i), exact, mask, masked, planes, scale, row_sum)
     for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
         stop = min(first + ROW_BLOCK, columns)
@@ -199,7 +220,7 @@ def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, 
                 if n + wide > stop:  # the last few weight rows, one pair at a time
                     wide, high = 1, 1
                 for top in range(m, m + tall, high):
-                    _tile(form, values, planes, row_sum, top, high, w, n, wide, exact, sums)
+                    _tile(planes, row_sum, top, high, w, n, wide, exact, sums)
                     for i in range(high * wide):
                         _write(
                             x,
@@ -218,9 +239,12 @@ def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, 
             m += tall
 
 
-@kernel
-def _quantise(form, x, i, exact, mask, masked, planes, scale, row_sum):
-    if form == 0:
-        quantise_int16(x, i, exact, mask, masked, planes, scale)
-    else:
-        quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum)
+def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
+    """out [M, N] = (or +=) x Wᵀ + b. form: 0 portable, 1 vnni512, 2 vnni256.
+
+    x float32 [M, K]; w int8 [N, Kp]; w_scale float32 [N]; bias float32 [N] or [0]. exact, or LLM.int8() with that
+    threshold (0: no decomposition), whose outlier columns are those of all rows together. Scratch: planes int8
+    [M, 2·Kp], scale float64 [M], row_sum int32 [M, 2], mask int8 [K].
+    """
+    planes = planes.view(FORMS[form])
+    _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate)

