@@ -2,7 +2,9 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,27 +22,31 @@ class Group(click.Group):
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except BigrunError as error:
-            if debug:
-                raise
-            self._end(f"bigrun: {error}", error.exit_status)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
-        except click.ClickException as error:
-            self._end(f"bigrun: {error.format_message()}", 2)
-        except (click.Abort, KeyboardInterrupt):
-            self._end("bigrun: interrupted", 130)
+        except click.exceptions.NoArgsIsHelpError as error:
+            print(error.ctx.get_help() if error.ctx else error.format_message(), file=sys.stderr)
+            sys.exit(2)
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(141)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if debug:
-                raise
-            self._end(f"bigrun: {type(error).__name__}: {error} (a bug; --debug shows where)", 1)
+                traceback.print_exc()
+            self._end(error)
 
     @staticmethod
-    def _end(message: str, status: int) -> None:
-        print(message, file=sys.stderr)
+    def _end(error: BaseException) -> None:
+        """One line on standard error, whatever names it quotes, and the exit status."""
+        if isinstance(error, BigrunError):
+            message, status = str(error), error.exit_status
+        elif isinstance(error, click.ClickException):
+            message, status = error.format_message(), 2
+        elif isinstance(error, click.Abort | KeyboardInterrupt):
+            message, status = "interrupted", 130
+        else:
+            message, status = f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1
+        print(f"bigrun: {BigrunError(message)}", file=sys.stderr)
         sys.exit(status)
 
 
@@ -133,6 +139,9 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
     """Continue a prompt; the text streams as it comes."""
     sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
     text = _prompt(prompt)
+    from bigrun.runner import check_generation
+
+    check_generation(max_new_tokens, sampling)  # before a long load, not after it
     with _runner(given) as runner:
         stream = runner.stream(text, max_new_tokens, raw, **sampling)
         pieces = []
@@ -173,6 +182,35 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, **given: Any) -> N
         print(describe(report))
 
 
+@main.group("eval")
+def evaluate() -> None:
+    """How good the model still is."""
+
+
+@evaluate.command("perplexity")
+@rig_options
+@run_options
+@as_json
+@click.option("--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text.")
+@click.option("--window", type=int, default=512, show_default=True, metavar="W", help="Tokens at a time.")
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="The first N tokens of the text. Default: all.")
+@click.option("--against", type=click.Choice(["16bit"]), help="Compare with the checkpoint's own values in float32.")
+def perplexity_command(
+    as_json: bool, text: Path, window: int, tokens: int | None, against: str | None, **given: Any
+) -> None:
+    """Perplexity on a text, and the distance from 16 bits."""
+    from bigrun.evaluate import describe, perplexity
+
+    if given.pop("context") is not None:
+        raise CallError("--context: the context of eval is --window")
+
+    def open_runner(context: int, **more: Any) -> Any:
+        return _runner({**given, "context": context, **more})
+
+    report = perplexity(open_runner, text, window, tokens, against is not None)
+    print(json.dumps(report) if as_json else describe(report))
+
+
 @main.command()
 @as_json
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -188,10 +226,13 @@ def _rig(given: dict[str, Any]) -> dict[str, Any]:
     """The shared options as `plan` and `Runner` take them."""
     given["skip"] = tuple(name.strip() for name in given["skip"].split(",") if name.strip())
     if given["max_memory"] is not None:
+        form = 'write {"0": "24GB", "cpu": "64GB"}'
         try:
             given["max_memory"] = json.loads(given["max_memory"])
-        except ValueError as error:
-            raise CallError(f'--max-memory: not JSON ({error}); write {{"0": "24GB", "cpu": "64GB"}}') from error
+        except (ValueError, RecursionError) as error:
+            raise CallError(f"--max-memory: not JSON; {form}") from error
+        if not isinstance(given["max_memory"], dict):
+            raise CallError(f"--max-memory: not an object; {form}")
     return given
 
 

@@ -9,6 +9,10 @@ class BigrunError(Exception):
 
     exit_status = 1
 
+    def __init__(self, message: str):
+        """Names that a message quotes may hold anything: what would break its line, or the terminal, is escaped."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class CallError(BigrunError):
     """The call is wrong: an unknown model, card or option value, a size that makes no sense."""

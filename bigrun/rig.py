@@ -96,6 +96,8 @@ def parse_gpus(text: str, virtual: bool = False) -> tuple[Device, ...]:
         count = int(match[1] or 1)
         if not 1 <= count <= MOST_GPUS or len(devices) + count > MOST_GPUS:
             raise CallError(f"--gpus {text!r}: between 1 and {MOST_GPUS} GPUs can be planned for")
+        if re.fullmatch(r"[0-9.]{1,6}", match[2]):
+            raise CallError(f"--gpus {text!r}: {item!r} lacks a unit; write 8x24GB")
         if re.match(r"[0-9.]", match[2]):
             rates, budget = ASSUMED_GPU, parse_size(match[2], "--gpus")
         else:

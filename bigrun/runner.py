@@ -188,11 +188,7 @@ class Runner:
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
     ) -> "Stream":
         """The same as an iterator over pieces of text, as they come."""
-        from bigrun.text.sampling import Sampling
-
-        if max_new_tokens < 1:
-            raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
-        chosen = Sampling(**sampling)
+        chosen = check_generation(max_new_tokens, sampling)
         ids = self.encode(prompt, raw) if isinstance(prompt, str) else self._checked(prompt)
         return Stream(self, ids, max_new_tokens, chosen)
 
@@ -284,6 +280,15 @@ def cpu_ops() -> "CpuOps":
     from bigrun_kernels.ops import CpuOps
 
     return CpuOps()
+
+
+def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> "Sampling":
+    """The sampling options, checked; CallError says what is wrong."""
+    from bigrun.text.sampling import Sampling
+
+    if max_new_tokens < 1:
+        raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
+    return Sampling(**sampling)
 
 
 def check_arithmetic(mode: str, threshold: float, threads: int | None, kv: str) -> None:

@@ -17,9 +17,9 @@ def parse_size(text: str | int, what: str = "size") -> int:
     if isinstance(text, bool):
         raise CallError(f"{what}: {text!r} is not a size; write it as 24GB or 24GiB")
     if isinstance(text, int):
-        number = float(text)
+        number = float(min(text, 2 * LARGEST))
     elif match := SIZE.fullmatch(text.strip()):
-        number = float(match[1]) * UNITS[match[2].upper()]
+        number = float(match[1][:40]) * UNITS[match[2].upper()]
     elif text.strip().isascii() and text.strip().isdigit() and len(text) < 24:
         number = float(int(text))
     else:

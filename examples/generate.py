@@ -1,6 +1,6 @@
 """Text as it comes, from the demo model or any checkpoint folder.
 
-    python examples/generate.py "Why is the sky blue?" [MODEL]
+python examples/generate.py "Why is the sky blue?" [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """What would one more card buy me? Plans need no weights and no GPU.
 
-    python examples/plan_a_rig.py llama-3.1-70b
+python examples/plan_a_rig.py llama-3.1-70b
 """
 
 import sys

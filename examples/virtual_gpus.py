@@ -1,6 +1,6 @@
 """The same tokens on one CPU and on two virtual GPUs of 60 MB and the CPU: only the places differ.
 
-    python examples/virtual_gpus.py
+python examples/virtual_gpus.py
 """
 
 from bigrun import Runner

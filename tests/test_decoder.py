@@ -42,7 +42,9 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor, torch.Tensor]:
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, torch.Tensor, torch.Tensor]:
     """(checkpoint folder, ids [2, 100], transformers' float32 logits)."""
     folder = tmp_path_factory.mktemp(request.param)
     peer = MODELS[request.param](folder)
@@ -62,7 +64,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_logits_agree_with_transformers(model: tuple[Path, torch.Tensor, torch.Tensor], options: dict, bar: float) -> None:
+def test_logits_agree_with_transformers(
+    model: tuple[Path, torch.Tensor, torch.Tensor], options: dict, bar: float
+) -> None:
     folder, ids, expected = model
     with Runner(str(folder), context=128, progress=False, **options) as runner:
         assert error(runner.logits(ids), expected) <= bar
@@ -122,14 +126,30 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
             b.name: convert(torch.full(b.shape, 77).to(dtypes.get(b.dtype, torch.float32)))
             for b in step_buffers(spec, tokens, 1, blocks=True, head=False)
         }
-        pages = [torch.full((2, block.kv_heads, PAGE_TOKENS, block.head_dim), torch.nan, dtype=torch.float16) for _ in "kv"]
+        pages = [
+            torch.full((2, block.kv_heads, PAGE_TOKENS, block.head_dim), torch.nan, dtype=torch.float16) for _ in "kv"
+        ]
         kept = [p.view(torch.uint16).numpy() if to_numpy else p for p in pages]
         rotated = None if turn is None else make(turn)
         step = StepArrays(
-            make(positions), make(np.zeros(tokens, np.int64)), make(slots), make(np.array([[1, 0]], np.int32)), rotated, mode, 3.0
+            make(positions),
+            make(np.zeros(tokens, np.int64)),
+            make(slots),
+            make(np.array([[1, 0]], np.int32)),
+            rotated,
+            mode,
+            3.0,
         )
         mine = convert(x.clone())
-        run_block(ops, block, weights_of(block, tensors, convert), step, BlockCache(kept[0], kept[1], make(slopes)), work, mine)
+        run_block(
+            ops,
+            block,
+            weights_of(block, tensors, convert),
+            step,
+            BlockCache(kept[0], kept[1], make(slopes)),
+            work,
+            mine,
+        )
         results.append(torch.as_tensor(mine))
     # an entry that falls on the other side of a rounding edge changes its neighbours by one part in some thousands
     assert error(results[0], results[1]) <= (1e-4 if mode == "exact" else 5e-3)

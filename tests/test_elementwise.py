@@ -13,7 +13,7 @@ OPS = CpuOps()
 NOTHING = np.empty(0, np.float32)
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-shape_of = pytest.mark.parametrize(("t", "h"), [(1, 1), (3, 7), (5, 576), (2, 4097)], ids=lambda size: str(size))
+shape_of = pytest.mark.parametrize(("t", "h"), [(1, 1), (3, 7), (5, 576), (2, 4097)], ids=str)
 kind_of = pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])
 function_of = pytest.mark.parametrize("name", ACTIVATIONS)
 

@@ -15,7 +15,7 @@ NOTHING = np.empty(0, np.float32)
 SHAPES = [(1, 1, 1), (1, 7, 2), (2, 8, 3), (4, 9, 16), (5, 70, 17), (17, 135, 37), (3, 4101, 5)]
 
 kind_of = pytest.mark.parametrize("kind", TYPES)
-shape_of = pytest.mark.parametrize(("m", "k", "n"), SHAPES, ids=lambda size: str(size))
+shape_of = pytest.mark.parametrize(("m", "k", "n"), SHAPES, ids=str)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -144,3 +144,14 @@ def test_a_row_has_one_answer_from_a_table_whatever_its_neighbours() -> None:
     assert not alone[6].any()
     for count in (0, 2, 5, 17):
         assert np.array_equal(run_table(x[:count], q, scale), alone[:count], equal_nan=True)
+
+
+@pytest.mark.xfail(strict=True, reason="CpuOps.linear drops `bias` and `add` where the weight is a table")
+def test_a_table_takes_a_bias_and_adds_as_other_linears_do() -> None:
+    x, (q, scale), bias, before = normal(2, 64), table(5, 64), normal(5), normal(2, 5)
+    scratch = Scratch(
+        np.empty((2, 128), np.int8), np.empty(2), np.empty((2, 2), np.int32), np.empty(64, np.int8)
+    )  # fmt: skip
+    out = before.copy()
+    CpuOps().linear(x, Weight("table", q, scale.view(np.uint16), bias, 64), "exact", 0.0, scratch, out, True)
+    assert np.allclose(out, run_table(x, q, scale) + bias + before, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """GGUF files: the header and the rows are what the gguf library reads, a twin of a safetensors folder is the same model,
 and no damaged or hostile file ends in anything but a CheckpointError, or takes memory that it does not fill."""
 
+import contextlib
 import importlib.util
 import math
 import struct
@@ -142,13 +143,10 @@ def test_a_long_array_of_small_numbers_takes_no_multiple_of_its_file() -> None:
     count = 2**24
     data = file(entry(b"a", 9, struct.pack("<IQ", 0, count) + bytes(count)))
     tracemalloc.start()
-    try:
+    with contextlib.suppress(CheckpointError):  # no sound model has such an array: to refuse it is as good
         read_header(data, "long.gguf")
-    except CheckpointError:
-        pass  # no sound model has such an array: to refuse it is as good
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert peak <= 2 * len(data)
 
 
@@ -165,19 +163,15 @@ def test_no_damage_to_a_header_ends_in_another_error(folder: Path, tmp_path: Pat
     whole, path = (folder / "F16.gguf").read_bytes(), tmp_path / "damaged.gguf"
     header = min(found.offset for found in read_header(whole, "")[1])
     random, refusals = np.random.default_rng(0), 0
-    # Half of it among the numbers before the tokens and the tensors after the merges: the rest is mostly text.
-    places = [
-        *random.integers(0, 700, 200),
-        *random.integers(header - 1200, header, 200),
-        *random.integers(0, header, 100),
-    ]
-    for at in places:
+    # Mostly among the numbers before the tokens and the tensors after the merges: the rest is text.
+    spans = ((0, 700, 120), (header - 1200, header, 120), (0, header, 60))
+    for at in np.concatenate([random.integers(*span) for span in spans]):
         path.write_bytes(whole[:at] + random.choice([random.bytes(1), b"\xff", b"\0"]) + whole[at + 1 :])
         try:
             load_parts(path, cpu="100GB")
         except CheckpointError:
             refusals += 1
-    assert refusals > 200
+    assert refusals > 100
 
 
 @pytest.mark.parametrize("kind", KINDS)

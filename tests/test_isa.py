@@ -20,9 +20,9 @@ from bigrun_kernels.cpu import isa
 # LLVM's name of a CPU, what decides between kernels there, how many dot products 64 columns of a tile take, and which.
 CPUS = {
     "AVX-512 VNNI alone": ("cascadelake", "avx2 f16c avx512vnni", {"vnni512_4x2": 16, "vnni256_1x4": 16}, "vpdpbusd"),
-    "AVX-VNNI alone": ("alderlake", "avx2 f16c avxvnni", {"vnni256_4x2": 32, "vnni256_1x4": 16}, "vpdpbusd"),
-    "AVX2 alone": ("haswell", "avx2 f16c", {"portable_4x2": 32, "portable_1x4": 16}, "vpmaddwd"),
-    "neither": ("x86-64", "sse2", {"portable_4x2": 64, "portable_1x4": 32}, "pmaddwd"),
+    "AVX-VNNI alone": ("alderlake", "avx2 f16c avxvnni", {"vnni256_4x2": 32}, "vpdpbusd"),
+    "AVX2 alone": ("haswell", "avx2 f16c", {"portable_4x2": 32}, "vpmaddwd"),
+    "neither": ("x86-64", "sse2", {"portable_1x4": 32}, "pmaddwd"),
 }
 
 

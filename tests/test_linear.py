@@ -19,10 +19,11 @@ NOTHING = np.empty(0, np.float32)
 # M, K, N: each has something that a tile of 4 by 2, a row of 64 bytes or a block of 16 does not divide.
 SHAPES = [(1, 1, 1), (1, 63, 5), (2, 64, 16), (4, 65, 17), (5, 200, 1), (17, 130, 37), (4, 4096, 18), (3, 4160, 19)]
 LONG = 66_445  # beyond the columns whose u8·s8 products an int32 holds, and no multiple of anything
+LONGER = 1_100_003  # the same for each of sixteen int32 lanes
 
 form_of = pytest.mark.parametrize("form", FORMS)
 mode_of = pytest.mark.parametrize("mode", MODES)
-shape_of = pytest.mark.parametrize(("m", "k", "n"), SHAPES, ids=lambda size: str(size))
+shape_of = pytest.mark.parametrize(("m", "k", "n"), SHAPES, ids=str)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -99,11 +100,11 @@ def test_the_integer_core_is_exact(form: str, mode: str, m: int, k: int, n: int)
 
 @form_of
 @mode_of
-@pytest.mark.parametrize("m", [1, 5])
-def test_long_rows_of_extremes_do_not_overflow(form: str, mode: str, m: int) -> None:
-    high, low = np.full((m, LONG), 127), np.zeros((m, LONG), np.int64)
+@pytest.mark.parametrize(("m", "k"), [(1, LONG), (5, LONG), (1, LONGER)], ids=str)
+def test_long_rows_of_extremes_do_not_overflow(form: str, mode: str, m: int, k: int) -> None:
+    high, low = np.full((m, k), 127), np.zeros((m, k), np.int64)
     high[1:] *= -1
-    q = np.full((5, LONG), 127, np.int8)
+    q = np.full((5, k), 127, np.int8)
     q[1:3] = -127
     assert_exact_sums(high, low, q, form, mode)
 

@@ -1,7 +1,5 @@
 """A device's memory is counted before it is taken, refused beyond the budget, and given back when it is dropped."""
 
-import gc
-
 import numpy as np
 import pytest
 
@@ -57,24 +55,20 @@ def test_dropped_arrays_give_their_bytes_back_and_the_peak_stands(memory: HostMe
     first = memory.take(6_000, "weights", "blocks.0")
     second = memory.take(3_000, "workspace", "workspace")
     del first
-    gc.collect()
     assert (memory.used_bytes, memory.peak_bytes) == (3_000, 9_000)
     assert memory.by_kind == {"weights": 0, "workspace": 3_000}
     del second
-    gc.collect()
     assert memory.used_bytes == 0
     assert memory.take(10_000, "weights", "blocks.0").nbytes == 10_000
 
 
 def test_a_view_keeps_its_arena(memory: HostMemory) -> None:
     view = memory.take(8_000, "weights", "blocks.0")[100:104].view(np.float32)
-    gc.collect()
     assert memory.used_bytes == 8_000
     view[0] = 1.5
     with pytest.raises(BudgetExceeded):
         memory.take(2_001, "weights", "blocks.1")
     del view
-    gc.collect()
     assert memory.used_bytes == 0
 
 

@@ -1,13 +1,16 @@
 """How close the int8 model stays to the 16-bit one: SmolLM2 against transformers in float32, on English text."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peers import smollm2_float32
 
 from bigrun import Runner
+from bigrun.cli import main
 
 TEXT = Path(__file__).parent / "data" / "english.txt"
 WINDOW = 512
@@ -41,10 +44,36 @@ def test_llm_int8_is_no_worse_than_bitsandbytes_on_the_same_model() -> None:
     assert agreement >= 0.9
 
 
-@pytest.mark.parametrize("weights", ["float32"])
-def test_the_checking_path_is_the_float32_model(weights: str) -> None:
+def test_eval_perplexity_says_what_transformers_says() -> None:
+    call = [
+        "eval",
+        "perplexity",
+        "--text",
+        str(TEXT),
+        "--tokens",
+        "512",
+        "--window",
+        "256",
+        "--against",
+        "16bit",
+        "--json",
+    ]
+    result = CliRunner().invoke(main, call)
+    report = json.loads(result.stdout)
+    assert set(report) == {"model", "tokens", "perplexity", "perplexity_16bit", "mean_kl", "top1_agreement"}
+    assert report["tokens"] == 2 * 255, "every token but the first of each window"
+    with Runner(context=64, progress=False) as runner:
+        ids = torch.tensor(runner.tokenizer.encode(TEXT.read_text()))[:512].view(2, 256)
+    with torch.inference_mode():
+        loss = smollm2_float32()(ids, labels=ids).loss
+    assert report["perplexity_16bit"] == pytest.approx(loss.exp().item(), rel=1e-4)
+    assert report["perplexity"] == pytest.approx(report["perplexity_16bit"], rel=0.02)
+    assert 0 < report["mean_kl"] < 0.006
+
+
+def test_the_checking_path_is_the_float32_model() -> None:
     ids = np.arange(1000, 1200)[None]
-    with Runner("smollm2-135m", weights=weights, context=256, progress=False) as runner:
+    with Runner("smollm2-135m", weights="float32", context=256, progress=False) as runner:
         ours = torch.from_numpy(runner.logits(ids))
     with torch.inference_mode():
         theirs = smollm2_float32()(torch.from_numpy(ids)).logits

@@ -13,7 +13,7 @@ TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.b
 SHAPES = [(1, 1), (3, 64), (17, 70), (40, 320)]
 
 kind_of = pytest.mark.parametrize("kind", TYPES)
-shape_of = pytest.mark.parametrize(("n", "k"), SHAPES, ids=lambda size: str(size))
+shape_of = pytest.mark.parametrize(("n", "k"), SHAPES, ids=str)
 
 
 def weights(n: int, k: int, kind: str = "float32", seed: int = 0) -> torch.Tensor:

@@ -97,7 +97,7 @@ def test_several_sequences_are_mentioned() -> None:
 @pytest.mark.parametrize("width", [80, 110])
 def test_no_line_is_wider_than_asked_for(fits: Plan, too_small: Plan, width: int) -> None:
     long_name = replace(fits, model="owner/" + "a-model-of-a-very-long-name-" * 8)
-    many = plan("llama-3.1-405b", gpus="30x24GB", cpu="900TB", disk="900TB", virtual=True, skip=("blocks.1",))
+    many = plan("llama-3-8b", gpus="30x24GB", cpu="900TB", disk="900TB", virtual=True, context=64)
     for made in (fits, too_small, long_name, many):
         assert max(map(len, plan_text(made, width).splitlines())) <= width
 
@@ -137,7 +137,9 @@ def test_a_bar_shows_each_kind_of_bytes_in_proportion(account: DevicePlan, bar: 
 @pytest.mark.xfail(
     strict=True, reason="bug: rounded-up cells leave the last kinds no room, as on cuda:0 of BLOOM's 8x24GB"
 )
-@pytest.mark.parametrize("account", [device(2800, 2730, 20, 25, 25), device(2800, 2600, 124, 48, 28)], ids=str)
+@pytest.mark.parametrize(
+    "account", [device(2800, 2730, 20, 25, 25), device(2800, 2600, 124, 48, 28)], ids=["full", "cuda:0"]
+)
 def test_every_kind_of_bytes_that_is_there_shows_at_least_once(account: DevicePlan) -> None:
     assert set(memory_bar(account).plain) >= set("█▓▒░")
 

@@ -4,7 +4,6 @@ What depends on a fresh process runs in one: this file, called with the name of 
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,9 +16,11 @@ import pytest
 
 from bigrun_kernels.cpu import threads
 
-HAS_TBB = importlib.util.find_spec("tbb") is not None or any(
-    distribution.metadata["Name"] == "tbb" for distribution in importlib.metadata.distributions()
-)
+try:
+    HAS_TBB = bool(importlib.metadata.version("tbb"))
+except importlib.metadata.PackageNotFoundError:
+    HAS_TBB = False
+CHOSEN = os.environ.get("NUMBA_THREADING_LAYER")  # by whoever runs these tests
 
 
 def linear(seed: int = 0, rows: int = 5) -> np.ndarray:
@@ -79,36 +80,55 @@ def forked() -> None:
     assert is_right(linear())
 
 
-def asked_for_workqueue() -> None:
+def asked() -> None:
     assert is_right(linear())
 
 
-def run_alone(task: str, **environment: str) -> str:
-    """The pool of a fresh process that did the task."""
-    command = [sys.executable, str(Path(__file__)), task]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def alone() -> dict[str, subprocess.CompletedProcess[str]]:
+    """What became of each task in a process of its own; all at once, as each waits for imports."""
+    linear()  # so that none of them has to compile it
+    tasks: dict[str, dict[str, str]] = {
+        "torch_first": {},
+        "torch_last": {},
+        "asked": {"NUMBA_THREADING_LAYER": "workqueue"},
+    }
+    if hasattr(os, "fork"):
+        tasks["forked"] = {}
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_THREADING_LAYER"}
+    command = [sys.executable, str(Path(__file__))]
+
+    def run(task: str) -> subprocess.CompletedProcess[str]:
+        environment = inherited | tasks[task]
+        return subprocess.run([*command, task], env=environment, capture_output=True, text=True, timeout=120)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(tasks, pool.map(run, tasks), strict=True))
+
+
+def pool_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The pool of a process that did its task."""
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
 
 
 @pytest.mark.parametrize("task", ["torch_first", "torch_last"])
-def test_kernels_and_torch_work_in_either_order(task: str) -> None:
-    assert run_alone(task) in ({"tbb"} if HAS_TBB else {"omp", "workqueue"})
+def test_kernels_and_torch_work_in_either_order(alone: dict[str, subprocess.CompletedProcess[str]], task: str) -> None:
+    assert pool_of(alone[task]) in ({"tbb"} if HAS_TBB else {"omp", "workqueue"})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.skipif(not HAS_TBB, reason="only tbb survives a fork")
-def test_a_forked_child_can_run_kernels() -> None:
-    assert run_alone("forked") == "tbb"
+def test_a_forked_child_can_run_kernels(alone: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    assert pool_of(alone["forked"]) == "tbb"
 
 
-def test_the_pool_that_the_user_asked_for_stands() -> None:
-    assert run_alone("asked_for_workqueue", NUMBA_THREADING_LAYER="workqueue") == "workqueue"
+def test_the_pool_that_the_user_asked_for_stands(alone: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    assert pool_of(alone["asked"]) == "workqueue"
 
 
+@pytest.mark.skipif(CHOSEN is not None or not HAS_TBB, reason="the tbb package is not installed, or not asked for")
 def test_tbb_is_the_pool_where_it_is_installed() -> None:
-    if not HAS_TBB:
-        pytest.skip("the tbb package is not installed")
     assert is_right(linear())
     assert threads.layer() == "tbb"
 

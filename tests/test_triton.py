@@ -45,9 +45,10 @@ def interpret(cases: dict[str, Case]) -> dict[str, Any]:
 def compile_for(architectures: list[int]) -> dict[Any, dict[str, Any]]:
     """What each kernel becomes for each compute capability: (capability, kernel, rows) → its facts."""
     import triton
-    from bigrun_kernels.gpu import linear
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from bigrun_kernels.gpu import linear
 
     pointers = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int8: "*i8"}
 

@@ -71,7 +71,8 @@ def _readable(kind: Any) -> bool:
 
 
 def _floats(data: np.ndarray, kind: Any, dequantize: Any) -> np.ndarray:
-    return np.array(dequantize(data, kind), dtype=np.float32)
+    with np.errstate(all="ignore"):  # an inf among the scales is reported when the rows are converted
+        return np.array(dequantize(data, kind), dtype=np.float32)
 
 
 def _row_bytes(tensor: GgufTensor) -> int:
@@ -105,6 +106,16 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], wher
         raise CheckpointError(f"{where}: GGUF architecture {architecture!r:.40}; bigrun reads llama")
     if "rope_freqs.weight" in tensors or metadata.get("llama.rope.scaling.type") not in (None, "none", "linear"):
         raise CheckpointError(f"{where}: this rotary scaling is read from safetensors only, not from GGUF")
+    heads, width = metadata.get("llama.attention.head_count"), metadata.get("llama.embedding_length")
+    rotated = metadata.get("llama.rope.dimension_count")
+    if rotated is not None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        head_dim = metadata.get("llama.attention.key_length", width // heads)
+        if rotated != head_dim:
+            raise CheckpointError(
+                f"{where}: rotates {rotated!r:.20} of {head_dim!r:.20} entries of a head, which is not read from GGUF"
+            )
+    if metadata.get("llama.rope.scale_linear") not in (None, 0, 1):
+        raise CheckpointError(f"{where}: the old key llama.rope.scale_linear is not read; convert the file anew")
     if metadata.get("llama.expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts in GGUF is not read")
     config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}

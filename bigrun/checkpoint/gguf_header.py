@@ -13,6 +13,7 @@ MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MOST_DIMENSIONS = 4
+MOST_VALUES = 2**21  # of an array; the largest vocabularies have a quarter of a million
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Reader:
         least = 8 if inner in (STRING, ARRAY) else struct.calcsize(SCALARS.get(inner, "B"))
         if count > (len(self.data) - self.position) // least:
             raise self.bad(f"an array of {count} values, more than the file holds")
+        if count > MOST_VALUES:
+            raise self.bad(f"an array of {count} values, more than any tokenizer has")
         if inner in SCALARS:
             values = struct.unpack_from(f"<{count}{SCALARS[inner]}", self.data, self.position)
             self.position += count * least
@@ -84,15 +87,17 @@ def read_header(data: Any, where: str) -> tuple[dict[str, Any], list[GgufTensor]
     for _ in range(value_count):
         name = reader.string()
         metadata[name] = reader.value(reader.scalar("I"))
-    found = []
+    found: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name, dimensions = reader.string(), reader.scalar("I")
+        if name in found:
+            raise reader.bad(f"a second tensor {name[:60]!r}")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise reader.bad(f"tensor {name[:60]!r} of {dimensions} dimensions")
         shape = tuple(reader.scalar("Q") for _ in range(dimensions))
-        found.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
+        found[name] = (shape, reader.scalar("I"), reader.scalar("Q"))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
         raise reader.bad(f"an alignment of {alignment!r:.30}")
     start = -(-reader.position // alignment) * alignment
-    return metadata, [GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in found]
+    return metadata, [GgufTensor(name, shape, kind, start + offset) for name, (shape, kind, offset) in found.items()]

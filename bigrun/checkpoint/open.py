@@ -64,6 +64,8 @@ def _hub(repo: str, call: Callable[[Any], str]) -> str:
 
     try:
         return call(huggingface_hub)
+    except errors.HFValidationError as error:
+        raise CallError(f"--model {repo[:100]}: no folder, and no name that the hub could have") from error
     except errors.GatedRepoError as error:
         raise CallError(f"{repo}: gated; accept its terms on the hub and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:

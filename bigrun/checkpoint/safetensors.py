@@ -19,6 +19,7 @@ from bigrun.model.source import Dialect
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.uint16, "BF16": np.uint16}
+LONGEST_NAME = 255
 LARGEST_JSON = 512 * 2**20  # an index of a hundred thousand tensors is 10 MB
 
 
@@ -112,12 +113,15 @@ class SafetensorsCheckpoint:
         The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
         """
         pure = PurePosixPath(file)
-        bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or not pure.name
+        bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
+        bad = bad or not 1 <= len(file) <= LONGEST_NAME
         path = self.folder / file
         if not bad and path.exists():
             real, home = path.resolve(), self.folder.resolve()
             blobs = home.parent.parent / "blobs"
-            bad = not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs)))
+            bad = real.is_dir() or not (
+                real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))
+            )
         if bad:
             raise CheckpointError(
                 f"{self.folder / INDEX}: names {file[:80]!r}, which is outside the checkpoint's folder"

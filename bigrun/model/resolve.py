@@ -8,6 +8,7 @@ from pathlib import Path
 from bigrun.errors import CallError
 from bigrun.model import catalog
 
+LONGEST = 4096
 DEFAULT = "smollm2-135m"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -29,23 +30,29 @@ class Model:
 
 def resolve(name: str) -> Model:
     """What the name stands for; CallError where it stands for nothing. Nothing is opened and nothing fetched."""
-    if not name or "\0" in name:
-        raise CallError("--model: the name is empty" if not name else "--model: the name holds a NUL character")
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if not name or len(name) > LONGEST:
+        raise CallError("--model: the name is empty" if not name else f"--model {name[:60]}…: too long for a name")
+    if not name.isprintable():
+        raise CallError(f"--model {name[:100]!r}: the name holds a control character, such as NUL or a newline")
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # a part of the path too long, or the home of nobody
+        raise CallError(f"--model {name[:100]}: no such folder or file") from error
+    if is_folder:
         if not (path / "config.json").is_file():
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
             hint = f"; it has {ggufs[0]}: name that file" if ggufs else ""
             raise CallError(f"--model {name}: the folder has no config.json{hint}")
         return Model(name=path.resolve().name, folder=path)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not is_file:
             raise CallError(f"--model {name}: no such file")
         return Model(name=path.stem, gguf=path)
     entry = catalog.find(name)
     if entry is not None:
         return _from_catalog(entry)
-    if path.exists():
+    if is_file:
         raise CallError(f"--model {name}: neither a folder with config.json nor a .gguf file")
     if HUB_ID.fullmatch(name):
         return Model(name=name, repo=name, entry=catalog.by_repo().get(name.lower()))

@@ -55,6 +55,26 @@ def per_row(source, is_bfloat, rows, q, scale):
     return bad
 
 
+@kernel
+def _group_row(values, q, scale):
+    """One row [Kp] in groups; True if it has NaN or inf, or an entry too large for a float16 constant (8 million)."""
+    bad = _largest(values) >= INFINITY
+    for g in range(scale.size):
+        part, target = values[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP]
+        largest = bits_to_float(_largest(part))
+        code = float_to_half(largest / np.float32(127.0))
+        if half_to_float(code) * np.float32(127.49) < largest:
+            code += np.uint16(1)
+        bad = bad or code >= 0x7C00
+        if code == 0 or code >= 0x7C00:
+            target[:] = 0
+            scale[g] = 0
+        else:
+            scale[g] = code
+            _round(part, half_to_float(code), target)
+    return bad
+
+
 @parallel_kernel
 def per_group(source, is_bfloat, rows, q, scale):
     """q int8 [N, Kp], scale uint16 [N, Kp/32]: float16 constants, rounded up so that no entry exceeds 127."""
@@ -63,21 +83,7 @@ def per_group(source, is_bfloat, rows, q, scale):
     for i in prange(source.shape[0]):
         values = np.zeros(q.shape[1], np.float32)
         read_row(source[i], is_bfloat, values[:width])
-        n = rows[i]
-        bad += _largest(values) >= INFINITY
-        for g in range(scale.shape[1]):
-            part = values[g * GROUP : (g + 1) * GROUP]
-            unit = bits_to_float(_largest(part)) / np.float32(127.0)
-            code = float_to_half(unit)
-            if half_to_float(code) * np.float32(127.49) < bits_to_float(_largest(part)):
-                code += np.uint16(1)
-            if code == 0 or code >= 0x7C00:  # nothing there, or beyond float16: weights over 8 million
-                bad += code >= 0x7C00
-                q[n, g * GROUP : (g + 1) * GROUP] = 0
-                scale[n, g] = 0
-                continue
-            scale[n, g] = code
-            _round(part, half_to_float(code), q[n, g * GROUP : (g + 1) * GROUP])
+        bad += 1 if _group_row(values, q[rows[i]], scale[rows[i]]) else 0
     return bad
 
 
