@@ -120,7 +120,7 @@ def compile_tiles(features: str, names: list[str]) -> dict[str, str]:
     for name in names:
         tile = getattr(dot, name)
         kind = types.int16 if name.startswith("portable") else types.int8
-        x, w, sums = types.Array(kind, 2, "C"), types.Array(types.int8, 2, "C"), types.Array(types.int64, 1, "C")
+        x, w, sums = types.Array(kind, 2, "C"), types.Array(types.int8, 2, "C"), types.Array(types.float64, 1, "C")
         compiled = njit(lambda x, m, w, n, sums: tile(x, m, w, n, sums))  # noqa: B023, compiled before it changes
         compiled.compile((x, types.int64, w, types.int64, sums))
         found[name] = "".join(compiled.inspect_asm().values())

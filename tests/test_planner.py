@@ -106,6 +106,7 @@ def test_an_untied_table_is_looked_up_on_the_cpu_and_the_head_computed_on_the_gp
     assert made.placement("head").weights_bytes == made.placement("embed").weights_bytes == TABLE
     assert (made.device("cpu").weights_bytes, made.device("cpu").workspace_bytes) == (TABLE, EMBED_ONLY)
     assert not planned(toy(1, tied=False), {0: budget(ONE_AND_HEAD), "cpu": budget(TABLE + EMBED_ONLY) - 1}).fits
+    assert homes(planned(toy(1, tied=False), {0: GB, "cpu": GB}))["cpu"] == ("embed",)  # even if a GPU has room
 
 
 @pytest.mark.parametrize(("rows", "spare"), [(32, 0), (64, 32 * ROW), (32, 32 * ROW - 64)])
@@ -115,6 +116,13 @@ def test_the_prompt_is_read_in_larger_chunks_only_where_no_block_pays_for_it(row
     assert made.prefill_chunk_tokens == rows
     assert set(homes(made)) == {"cuda:0"}
     assert made.device("cuda:0").workspace_bytes == steps(rows, head=True)
+
+
+def test_a_step_of_more_sequences_than_the_chunk_has_rows_takes_a_row_for_each() -> None:
+    made = make_plan(toy(1), make_rig(max_memory={0: GB}), Options(context=16, batch=40))
+    assert made.prefill_chunk_tokens == 32
+    assert made.devices[0].workspace_bytes == 40 * ROW + 64 + 40 * 64 * 4
+    assert made.devices[0].kv_cache_bytes == 40 * KV
 
 
 def test_what_the_disk_stores_is_staged_and_cached_and_computed_on_the_cpu() -> None:
@@ -234,5 +242,7 @@ def test_accelerate_takes_the_device_map(family: str, tied: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # accelerate warns of names that the model has not
         check_device_map(model, made.to_device_map())
+    for name, _ in model.named_buffers():  # which check_device_map does not look at unless they are saved
+        assert any(name.startswith(f"{module}.") for module in made.to_device_map()), name
     assert [made.to_device_map()[f"{layers}.{n}"] for n in range(3)] == [1, "cpu", "cpu"]
     assert made.to_device_map()["lm_head"] == "cpu"

@@ -148,12 +148,11 @@ def test_rows_with_nan_or_inf_are_counted(kind: str, bad: float) -> None:
     assert np.isfinite(scale).all()
     good = [0, 2, 3, 5, 6, 7, 8]
     assert np.array_equal(q[good], per_row(w[good])[0])
-    assert per_group(w)[2] >= 2
+    assert per_group(w)[2] == 2
     assert copy(w, kind)[1] == 2
     assert copy(w, "bfloat16")[1] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="per_group counts a bad row once more for each of its bad groups")
 def test_a_bad_row_of_groups_is_counted_once() -> None:
     w = weights(9, 70)
     w[4, [3, 40]] = torch.nan
@@ -195,12 +194,12 @@ def test_a_float16_constant_lets_no_entry_exceed_127() -> None:
 
 
 def test_groups_beyond_float16_are_refused() -> None:
-    w = torch.full((2, 32), 1e7)
+    w = torch.full((2, 64), 1e7)  # two such groups are one bad row
     w[0] = 65504 * 127
     q, scale, bad = per_group(w)
     assert bad == 1
     assert scale[0, 0] == 65504
-    assert np.all(q[0, :32] == 127)
+    assert np.all(q[0, :64] == 127)
 
 
 def test_a_q8_0_table_survives_without_loss() -> None:

@@ -5,7 +5,8 @@ Two forms compute the same integers:
             exact mode costs what plain int8 costs. int32 lanes hold 4,096 products; longer sums go through int64.
   vnni      the activation as two int8 planes h and l, weights offset to unsigned in registers, `vpdpbusd`; the offset
             is taken off at the end: 128·Σx of each row and plane, the same for all outputs.
-Sums are int64, so the answer does not depend on form, tile, batch or threads.
+int32 lanes are added up in float64, where integers are exact below 2^53, so the answer does not depend on form, tile,
+batch or threads.
 """
 
 from llvmlite import ir
@@ -15,7 +16,8 @@ from numba.extending import intrinsic
 
 from bigrun_kernels.cpu.isa import features
 
-I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
 # Columns that int32 lanes can hold. vpmaddwd: 256 steps of two products below 127·32,385; vpdpbusd: 255·127 four at a time.
 PORTABLE_CHUNK = 4096
 VNNI_CHUNK = 65536
@@ -93,17 +95,34 @@ def _emulated_dot(module, lanes: int):
     return function
 
 
-def _add_lanes(builder, value, lanes: int):
-    """The sum of int32 lanes as int64."""
-    wide = builder.sext(value, vector(I64, lanes))
-    return call(builder, f"llvm.vector.reduce.add.v{lanes}i64", I64, [wide])
+def _to_double(builder, value, lanes: int):
+    """<lanes x i32> → <4 x double>, neighbouring halves added: exact, as no sum reaches 2^53."""
+    double = vector(F64, 4)
+    parts = []
+    for start in range(0, lanes, 4):
+        pick = ir.Constant(vector(I32, 4), list(range(start, start + 4)))
+        parts.append(builder.sitofp(builder.shuffle_vector(value, value, pick), double))
+    while len(parts) > 1:
+        parts = [builder.fadd(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _sums_of_four(builder, a, b, c, d):
+    """<4 x double>: the sum of the lanes of each."""
+
+    def halves(left, right, even, odd):
+        picks = (ir.Constant(vector(I32, 4), lanes) for lanes in (even, odd))
+        return builder.fadd(*(builder.shuffle_vector(left, right, pick) for pick in picks))
+
+    pairs = [halves(x, y, [0, 4, 2, 6], [1, 5, 3, 7]) for x, y in ((a, b), (c, d))]
+    return halves(*pairs, [0, 1, 4, 5], [2, 3, 6, 7])
 
 
 def _make_tile(rows: int, columns: int, vnni: int):
-    """An intrinsic: sums[(p·rows + i)·columns + j] = Σ_k of x[m + i, (p,) k] · w[n + j, k] over all of w's columns.
+    """An intrinsic: sums[(p·columns + j)·rows + i] = Σ_k of x[m + i, (p,) k] · w[n + j, k] over all of w's columns.
 
     portable (vnni = 0): x int16 [M, Kp], one sum a pair. vnni = 16 or 8 lanes: x int8 [M, 2·Kp], the planes h and l
-    side by side, two sums a pair, still with the weights' offset in. Kp is a multiple of 64; sums is int64.
+    side by side, two sums a pair, still with the weights' offset in. Kp is a multiple of 64; sums is float64, exact.
     """
     planes = 2 if vnni else 1
     step = 4 * vnni if vnni else 16
@@ -125,7 +144,7 @@ def _make_tile(rows: int, columns: int, vnni: int):
                     where = builder.add(where, width)
                 activation = load(builder, x_array, where, I8 if vnni else I16, step)
                 for j, weight in enumerate(weights):
-                    slot = slots[(plane * rows + i) * columns + j]
+                    slot = slots[(plane * columns + j) * rows + i]
                     total = builder.load(slot)
                     if vnni:
                         total = _dot_accumulate_8(builder, total, weight, activation, lanes)
@@ -141,13 +160,13 @@ def _make_tile(rows: int, columns: int, vnni: int):
             )
             x_width = cgutils.unpack_tuple(builder, x_array.shape)[1]
             width = cgutils.unpack_tuple(builder, w_array.shape)[1]
-            zero, nought = ir.Constant(kind, None), I64(0)
+            zero, nought, none = ir.Constant(kind, None), I64(0), ir.Constant(vector(F64, 4), None)
             slots = [cgutils.alloca_once_value(builder, zero) for _ in range(planes * rows * columns)]
-            totals = [cgutils.alloca_once_value(builder, nought) for _ in slots]
+            totals = [cgutils.alloca_once_value(builder, none) for _ in slots]
             x_rows = [builder.mul(builder.add(args[1], I64(i)), x_width) for i in range(rows)]
             w_rows = [builder.mul(builder.add(args[3], I64(j)), width) for j in range(columns)]
             for total in totals:
-                builder.store(nought, total)
+                builder.store(none, total)
             with cgutils.for_range_slice(builder, nought, width, I64(chunk), I64) as (start, _):
                 for slot in slots:
                     builder.store(zero, slot)
@@ -160,10 +179,20 @@ def _make_tile(rows: int, columns: int, vnni: int):
                     for part in range(0, LINE, step):
                         add_products(builder, x_array, w_array, x_rows, w_rows, width, builder.add(k, I64(part)), slots)
                 for slot, total in zip(slots, totals, strict=True):
-                    lanes_sum = _add_lanes(builder, builder.load(slot), lanes)
-                    builder.store(builder.add(builder.load(total), lanes_sum), total)
-            for i, total in enumerate(totals):
-                builder.store(builder.load(total), builder.gep(out.data, [I64(i)]))
+                    wide = _to_double(builder, builder.load(slot), lanes)
+                    builder.store(builder.fadd(builder.load(total), wide), total)
+            found = [builder.load(total) for total in totals]
+            for i in range(0, len(found), 4):
+                four = (found[i : i + 4] + [none] * 4)[:4]
+                values = _sums_of_four(builder, *four)
+                pointer = builder.gep(out.data, [I64(i)])
+                if len(found) - i >= 4:
+                    store = builder.store(values, builder.bitcast(pointer, values.type.as_pointer()))
+                    store.align = 8
+                else:
+                    for lane in range(len(found) - i):
+                        value = builder.extract_element(values, I32(lane))
+                        builder.store(value, builder.gep(out.data, [I64(i + lane)]))
             return context.get_dummy_value()
 
         return types.void(x, types.int64, w, types.int64, sums), generate

@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.dot import (
     portable_1x1,
     portable_1x4,
@@ -124,22 +124,17 @@ def quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum):
     row_sum[i, 1] = low_sum
 
 
-@inlined
-def _write(x, m, n, total, scale, w, w_scale, bias, outliers, out, accumulate):
-    """The epilogue of one output: scales, outlier columns in float, bias."""
-    value = np.float64(total) * scale[m]
-    if outliers.size:
-        for i in range(outliers.size):
-            j = outliers[i]
-            value += np.float64(x[m, j]) * np.float64(w[n, j])
-    value *= np.float64(w_scale[n])
-    if bias.size:
-        value += np.float64(bias[n])
-    out[m, n] = np.float32(value) + (out[m, n] if accumulate else np.float32(0.0))
+@kernel
+def _outlier_part(x, m, w, n, outliers):
+    """Σ over the outlier columns of x[m, j] · w[n, j], in the order of the columns."""
+    total = 0.0
+    for i in range(outliers.size):
+        total += np.float64(x[m, outliers[i]]) * np.float64(w[n, outliers[i]])
+    return total
 
 
 def _tile(planes, row_sum, m, tall, w, n, wide, exact, sums):
-    """sums[i·wide + c] = S of output (m + i, n + c), an exact integer. tall, wide is 4, 2 or 1, 4 or 1, 1.
+    """sums[c·tall + i] = S of output (m + i, n + c), an exact integer in float64. tall, wide is 4, 2 or 1, 4 or 1, 1.
 
     An overload a form, told by the dtype of planes (FORMS): a kernel is compiled for the one in use alone.
     """
@@ -172,11 +167,11 @@ def _tile_overload(planes, row_sum, m, tall, w, n, wide, exact, sums):
         else:
             tile_1x1(planes, m, w, n, sums)
         count = tall * wide
-        fine = 254 if exact else 1
+        fine = 254.0 if exact else 1.0
         for i in range(count):  # the weights went in with 128 added
-            row = m + i // wide
-            high = sums[i] - 128 * np.int64(row_sum[row, 0])
-            sums[i] = fine * high + sums[count + i] - 128 * np.int64(row_sum[row, 1])
+            row = m + i % tall
+            high = sums[i] - 128.0 * row_sum[row, 0]
+            sums[i] = fine * high + (sums[count + i] - 128.0 * row_sum[row, 1])
 
     return vnni
 
@@ -200,7 +195,7 @@ def _quantise_overload(x, i, exact, mask, masked, planes, scale, row_sum):
 def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
     rows, columns = x.shape[0], w.shape[0]
     outliers = outlier_columns(x, 0.0 if exact else threshold, mask)
-    masked = outliers.size > 0
+    masked, biased = outliers.size > 0, bias.size > 0
     if rows == 1:  # not worth a launch of the threads
         _quantise(x, np.int64(0), exact, mask, masked, planes, scale, row_sum)
     else:
@@ -209,7 +204,7 @@ def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask,
     for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
         stop = min(first + ROW_BLOCK, columns)
-        sums = np.empty(16, np.int64)
+        sums = np.empty(16, np.float64)
         m = 0
         while m < rows:
             tall = 4 if m + 4 <= rows else 1
@@ -221,20 +216,14 @@ def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask,
                     wide, high = 1, 1
                 for top in range(m, m + tall, high):
                     _tile(planes, row_sum, top, high, w, n, wide, exact, sums)
-                    for i in range(high * wide):
-                        _write(
-                            x,
-                            top + i // wide,
-                            n + i % wide,
-                            sums[i],
-                            scale,
-                            w,
-                            w_scale,
-                            bias,
-                            outliers,
-                            out,
-                            accumulate,
-                        )
+                    for c in range(wide):
+                        unit, shift = np.float64(w_scale[n + c]), np.float64(bias[n + c]) if biased else 0.0
+                        for i in range(high):
+                            value = sums[c * high + i] * scale[top + i]
+                            if masked:
+                                value += _outlier_part(x, top + i, w, n + c, outliers)
+                            y = np.float32(value * unit + shift)
+                            out[top + i, n + c] = y + out[top + i, n + c] if accumulate else y
                 n += wide
             m += tall
 
