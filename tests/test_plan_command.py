@@ -211,7 +211,6 @@ def test_a_wrong_call_ends_with_2_and_a_line_or_two_on_standard_error(arguments:
     ],
     ids=["long name", "unknown home", "huge size"],
 )
-@pytest.mark.xfail(strict=True, reason="bug: OSError, RuntimeError, OverflowError end with status 1 and 'a bug'")
 def test_odd_names_and_sizes_are_wrong_calls_too(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
@@ -236,8 +235,11 @@ def test_a_folder_is_planned_from_its_config_alone(tmp_path: Path) -> None:
     assert (found["model"], found["fits"]) == (tmp_path.name, True)
 
 
-def test_debug_shows_the_error_itself() -> None:
-    assert isinstance(run("--model", "nope", "--debug").exception, CallError)
+def test_a_traceback_is_shown_with_debug_alone_and_the_status_is_the_same() -> None:
+    found = run("--model", "nope", "--debug")
+    assert found.exit_code == run("--model", "nope").exit_code == 2
+    assert "Traceback" in found.stderr
+    assert "CallError" in found.stderr
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
