@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bigrun import __version__
-from bigrun.errors import BigrunError, CallError
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -121,7 +121,7 @@ def plan_command(as_json: bool, **given: Any) -> None:
     else:
         _print(made)
     if not made.fits:
-        sys.exit(3)
+        raise PlanDoesNotFit(f"{made.model} does not fit: {made.hint}")
 
 
 @main.command()
@@ -262,7 +262,7 @@ def _print(made: Any) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    console.print(plan_view(made))
+    console.print(plan_view(made, console.width))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def make_rig(
 
 def parse_gpus(text: str, virtual: bool = False) -> tuple[Device, ...]:
     """GPUs of "8x24GB", "2x24GB,1x12GB", "24GB", "4xRTX3090", or "none"; CallError shows the forms."""
+    if not isinstance(text, str):
+        raise CallError(f"--gpus {text!r:.40}: write 8x24GB, 2x24GB,1x12GB or 4xRTX3090")
     if text.strip().lower() in ("", "0", "none"):
         return ()
     devices: list[Device] = []
@@ -114,19 +116,23 @@ def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> R
     if not isinstance(budgets, Mapping):
         raise CallError('--max-memory: give an object, such as {"0": "24GB", "cpu": "64GB"}')
     gpus: dict[int, Device] = {}
+    seen: set[str] = set()
     cpu, disk = Device("cpu", "cpu", 0, ASSUMED_CPU), None
     for key, value in budgets.items():
-        what = f"--max-memory {key!r}"
-        if isinstance(value, float) or not isinstance(value, str | int):
-            raise CallError(f"{what}: {value!r} is not a size")
+        what = f"--max-memory {key!r:.40}" if isinstance(key, str) else "--max-memory"
         size = parse_size(value, what)
-        name = str(key).removeprefix("cuda:")
+        name = key if isinstance(key, str) else f"cuda:{key}" if type(key) is int and 0 <= key < MOST_GPUS else ""
+        name = f"cuda:{int(name)}" if re.fullmatch(r"[0-9]{1,4}", name, re.ASCII) else name
+        if name in seen:
+            raise CallError(f"{what}: {name} is named twice")
+        seen.add(name)
+        number = re.fullmatch(r"cuda:([0-9]{1,4})", name, re.ASCII)
         if name == "cpu":
             cpu = replace(cpu, budget_bytes=size)
         elif name == "disk":
             disk = Device("disk", "disk", size, ASSUMED_DISK)
-        elif name.isascii() and name.isdigit() and int(name) < MOST_GPUS and not isinstance(key, bool):
-            gpus[int(name)] = Device(f"cuda:{int(name)}", "gpu", size, ASSUMED_GPU, virtual)
+        elif number and int(number[1]) < MOST_GPUS:
+            gpus[int(number[1])] = Device(f"cuda:{int(number[1])}", "gpu", size, ASSUMED_GPU, virtual)
         else:
             raise CallError(f"{what}: not a device; the keys are GPU numbers, 'cpu' and 'disk'")
     cards = [gpus[number] for number in sorted(gpus) if gpus[number].budget_bytes]
@@ -147,19 +153,37 @@ def available_memory() -> tuple[int, int]:
 
 
 def cgroup_headroom(root: str = "/sys/fs/cgroup") -> int | None:
-    """Bytes that the control group (version 2) of this process may still take; None without a limit."""
+    """Bytes that this process may still take under its control group (version 2) and those above it; None if unlimited.
+
+    A group's file cache is counted as free: it goes when memory is asked for.
+    """
     try:
-        path = next(
-            line.split(":", 2)[2].strip()
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-            if line.startswith("0:")
-        )
-        folder = Path(root + path)
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, StopIteration, ValueError, IndexError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        path = next(line.split(":", 2)[2].strip() for line in lines if line.startswith("0:"))
+    except (OSError, StopIteration, IndexError):
         return None
-    return max(0, int(limit) - used) if limit.isdigit() else None
+    rooms = []
+    folder = Path(root + path)
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            limit = (group / "memory.max").read_text().strip()
+            used = int((group / "memory.current").read_text())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit():
+            rooms.append(int(limit) - max(0, used - _cached(group)))
+    return max(0, min(rooms)) if rooms else None
+
+
+def _cached(group: Path) -> int:
+    """Bytes of a group's inactive file cache."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
 
 
 def probe_gpus() -> tuple[Device, ...]:

@@ -177,7 +177,9 @@ def test_too_little_memory_is_status_3(models: Path) -> None:
     call(("generate", *small, "--prompt", "x"), 3, "does not fit", "--cpu")
     call(("generate", "--model", str(models / "llama"), *RIG, "--context", str(2**28), "--prompt", "x"), 3, "--context")
     made = CliRunner().invoke(main, ["plan", *small, "--json"])  # a plan that does not fit is what `plan` prints
-    assert (made.exit_code, made.stderr, json.loads(made.stdout)["fits"]) == (3, "", False)
+    assert (made.exit_code, json.loads(made.stdout)["fits"]) == (3, False)
+    assert len(made.stderr.splitlines()) == 1
+    assert "--cpu" in made.stderr, "what is missing is said on standard error as well"
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -146,7 +146,6 @@ def test_a_row_has_one_answer_from_a_table_whatever_its_neighbours() -> None:
         assert np.array_equal(run_table(x[:count], q, scale), alone[:count], equal_nan=True)
 
 
-@pytest.mark.xfail(strict=True, reason="CpuOps.linear drops `bias` and `add` where the weight is a table")
 def test_a_table_takes_a_bias_and_adds_as_other_linears_do() -> None:
     x, (q, scale), bias, before = normal(2, 64), table(5, 64), normal(5), normal(2, 5)
     scratch = Scratch(

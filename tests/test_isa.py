@@ -100,9 +100,6 @@ def test_what_is_emulated_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isa.describe() == "vnni256"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="native() asks for avxvnni alone, dot.py takes avx512vnni for the same instruction"
-)
 def test_avx512_vnni_runs_the_256_bit_form_natively(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "avx2", "avx512vnni")
     isa.choose("vnni256")

@@ -166,9 +166,6 @@ def test_the_ledger_counts_equal_blocks_alike_and_names_each_by_itself() -> None
     assert skipping.weights("blocks.4") == 30976
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: equal blocks share one Layout, so ledger.layouts['blocks.5'].part is blocks.0"
-)
 def test_a_layout_bears_the_name_of_its_part() -> None:
     for name, made in Ledger(llama(), Options()).layouts.items():
         assert made.part == name

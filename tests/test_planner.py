@@ -1,7 +1,6 @@
 """The planner on toys whose bytes are counted by hand, and on models and rigs nobody thought of."""
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,9 +135,6 @@ def test_what_the_disk_stores_is_staged_and_cached_and_computed_on_the_cpu() -> 
     assert (cpu.weights, cpu.kv, cpu.staging, cpu.workspace()) == (0, 2 * KV, 2 * BLOCK, steps(32))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the cpu is filled first and keeps no room to stage, so no block goes to disk"
-)
 def test_blocks_go_to_the_disk_where_the_cpu_can_only_stage_them() -> None:
     need = TABLE + NORM + steps(32, head=True) + 3 * KV + 2 * BLOCK  # two slots and all keys and values
     made = planned(toy(3), {"cpu": budget(need), "disk": 3 * BLOCK})
@@ -194,7 +190,7 @@ def test_every_part_is_placed_once_or_unplaced_and_every_account_adds_up(case: A
         assert device.kv_cache_bytes == sum(p.kv_cache_bytes for p in made.placements if p.kv_on == device.name)
         assert device.kind != "disk" or all(p.decode_on == p.prefill_on == "cpu" for p in stored)
     assert make_plan(spec, make_rig(max_memory=budgets), options) == made
-    assert plan_from_json(made.to_json()) == replace(made, module_map=())
+    assert plan_from_json(made.to_json()) == made
 
 
 def blocks_on_gpus(made: Plan) -> int:
@@ -214,9 +210,6 @@ def test_more_memory_never_hurts(case: Any, data: st.DataObject) -> None:
         assert blocks_on_gpus(after) >= blocks_on_gpus(before)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: to_json leaves the module map out, and a plan read back maps nothing, in silence"
-)
 def test_a_plan_read_back_has_its_device_map() -> None:
     made = planned(toy(1), {0: GB})
     assert plan_from_json(made.to_json()).to_device_map() == made.to_device_map()

@@ -107,7 +107,6 @@ def test_str_of_a_plan_is_its_view_within_110_columns(fits: Plan) -> None:
     assert "\x1b" not in str(fits)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: at 80 columns `holds` vanishes and every number ends in an ellipsis")
 def test_a_terminal_of_80_columns_still_shows_where_the_blocks_are(fits: Plan) -> None:
     text = plan_text(fits, 80)
     assert "…" not in text
@@ -134,9 +133,6 @@ def test_a_bar_shows_each_kind_of_bytes_in_proportion(account: DevicePlan, bar: 
     assert memory_bar(account).plain == bar
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: rounded-up cells leave the last kinds no room, as on cuda:0 of BLOOM's 8x24GB"
-)
 @pytest.mark.parametrize(
     "account", [device(2800, 2730, 20, 25, 25), device(2800, 2600, 124, 48, 28)], ids=["full", "cuda:0"]
 )

@@ -158,7 +158,6 @@ def test_a_missing_field_of_two_spellings_is_named_by_one_of_them(field: str) ->
     ],
     ids=["head_dim 0", "frequency factors equal"],
 )
-@pytest.mark.xfail(strict=True, reason="bug: more heads than hidden gives heads of 0; llama3's factors divide by zero")
 def test_an_absurd_combination_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         spec_from_config({**LLAMA, **fields}, "toy")

@@ -45,9 +45,9 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.
     return family.describe(fields, name)
 
 
-def device_map(spec: ModelSpec, devices: Mapping[str, str]) -> dict[str, int | str]:
+def device_map(family: str, devices: Mapping[str, str]) -> dict[str, int | str]:
     """accelerate's form of a placement: Hugging Face module name → GPU number, "cpu" or "disk"."""
-    modules, result = BY_NAME[spec.family].modules, {}
+    modules, result = BY_NAME[family].modules, {}
     for part, device in devices.items():
         kind, _, number = part.partition(".")
         place: int | str = int(device.partition(":")[2]) if ":" in device else device

@@ -23,7 +23,7 @@ def describe(fields: Fields, name: str) -> ModelSpec:
     kv_heads = fields.integer("num_key_value_heads", default=heads, high=4096)
     if heads % kv_heads:
         raise fields.bad("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
-    head_dim = fields.integer("head_dim", default=hidden // heads, high=4096)
+    head_dim = fields.integer("head_dim", default=max(hidden // heads, 1), high=4096)
     if head_dim % 2:
         raise fields.bad("head_dim", f"is {head_dim}; rotary embedding needs an even number")
     fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
@@ -71,13 +71,16 @@ def _rope(fields: Fields, head_dim: int) -> Rope:
     factor = inner.number("factor", high=1e6)
     if kind == "linear":
         return Rope(head_dim, theta, kind, factor)
+    low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
+    if low >= high:
+        raise inner.bad("high_freq_factor", f"is {high:g}, not above low_freq_factor, {low:g}")
     return Rope(
         head_dim,
         theta,
         kind,
         factor,
-        inner.number("low_freq_factor"),
-        inner.number("high_freq_factor"),
+        low,
+        high,
         inner.integer("original_max_position_embeddings", high=2**28),
     )
 

@@ -1,6 +1,6 @@
 """The ledger: what a part, its keys and values, and the steps of a device take, in bytes. Pure arithmetic."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bigrun.model.layout import Layout, layout
@@ -26,7 +26,7 @@ class Ledger:
             key = (part.tensors, part.name if skip or not part.name.startswith("blocks.") else "")
             if key not in cache:
                 cache[key] = layout(part, self.options.storage)
-            result[part.name] = cache[key]
+            result[part.name] = replace(cache[key], part=part.name)
         return result
 
     def weights(self, part: str) -> int:

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from bigrun.model.families import device_map
 from bigrun.model.layout import Storage
 
 
@@ -77,7 +78,6 @@ class Plan:
     predicted: Predicted | None
     unplaced: tuple[str, ...] = ()
     hint: str = ""
-    module_map: tuple[tuple[str, int | str], ...] = ()
 
     def placement(self, part: str) -> Placement:
         return next(placement for placement in self.placements if placement.part == part)
@@ -88,7 +88,6 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that DESIGN promises; `unplaced` and `hint` only where the plan does not fit."""
         result = asdict(self)
-        del result["module_map"]
         if self.fits:
             del result["unplaced"], result["hint"]
         return result
@@ -98,7 +97,7 @@ class Plan:
 
     def to_device_map(self) -> dict[str, int | str]:
         """accelerate's form: module name → GPU number, "cpu" or "disk"."""
-        return dict(self.module_map)
+        return device_map(self.family, {placement.part: placement.stored_on for placement in self.placements})
 
     def __str__(self) -> str:
         from bigrun.planning.report import plan_text
@@ -107,7 +106,7 @@ class Plan:
 
 
 def plan_from_json(text: str) -> Plan:
-    """The inverse of `Plan.to_json`, without the module map (which a Plan makes from its model)."""
+    """The inverse of `Plan.to_json`."""
     values = json.loads(text)
     values["devices"] = tuple(DevicePlan(**_tuples(device)) for device in values["devices"])
     values["placements"] = tuple(Placement(**_tuples(placement)) for placement in values["placements"])

@@ -9,7 +9,6 @@ keeps most blocks on GPUs, then the head, then the largest chunk.
 from dataclasses import dataclass, field
 
 from bigrun.errors import CallError
-from bigrun.model.families import device_map
 from bigrun.model.memory import KV_FORMATS
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.cost import predict
@@ -20,6 +19,7 @@ from bigrun.sizes import format_size
 
 CHUNKS = (512, 256, 128, 64, 32)  # tokens of a prefill step
 MOST_TOKENS = 2**28
+STAGING_SLOTS = 2  # of the largest part on the disk: one is read while the other is computed
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Shelf:
     head: bool = False
     embed: bool = False
     computer: "Shelf | None" = None  # who computes what is stored here, where that is another device
+    prepaid: bool = False  # keys and values of all blocks to come, and the slots to stage them, are already counted
 
     def workspace(self) -> int:
         if not (self.blocks or self.head or self.embed):
@@ -45,6 +46,17 @@ class Shelf:
 
     def used(self) -> int:
         return self.weights + self.kv + self.workspace() + self.staging + self.device.reserve_bytes
+
+    def prepay(self, parts: list[str]) -> bool:
+        """Count what computing all these blocks takes here, wherever they will be stored; False if that does not fit."""
+        before = dict(vars(self))
+        self.kv += sum(map(self.ledger.kv, parts))
+        self.staging = STAGING_SLOTS * max(map(self.ledger.weights, parts))
+        self.blocks = self.prepaid = True
+        if self.used() <= self.device.budget_bytes:
+            return True
+        vars(self).update(before)
+        return False
 
     def takes(self, part: str) -> bool:
         """Put the part here if it fits, with what computing it needs here or where it is computed."""
@@ -55,12 +67,12 @@ class Shelf:
         ]
         self.parts.append(part)
         self.weights += self.ledger.weights(part)
-        worker.kv += self.ledger.kv(part)
+        worker.kv += 0 if worker.prepaid else self.ledger.kv(part)
         worker.blocks |= kind == "blocks"
         worker.head |= kind == "head"
         worker.embed |= kind == "embed"
-        if worker is not self:  # two slots: one is read while the other is computed
-            worker.staging = max(worker.staging, 2 * self.ledger.weights(part))
+        if worker is not self:
+            worker.staging = max(worker.staging, STAGING_SLOTS * self.ledger.weights(part))
         if all(shelf.used() <= shelf.device.budget_bytes for shelf, _ in before):
             return True
         for shelf, state in before:
@@ -92,8 +104,12 @@ def make_plan(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     chunks = [chunk for chunk in CHUNKS if chunk < 2 * options.context] or [CHUNKS[-1]]
     # GPUs from the last to the first: the head follows the last block. max() keeps the first of equals.
     heads = [device.name for device in reversed(rig.gpus)] + [name for name in hosts if name == "cpu"]
-    attempts = [_fill(spec, rig, ledger, chunk, head) for chunk in chunks for head in heads]
+    with_disk = any(device.kind == "disk" for device in rig.devices)
+    attempts = [_fill(spec, rig, ledger, chunk, head, False) for chunk in chunks for head in heads]
     best = max(attempts, key=lambda attempt: attempt.merit)
+    if best.unplaced and with_disk:
+        attempts += [_fill(spec, rig, ledger, chunk, head, True) for chunk in chunks for head in heads]
+        best = max(attempts, key=lambda attempt: attempt.merit)
     return _plan(spec, rig, ledger, best)
 
 
@@ -109,7 +125,8 @@ def _check(spec: ModelSpec, options: Options) -> None:
     options.storage.check_names(spec)
 
 
-def _fill(spec: ModelSpec, rig: Rig, ledger: Ledger, chunk: int, head_device: str) -> Attempt:
+def _fill(spec: ModelSpec, rig: Rig, ledger: Ledger, chunk: int, head_device: str, to_disk: bool) -> Attempt:
+    """One attempt. `to_disk`: the CPU first keeps room for what it will compute of the blocks on the disk."""
     shelves = {device.name: Shelf(device, ledger, chunk) for device in rig.devices}
     if "disk" in shelves:
         shelves["disk"].computer = shelves["cpu"]
@@ -129,6 +146,8 @@ def _fill(spec: ModelSpec, rig: Rig, ledger: Ledger, chunk: int, head_device: st
     order = [device.name for device in rig.devices]
     waiting = [part.name for part in spec.parts if part.name.startswith("blocks.")]
     for name in order:
+        if name == "cpu" and to_disk and waiting and not shelves["cpu"].prepay(waiting):
+            continue
         while waiting and shelves[name].takes(waiting[0]):
             waiting.pop(0)
     unplaced += waiting
@@ -176,7 +195,6 @@ def _plan(spec: ModelSpec, rig: Rig, ledger: Ledger, attempt: Attempt) -> Plan:
         predicted=predict(spec, rig, ledger, tuple(placements), attempt.chunk) if fits else None,
         unplaced=unplaced,
         hint="" if fits else _hint(rig, ledger, unplaced),
-        module_map=tuple(device_map(spec, {part: homes[part].name for part in homes}).items()),
     )
 
 

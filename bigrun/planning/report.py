@@ -9,6 +9,7 @@ from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.sizes import format_size
 
 BAR = 28
+WIDE = 100
 # (field, letter, colour): the letter tells the kinds of bytes apart where there is no colour.
 KINDS = (
     ("weights_bytes", "█", "blue", "weights"),
@@ -20,16 +21,16 @@ KINDS = (
 )
 
 
-def plan_view(plan: Plan) -> RenderableType:
-    """The plan for rich's console."""
-    return Group(_title(plan), Text(), _devices(plan), _legend(plan), Text(), *_notes(plan))
+def plan_view(plan: Plan, width: int) -> RenderableType:
+    """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone."""
+    return Group(_title(plan), Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
 
 
 def plan_text(plan: Plan, width: int = 110) -> str:
     """The plan as plain text of at most `width` columns."""
     console = Console(width=width, no_color=True, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        console.print(plan_view(plan))
+        console.print(plan_view(plan, width))
     return capture.get()
 
 
@@ -51,11 +52,11 @@ def _count(parameters: int) -> str:
     return str(parameters)
 
 
-def _devices(plan: Plan) -> Table:
+def _devices(plan: Plan, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
     table.add_column("memory", no_wrap=True)
-    for name in ("used", "of", "weights", "KV", "work"):
+    for name in ("used", "of", "weights", "KV", "work")[: 5 if wide else 2]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("holds", overflow="fold")
     for device in plan.devices:
@@ -67,20 +68,22 @@ def _devices(plan: Plan) -> Table:
             device.kv_cache_bytes,
             device.workspace_bytes,
         )
-        table.add_row(name, memory_bar(device), *map(format_size, sizes), describe_parts(device.parts))
+        shown = sizes if wide else sizes[:2]
+        table.add_row(name, memory_bar(device), *map(format_size, shown), describe_parts(device.parts))
     return table
 
 
 def memory_bar(device: DevicePlan) -> Text:
     """One character for 1/BAR of the budget; every kind of bytes that is there shows at least once."""
-    bar, room = Text(), BAR
-    for name, letter, colour, _ in KINDS:
-        count = getattr(device, name)
-        if count and device.budget_bytes:
-            cells = min(room, max(1, round(BAR * count / device.budget_bytes)))
-            bar.append(letter * cells, colour)
-            room -= cells
-    return bar.append("·" * room, "bright_black")
+    shares = [(getattr(device, name), letter, colour) for name, letter, colour, _ in KINDS]
+    budget = max(device.budget_bytes, 1)
+    cells = [max(1, round(BAR * count / budget)) if count else 0 for count, _, _ in shares]
+    while sum(cells) > BAR and max(cells) > 1:  # rounding up went too far: the longest run gives way
+        cells[cells.index(max(cells))] -= 1
+    bar = Text()
+    for (_, letter, colour), length in zip(shares, cells, strict=True):
+        bar.append(letter * length, colour)
+    return bar.append("·" * (BAR - sum(cells)), "bright_black")
 
 
 def describe_parts(parts: tuple[str, ...]) -> str:

@@ -83,6 +83,8 @@ class CpuOps:
         self._elementwise.norm(x, weight, bias, eps, out)
 
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
+        if not (x.flags.c_contiguous and out.flags.c_contiguous):
+            raise ValueError("linear: x and out must be contiguous, row after row")
         if w.form == "int8":
             planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
             self._linear.linear(
@@ -92,7 +94,8 @@ class CpuOps:
         elif w.form == "table":
             planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
             mask = scratch.mask[: w.columns]
-            self._float.linear_table(x, w.values, w.scale, planes.view("int16"), scratch.row_scale, mask, out)
+            values = planes.view("int16")
+            self._float.linear_table(x, w.values, w.scale, w.bias, values, scratch.row_scale, mask, out, add)
         else:
             self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)
 

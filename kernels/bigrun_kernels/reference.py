@@ -22,7 +22,7 @@ def quantise_rows(w: Tensor) -> tuple[Tensor, Tensor]:
 def quantise_groups(w: Tensor) -> tuple[Tensor, Tensor]:
     """Int8 with a float16 constant for each 32 entries: w [V, K], K % 32 == 0 → int8 [V, K], float16 [V, K/32].
 
-    The constant is the least float16 with which no entry exceeds 127.49 of it.
+    The constant is max/127 in float16, the next one up where an entry would exceed 127.49 of it.
     """
     groups = w.float().unflatten(1, (-1, GROUP))
     largest = groups.abs().amax(dim=2)

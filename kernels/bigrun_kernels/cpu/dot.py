@@ -114,8 +114,8 @@ def _sums_of_four(builder, a, b, c, d):
         picks = (ir.Constant(vector(I32, 4), lanes) for lanes in (even, odd))
         return builder.fadd(*(builder.shuffle_vector(left, right, pick) for pick in picks))
 
-    pairs = [halves(x, y, [0, 4, 2, 6], [1, 5, 3, 7]) for x, y in ((a, b), (c, d))]
-    return halves(*pairs, [0, 1, 4, 5], [2, 3, 6, 7])
+    first, second = (halves(x, y, [0, 4, 2, 6], [1, 5, 3, 7]) for x, y in ((a, b), (c, d)))
+    return halves(first, second, [0, 1, 4, 5], [2, 3, 6, 7])
 
 
 def _make_tile(rows: int, columns: int, vnni: int):

@@ -208,9 +208,9 @@ def linear_float(x, w, is_bfloat, bias, out, accumulate):
 
 
 @parallel_kernel
-def linear_table(x, w, w_scale, values, scale, mask, out):
-    """out [M, V] = x Wᵀ for a table: w int8 [V, Kp], w_scale uint16 [V, Kp/32] (float16 bits); x float32 [M, K] is taken
-    in the exact mode. Scratch: values int16 [M, Kp], scale float64 [M], mask int8 [K]."""
+def linear_table(x, w, w_scale, bias, values, scale, mask, out, accumulate):
+    """out [M, V] = (or +=) x Wᵀ + b for a table: w int8 [V, Kp], w_scale uint16 [V, Kp/32] (float16 bits); x float32
+    [M, K] is taken in the exact mode. Scratch: values int16 [M, Kp], scale float64 [M], mask int8 [K]."""
     rows, columns = x.shape[0], w.shape[0]
     mask[:] = 0
     for m in range(rows):
@@ -227,5 +227,6 @@ def linear_table(x, w, w_scale, values, scale, mask, out):
                 else:
                     table_1x1(values, m, w, n, w_scale, sums)
                 for j in range(count):
-                    out[m, n + j] = np.float32(np.float64(sums[j]) * scale[m])
+                    y = np.float32(np.float64(sums[j]) * scale[m] + (np.float64(bias[n + j]) if bias.size else 0.0))
+                    out[m, n + j] = y + out[m, n + j] if accumulate else y
             n += count

@@ -17,7 +17,8 @@ def features() -> frozenset[str]:
 
 def native(isa: str) -> bool:
     """Whether this CPU has the instructions; a kernel forced without them computes the same by other means, slowly."""
-    return {"vnni512": "avx512vnni" in features(), "vnni256": "avxvnni" in features()}.get(isa, True)
+    needs = {"vnni512": {"avx512vnni"}, "vnni256": {"avxvnni", "avx512vnni"}}
+    return isa not in needs or bool(needs[isa] & features())
 
 
 def best() -> str:

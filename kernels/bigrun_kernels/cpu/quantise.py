@@ -13,6 +13,7 @@ from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, half_to_float
 
 GROUP = 32
+HALF_LIMIT = np.float32(65520.0).view(np.uint32)
 MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even
 
@@ -94,6 +95,8 @@ def copy(source, is_bfloat, rows, to_bfloat, target):
     for i in prange(source.shape[0]):
         values = np.empty(source.shape[1], np.float32)
         read_row(source[i], is_bfloat, values)
-        bad += _largest(values) >= INFINITY
+        # what float16 cannot hold becomes inf: 65,520 is the first number that rounds to it
+        limit = INFINITY if to_bfloat or target.itemsize == 4 else HALF_LIMIT
+        bad += _largest(values) >= limit
         write_row(values, to_bfloat, target[rows[i]])
     return bad
