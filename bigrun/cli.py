@@ -13,6 +13,8 @@ from bigrun import __version__
 from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 
 DEFAULT_MODEL = "smollm2-135m"
+# click 8.2 raises this for a group without a command; 8.1 prints the help by itself
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class Group(click.Group):
@@ -24,8 +26,8 @@ class Group(click.Group):
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
-        except click.exceptions.NoArgsIsHelpError as error:
-            print(error.ctx.get_help() if error.ctx else error.format_message(), file=sys.stderr)
+        except NO_ARGUMENTS as error:
+            print(error.format_message(), file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             sys.stderr.close()

@@ -27,4 +27,4 @@ def compiled() -> bool:
 
     folders = [Path(__file__).parent / "__pycache__"]
     folders.append(Path(os.environ.get("NUMBA_CACHE_DIR", Path.home() / ".cache" / "numba")))
-    return any(next(folder.rglob("linear.*.nbc"), None) for folder in folders if folder.is_dir())
+    return any(next(folder.rglob("linear.*.nbi"), None) for folder in folders if folder.is_dir())
