@@ -98,3 +98,12 @@ def test_running_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules, 'torch'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_runner_s_kernels_share_the_pool_that_was_chosen() -> None:
+    code = (
+        "from bigrun import Runner; r = Runner(progress=False, context=64); r.generate('Hi', 2); import numba;"
+        "from bigrun_kernels.cpu import threads; assert numba.threading_layer() == 'tbb' or not threads._open_tbb(),"
+        "numba.threading_layer()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

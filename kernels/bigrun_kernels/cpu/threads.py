@@ -26,8 +26,9 @@ def _open_tbb() -> bool:
     return False
 
 
+@cache
 def prepare() -> None:
-    """Choose the pool. Called before the first kernel; a choice that the host program made already stands."""
+    """Choose the pool. Called before anything that starts it; a choice that the host program made already stands."""
     import numba
 
     if os.environ.get("NUMBA_THREADING_LAYER") or numba.config.THREADING_LAYER != "default":
@@ -39,6 +40,7 @@ def use(count: int | None) -> int:
     """Run this thread's kernels on `count` threads (None: all cores); more than there are is all. Returns the number."""
     import numba
 
+    prepare()  # setting a number starts the pool
     most = numba.config.NUMBA_NUM_THREADS
     chosen = most if count is None else max(1, min(count, most))
     numba.set_num_threads(chosen)
@@ -50,5 +52,6 @@ def layer() -> str:
     import numba
     from numba.np.ufunc import parallel
 
+    prepare()
     parallel._launch_threads()
     return numba.threading_layer()
