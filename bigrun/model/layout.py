@@ -2,8 +2,8 @@
 loader allocates what this says, so weights cannot be planned wrong.
 
 Stored forms (NUMERICS: docs/architecture.md):
-  linear   int8 [N, Kp] row-major, K padded with zeros to a multiple of 64; float32 scale [N]
-  table    int8 [V, Kp] with a float16 scale for each 32 entries of a row, [V, Kp/32]
+  linear   int8 [N, K] in lanes (bigrun_kernels/lanes.py: rows padded to 16, columns to 64); float32 scale [N]
+  table    int8 [V, K] in lanes, with a float16 scale for each 32 entries of a row
   small    float32: norms, biases, learned positions (lossless for every published dtype, and under 0.1 % of a model)
   16bit    linears and tables as 16-bit values, [N, K], in the checkpoint's dtype
   float32  the same in float32
@@ -15,10 +15,10 @@ from math import prod
 
 from bigrun.errors import CallError
 from bigrun.model.spec import ModelSpec, Part, Tensor
+from bigrun_kernels import lanes
 
 ALIGNMENT = 64
-K_MULTIPLE = 64
-TABLE_GROUP = 32
+K_MULTIPLE = lanes.COLUMNS
 ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "float64": 8}
 FORMATS = ("int8", "16bit", "float32")
 
@@ -115,10 +115,9 @@ def layout(part: Part, storage: Storage) -> Layout:
             add(tensor.name, form, tensor.shape)
             continue
         rows, columns = tensor.shape
-        padded = round_up(columns, K_MULTIPLE)
-        add(tensor.name, "int8", (rows, padded))
+        add(tensor.name, "int8", lanes.shape(rows, columns))
         if tensor.role == "table":
-            add(f"{tensor.name}.scale", "float16", (rows, padded // TABLE_GROUP))
+            add(f"{tensor.name}.scale", "float16", lanes.scale_shape(rows, columns))
         else:
             add(f"{tensor.name}.scale", "float32", (rows,))
     return Layout(part.name, tuple(arrays), end, _widest(forms))

@@ -10,6 +10,7 @@ from bigrun.model.layout import ALIGNMENT, ITEM_BYTES, K_MULTIPLE, round_up
 from bigrun.model.spec import Block, ModelSpec
 
 PAGE_TOKENS = 64  # one page of the KV cache: small enough to waste little, long enough to stream
+PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 KV_FORMATS = ("16bit", "int8")
 
@@ -74,7 +75,7 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, blocks: bool, head: boo
         widest = round_up(max(widths), K_MULTIPLE)
         buffers += [
             Buffer("normed", "float32", (held, spec.hidden)),
-            Buffer("planes", "int8", (held, 2 * widest)),
+            Buffer("planes", "int8", (held if held == 1 else round_up(held, PANEL_TOKENS), 2 * widest)),
             Buffer("row_scale", "float64", (held,)),
             Buffer("row_sum", "int32", (held, 2)),
             Buffer("mask", "int8", (widest,)),

@@ -19,7 +19,8 @@ MODES = ("exact", "llm.int8")
 class Weight:
     """A linear's weight [N, K] as it is stored, with its bias [N] or an empty array.
 
-    form int8: values int8 [N, Kp], scale float32 [N]; int8 of a table: scale float16 [V, Kp/32]; else values alone.
+    form int8: values int8 in lanes (lanes.py), scale float32 [N]; table: values and float16 scales in lanes; else values
+    [N, K] alone.
     """
 
     form: str  # int8, table, float16, bfloat16 or float32
@@ -33,7 +34,7 @@ class Weight:
 class Scratch:
     """Buffers of a linear's quantised input, for as many rows as a step may have."""
 
-    planes: Array  # int8 [rows, 2·Kp of the widest linear]
+    planes: Array  # int8 [rows to a multiple of 4 (or one), 2·Kp of the widest linear]
     row_scale: Array  # float64 [rows]
     row_sum: Array  # int32 [rows, 2]
     mask: Array  # int8 [K of the widest linear]
@@ -74,9 +75,10 @@ class CpuOps:
         from bigrun_kernels.cpu import isa, threads
 
         threads.prepare()
-        from bigrun_kernels.cpu import attention, elementwise, float_dot, linear
+        from bigrun_kernels.cpu import attention, elementwise, float_dot, linear, table
 
         self._linear, self._float, self._elementwise, self._attention = linear, float_dot, elementwise, attention
+        self._table = table
         self.form = {"portable": 0, "vnni512": 1, "vnni256": 2}[isa.current()]
 
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
@@ -85,17 +87,16 @@ class CpuOps:
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
         if not (x.flags.c_contiguous and out.flags.c_contiguous):
             raise ValueError("linear: x and out must be contiguous, row after row")
+        mask = scratch.mask[: w.columns]
         if w.form == "int8":
-            planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
             self._linear.linear(
-                self.form, x, w.values, w.scale, w.bias, mode == "exact", threshold, planes, scratch.row_scale,
-                scratch.row_sum, scratch.mask[: w.columns], out, add,
+                self.form, x, w.values, w.scale, w.bias, mode == "exact", threshold, scratch.planes, scratch.row_scale,
+                scratch.row_sum, mask, out, add,
             )  # fmt: skip
         elif w.form == "table":
-            planes = _first(scratch.planes, len(x), 2 * w.values.shape[1])
-            mask = scratch.mask[: w.columns]
-            values = planes.view("int16")
-            self._float.linear_table(x, w.values, w.scale, w.bias, values, scratch.row_scale, mask, out, add)
+            self._table.linear_table(
+                self.form, x, w.values, w.scale, w.bias, scratch.planes, scratch.row_scale, scratch.row_sum, mask, out, add
+            )
         else:
             self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)
 
@@ -107,7 +108,7 @@ class CpuOps:
 
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
         if table.form == "table":
-            self._elementwise.lookup(ids, table.values, table.scale, out)
+            self._table.lookup(ids, table.values, table.scale, out)
         else:
             self._elementwise.lookup_float(ids, table.values, table.form == "bfloat16", out)
 
@@ -121,11 +122,6 @@ class CpuOps:
         self._attention.attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
 
 
-def _first(buffer: Array, rows: int, columns: int) -> Array:
-    """A contiguous [rows, columns] at the start of a larger buffer's memory."""
-    return buffer.reshape(-1)[: rows * columns].reshape(rows, columns)
-
-
 class ReferenceOps:
     """Plain torch, on whatever device its tensors are."""
 
@@ -135,16 +131,23 @@ class ReferenceOps:
         out.copy_(reference.norm(x, weight, bias, eps))
 
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
-        from bigrun_kernels import reference
+        from bigrun_kernels import lanes, reference
 
         bias = w.bias if w.bias.numel() else None
-        if w.form == "int8" and mode == "exact":
-            result = reference.linear_exact(x, w.values[:, : w.columns], w.scale, bias)
-        elif w.form == "int8":
-            result = reference.linear_llm_int8(x, w.values[:, : w.columns], w.scale, bias, threshold)
+        rows = out.shape[1]
+        if w.form == "int8":
+            values = lanes.unpack(w.values, rows, w.columns)
+            if mode == "exact":
+                result = reference.linear_exact(x, values, w.scale, bias)
+            else:
+                result = reference.linear_llm_int8(x, values, w.scale, bias, threshold)
+        elif w.form == "table":
+            padded = w.values.shape[1] * lanes.QUAD
+            values = lanes.unpack(w.values, rows, padded)
+            table = reference.dequantise_table(values, lanes.unpack_scale(w.scale, rows))
+            result = reference.linear(x, table[:, : w.columns], bias)
         else:
-            values = reference.dequantise_table(w.values, w.scale)[:, : w.columns] if w.form == "table" else w.values
-            result = reference.linear(x, values, bias)
+            result = reference.linear(x, w.values, bias)
         out.copy_(out + result if add else result)
 
     def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
@@ -159,12 +162,14 @@ class ReferenceOps:
         out.copy_(reference.activate(kind, x, gated))
 
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
-        from bigrun_kernels import reference
+        from bigrun_kernels import lanes, reference
 
-        rows = table.values[ids]
-        if table.form == "table":
-            rows = reference.dequantise_table(rows, table.scale[ids])[:, : table.columns]
-        out.copy_(rows)
+        if table.form != "table":
+            out.copy_(table.values[ids])
+            return
+        panel, row = ids // lanes.ROWS, ids % lanes.ROWS
+        rows = reference.dequantise_table(table.values[panel, :, row].reshape(len(ids), -1), table.scale[panel, :, row])
+        out.copy_(rows[:, : table.columns])
 
     def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
         _, kv_heads, page, dim = pages.shape

@@ -1,54 +1,28 @@
-"""Integer dot products in register tiles, exact to the bit: what `vpmaddwd` and `vpdpbusd` are for.
+"""Integer dot products in register tiles over weights in lanes, exact to the bit: what `vpmaddwd` and `vpdpbusd` are for.
 
-Two forms compute the same integers:
-  portable  the activation as one int16, v = 254·h + l (|v| ≤ 32,385), weights widened in registers, `vpmaddwd`;
-            exact mode costs what plain int8 costs. int32 lanes hold 4,096 products; longer sums go through int64.
-  vnni      the activation as two int8 planes h and l, weights offset to unsigned in registers, `vpdpbusd`; the offset
-            is taken off at the end: 128·Σx of each row and plane, the same for all outputs.
-int32 lanes are added up in float64, where integers are exact below 2^53, so the answer does not depend on form, tile,
-batch or threads.
+Two forms compute the same integers from a quantised activation (activations.py):
+  portable  one int16 row a token, v = 254·h + l (|v| ≤ 32,385); weights widened in registers, `vpmaddwd`: exact mode costs
+            what plain int8 costs
+  vnni      two int8 rows a token, h and l; weights offset to unsigned in registers, `vpdpbusd`; the offset comes off
+            at the end: 128·Σx of each row, the same for all outputs
+A tile is R activation rows by one panel of 16 weight rows, over at most CHUNK quads: int32 lanes cannot overflow in them
+(256 steps of two products below 127·32,385), and 16 KiB of weights stay in the first-level cache while rows pass by.
+Its sums are added up in float64, where integers are exact below 2^53, so an answer depends on nothing but its rows.
 """
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bigrun_kernels.cpu.isa import features
+from bigrun_kernels.cpu.vectors import (
+    F32, F64, I8, I16, I32, I64, accumulators, call, everywhere, halves_to_floats, load, loop, multiply_add, pick,
+    prefetch, store, vector,
+)  # fmt: skip
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-F32, F64 = ir.FloatType(), ir.DoubleType()
-# Columns that int32 lanes can hold. vpmaddwd: 256 steps of two products below 127·32,385; vpdpbusd: 255·127 four at a time.
-PORTABLE_CHUNK = 4096
-VNNI_CHUNK = 65536
-LINE = 64  # bytes of a cache line; rows are padded to it
-AHEAD = 2048  # bytes between what is read and what is asked for: some lines' latency at the speed of memory
-
-
-def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
-    return ir.VectorType(kind, lanes)
-
-
-def load(builder, array, index, kind: ir.Type, lanes: int):
-    """Unaligned load of `lanes` items from element `index` of an array's data."""
-    pointer = builder.gep(array.data, [index])
-    value = builder.load(builder.bitcast(pointer, vector(kind, lanes).as_pointer()))
-    value.align = 1
-    return value
-
-
-def prefetch(builder, array, index) -> None:
-    """Ask for the 64 bytes around element `index` of an int8 array, which may lie beyond its end."""
-    pointer = builder.bitcast(builder.gep(array.data, [index]), I8.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
-
-
-def call(builder, name: str, result: ir.Type, args):
-    """Call an LLVM intrinsic by its full name (llvmlite cannot spell the vector ones)."""
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+CHUNK = 256  # quads
+UNROLL = 2  # quads a turn of the loop; with four, LLVM reorders sums until registers run out
+GROUP_QUADS = 8  # of a table's constants
 
 
 def multiply_add_16(builder, a, b):
@@ -56,16 +30,14 @@ def multiply_add_16(builder, a, b):
     if "avx2" in features():
         return call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), [a, b])
     product = builder.mul(builder.sext(a, vector(I32, 16)), builder.sext(b, vector(I32, 16)))
-    halves = [
-        builder.shuffle_vector(product, product, ir.Constant(vector(I32, 8), list(range(odd, 16, 2)))) for odd in (0, 1)
-    ]
-    return builder.add(*halves)
+    return builder.add(*(pick(builder, product, product, range(odd, 16, 2)) for odd in (0, 1)))
 
 
-def _dot_accumulate_8(builder, total, unsigned, signed, lanes: int):
+def dot_accumulate_8(builder, total, unsigned, signed):
     """total + groups of four products u8·s8 → <lanes x i32>: `vpdpbusd`, or the same integers without it."""
     from llvmlite.binding import llvm_version_info
 
+    lanes = total.type.count
     name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[lanes]
     native = "avx512vnni" in features() if lanes == 16 else {"avxvnni", "avx512vnni"} & features()
     if native:
@@ -89,117 +61,198 @@ def _emulated_dot(module, lanes: int):
     wide = vector(I32, 4 * lanes)
     product = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
     for part in range(4):
-        every_fourth = ir.Constant(lane, list(range(part, 4 * lanes, 4)))
-        total = builder.add(total, builder.shuffle_vector(product, product, every_fourth))
+        total = builder.add(total, pick(builder, product, product, range(part, 4 * lanes, 4)))
     builder.ret(total)
     return function
 
 
-def _to_double(builder, value, lanes: int):
-    """<lanes x i32> → <4 x double>, neighbouring halves added: exact, as no sum reaches 2^53."""
-    double = vector(F64, 4)
-    parts = []
-    for start in range(0, lanes, 4):
-        pick = ir.Constant(vector(I32, 4), list(range(start, start + 4)))
-        parts.append(builder.sitofp(builder.shuffle_vector(value, value, pick), double))
-    while len(parts) > 1:
-        parts = [builder.fadd(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
-    return parts[0]
+class Shape:
+    """A tile's shape: how many activation rows, and how many of them and of weight vectors a pass holds in registers.
 
-
-def _sums_of_four(builder, a, b, c, d):
-    """<4 x double>: the sum of the lanes of each."""
-
-    def halves(left, right, even, odd):
-        picks = (ir.Constant(vector(I32, 4), lanes) for lanes in (even, odd))
-        return builder.fadd(*(builder.shuffle_vector(left, right, pick) for pick in picks))
-
-    first, second = (halves(x, y, [0, 4, 2, 6], [1, 5, 3, 7]) for x, y in ((a, b), (c, d)))
-    return halves(first, second, [0, 1, 4, 5], [2, 3, 6, 7])
-
-
-def _make_tile(rows: int, columns: int, vnni: int):
-    """An intrinsic: sums[(p·columns + j)·rows + i] = Σ_k of x[m + i, (p,) k] · w[n + j, k] over all of w's columns.
-
-    portable (vnni = 0): x int16 [M, Kp], one sum a pair. vnni = 16 or 8 lanes: x int8 [M, 2·Kp], the planes h and l
-    side by side, two sums a pair, still with the weights' offset in. Kp is a multiple of 64; sums is float64, exact.
+    vnni: lanes of a register, 16 or 8 (each a weight row); 0: portable, 4 weight rows a register, two lanes each.
     """
-    planes = 2 if vnni else 1
-    step = 4 * vnni if vnni else 16
-    lanes = vnni or 8
-    chunk = VNNI_CHUNK if vnni else PORTABLE_CHUNK
-    kind = vector(I32, lanes)
 
-    def add_products(builder, x_array, w_array, x_rows, w_rows, width, k, slots):
-        """One step along K of every pair of the tile."""
-        weights = [load(builder, w_array, builder.add(row, k), I8, step) for row in w_rows]
-        if vnni:
-            weights = [builder.xor(v, ir.Constant(v.type, [-128] * step)) for v in weights]
+    def __init__(self, vnni: int, rows: int, pass_rows: int, pass_vectors: int):
+        self.vnni, self.rows, self.pass_rows, self.pass_vectors = vnni, rows, pass_rows, pass_vectors
+        self.lanes = vnni or 8
+        self.vector_rows = vnni or 4  # weight rows of a vector
+        self.item = I8 if vnni else I16
+        self.one = rows <= 2  # a single token: bound by memory
+
+    def passes(self):
+        """(first activation row, first weight vector) of each pass."""
+        vectors = range(0, 16 // self.vector_rows, self.pass_vectors)
+        return [(row, v) for row in range(0, self.rows, self.pass_rows) for v in vectors]
+
+    def weights(self, builder, w, quad, first: int):
+        """The pass's weight vectors of one quad, as the multiplier takes them."""
+        found = []
+        for v in range(first, first + self.pass_vectors):
+            size = 4 * self.vector_rows
+            offset = builder.add(builder.mul(quad, I64(64)), I64(v * size))
+            value = load(builder, builder.gep(w, [offset]), vector(I8, size))
+            if self.vnni:
+                found.append(builder.xor(value, ir.Constant(value.type, [-128] * size)))
+            else:
+                found.append(builder.sext(value, vector(I16, size)))
+        return found
+
+    def activation(self, builder, x, quad, row: int):
+        """Four columns of one activation row, in every lane."""
+        offset = builder.add(builder.mul(quad, I64(4 * self.rows)), I64(4 * row))
+        scalar = I32 if self.vnni else I64
+        spread = everywhere(builder, load(builder, builder.gep(x, [offset]), scalar), self.vnni or 4)
+        return builder.bitcast(spread, vector(self.item, 4 * spread.type.count))
+
+    def accumulate(self, builder, slot, weight, activation) -> None:
+        total = builder.load(slot)
+        if self.vnni:
+            total = dot_accumulate_8(builder, total, weight, activation)
         else:
-            weights = [builder.sext(v, vector(I16, step)) for v in weights]
-        for plane in range(planes):
-            for i, row in enumerate(x_rows):
-                where = builder.add(row, k)
-                if plane:
-                    where = builder.add(where, width)
-                activation = load(builder, x_array, where, I8 if vnni else I16, step)
-                for j, weight in enumerate(weights):
-                    slot = slots[(plane * columns + j) * rows + i]
-                    total = builder.load(slot)
-                    if vnni:
-                        total = _dot_accumulate_8(builder, total, weight, activation, lanes)
-                    else:
-                        total = builder.add(total, multiply_add_16(builder, activation, weight))
-                    builder.store(total, slot)
+            total = builder.add(total, multiply_add_16(builder, weight, activation))
+        builder.store(total, slot)
+
+    def quad(self, builder, x, w, quad, row0: int, first: int, slots) -> None:
+        """One quad of a pass."""
+        weights = self.weights(builder, w, quad, first)
+        for i in range(self.pass_rows):
+            activation = self.activation(builder, x, quad, row0 + i)
+            for j, weight in enumerate(weights):
+                self.accumulate(builder, slots[i * self.pass_vectors + j], weight, activation)
+
+    def by_row(self, builder, totals):
+        """A pass's totals of one activation row → vectors of eight or sixteen weight rows."""
+        if self.vnni:
+            return totals
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        return [
+            builder.add(*(pick(builder, a, b, range(odd, 16, 2)) for odd in (0, 1))) for a, b in pairs
+        ]  # fmt: skip
+
+
+def _pointer(context, builder, signature, args, i: int, kind: ir.Type):
+    """Argument i, an array, and argument i + 1, an offset in its items: a pointer."""
+    array = context.make_array(signature.args[i])(context, builder, args[i])
+    return builder.bitcast(builder.gep(array.data, [args[i + 1]]), kind.as_pointer())
+
+
+def make_tile(shape: Shape):
+    """An intrinsic: sums[s + 16·i + j] += Σ over `quads` of activation row i · weight row j, in float64.
+
+    x: packed activations from item `xo` on; w: a panel's weights from byte `wo` on. Meanwhile each turn of two quads
+    (each quad, for a single token) asks for the cache line at byte `ahead` of w, which moves on by `stride` bytes.
+    """
 
     @intrinsic
-    def tile(typingctx, x, m, w, n, sums):
+    def tile(typingctx, x, xo, w, wo, quads, sums, so, ahead, stride):
         def generate(context, builder, signature, args):
-            x_array, w_array, out = (
-                context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 4)
-            )
-            x_width = cgutils.unpack_tuple(builder, x_array.shape)[1]
-            width = cgutils.unpack_tuple(builder, w_array.shape)[1]
-            zero, nought, none = ir.Constant(kind, None), I64(0), ir.Constant(vector(F64, 4), None)
-            slots = [cgutils.alloca_once_value(builder, zero) for _ in range(planes * rows * columns)]
-            totals = [cgutils.alloca_once_value(builder, none) for _ in slots]
-            x_rows = [builder.mul(builder.add(args[1], I64(i)), x_width) for i in range(rows)]
-            w_rows = [builder.mul(builder.add(args[3], I64(j)), width) for j in range(columns)]
-            for total in totals:
-                builder.store(none, total)
-            with cgutils.for_range_slice(builder, nought, width, I64(chunk), I64) as (start, _):
-                for slot in slots:
-                    builder.store(zero, slot)
-                end = builder.add(start, I64(chunk))
-                end = builder.select(builder.icmp_signed("<", end, width), end, width)
-                with cgutils.for_range_slice(builder, start, end, I64(LINE), I64) as (k, _):
-                    if rows == 1:  # a single row of x is bound by memory: ask for weights before they are needed
-                        for row in w_rows:
-                            prefetch(builder, w_array, builder.add(builder.add(row, k), I64(AHEAD)))
-                    for part in range(0, LINE, step):
-                        add_products(builder, x_array, w_array, x_rows, w_rows, width, builder.add(k, I64(part)), slots)
-                for slot, total in zip(slots, totals, strict=True):
-                    wide = _to_double(builder, builder.load(slot), lanes)
-                    builder.store(builder.fadd(builder.load(total), wide), total)
-            found = [builder.load(total) for total in totals]
-            for i in range(0, len(found), 4):
-                four = (found[i : i + 4] + [none] * 4)[:4]
-                values = _sums_of_four(builder, *four)
-                pointer = builder.gep(out.data, [I64(i)])
-                if len(found) - i >= 4:
-                    store = builder.store(values, builder.bitcast(pointer, values.type.as_pointer()))
-                    store.align = 8
-                else:
-                    for lane in range(len(found) - i):
-                        value = builder.extract_element(values, I32(lane))
-                        builder.store(value, builder.gep(out.data, [I64(i + lane)]))
+            x_at, w_at = (_pointer(context, builder, signature, args, i, k) for i, k in ((0, shape.item), (2, I8)))
+            sums_at = _pointer(context, builder, signature, args, 5, F64)
+            w_array = context.make_array(signature.args[2])(context, builder, args[2])
+            next_at = builder.bitcast(builder.gep(w_array.data, [args[7]]), I8.as_pointer())
+            turns, quads_, stride_ = builder.sdiv(args[4], I64(UNROLL)), args[4], args[8]
+            for number, (row0, first) in enumerate(shape.passes()):
+                slots = accumulators(builder, vector(I32, shape.lanes), shape.pass_rows * shape.pass_vectors)
+                skipped = builder.mul(turns, I64(number))
+                with loop(builder, quads_, UNROLL) as q:
+                    turn = builder.add(builder.sdiv(q, I64(UNROLL)), skipped)
+                    for u in range(UNROLL):
+                        if shape.one or not u:
+                            step = builder.add(q, I64(u)) if shape.one else turn
+                            prefetch(builder, builder.gep(next_at, [builder.mul(step, stride_)]))
+                        shape.quad(builder, x_at, w_at, builder.add(q, I64(u)), row0, first, slots)
+                for i in range(shape.pass_rows):
+                    mine = [builder.load(s) for s in slots[i * shape.pass_vectors : (i + 1) * shape.pass_vectors]]
+                    at = 16 * (row0 + i) + first * shape.vector_rows
+                    for total in shape.by_row(builder, mine):
+                        pointer = builder.gep(sums_at, [I64(at)])
+                        wide = vector(F64, total.type.count)
+                        value = builder.fadd(load(builder, pointer, wide), builder.sitofp(total, wide))
+                        store(builder, value, pointer)
+                        at += total.type.count
             return context.get_dummy_value()
 
-        return types.void(x, types.int64, w, types.int64, sums), generate
+        integer = types.int64
+        return types.void(x, integer, w, integer, integer, sums, integer, integer, integer), generate
 
     return tile
 
 
-portable_1x1, portable_1x4, portable_4x2 = _make_tile(1, 1, 0), _make_tile(1, 4, 0), _make_tile(4, 2, 0)
-vnni512_1x1, vnni512_1x4, vnni512_4x2 = _make_tile(1, 1, 16), _make_tile(1, 4, 16), _make_tile(4, 2, 16)
-vnni256_1x1, vnni256_1x4, vnni256_4x2 = _make_tile(1, 1, 8), _make_tile(1, 4, 8), _make_tile(4, 2, 8)
+def make_table_tile(shape: Shape):
+    """An intrinsic: sums[s + 16·i + j] (float32) = Σ over groups g of scale[g, j] · (Σ_k∈g v_i·w_j), an exact integer.
+
+    scale: float16 bits [groups, 16] of the panel from item `co` on. The portable form's v, or 254·h + l of row pairs.
+    """
+    tokens = shape.rows // 2 if shape.vnni else shape.rows
+    outputs = 16 // shape.vector_rows if shape.vnni else 2  # vectors of weight rows once lanes are complete
+    out_lanes = 16 // outputs
+
+    @intrinsic
+    def tile(typingctx, x, xo, w, wo, groups, scale, co, sums, so, ahead):
+        def generate(context, builder, signature, args):
+            x_at, w_at = (_pointer(context, builder, signature, args, i, k) for i, k in ((0, shape.item), (2, I8)))
+            scale_at = _pointer(context, builder, signature, args, 5, I16)
+            sums_at = _pointer(context, builder, signature, args, 7, F32)
+            kind = vector(F32, out_lanes)
+            floats = accumulators(builder, kind, tokens * outputs)
+            with loop(builder, args[4]) as g:
+                start = builder.mul(g, I64(GROUP_QUADS))
+                base = builder.mul(start, I64(64))
+                for line in range(GROUP_QUADS):
+                    prefetch(builder, builder.gep(w_at, [builder.add(builder.add(base, args[9]), I64(64 * line))]))
+                units = [
+                    halves_to_floats(
+                        builder,
+                        load(builder, builder.gep(scale_at, [builder.add(builder.mul(g, I64(16)), I64(o * out_lanes))]),
+                             vector(I16, out_lanes)),
+                    )
+                    for o in range(outputs)
+                ]  # fmt: skip
+                for row0, first in shape.passes():
+                    slots = accumulators(builder, vector(I32, shape.lanes), shape.pass_rows * shape.pass_vectors)
+                    for u in range(GROUP_QUADS):
+                        shape.quad(builder, x_at, w_at, builder.add(start, I64(u)), row0, first, slots)
+                    rows = []
+                    for i in range(shape.pass_rows):
+                        mine = [builder.load(s) for s in slots[i * shape.pass_vectors : (i + 1) * shape.pass_vectors]]
+                        if shape.vnni:  # take the weights' offset off: 128·Σx of the group
+                            ones = ir.Constant(vector(I8, 4 * shape.lanes), [1] * (4 * shape.lanes))
+                            offset = ir.Constant(vector(I32, shape.lanes), None)
+                            for u in range(GROUP_QUADS):
+                                activation = shape.activation(builder, x_at, builder.add(start, I64(u)), row0 + i)
+                                offset = dot_accumulate_8(builder, offset, ones, activation)
+                            shift = ir.Constant(offset.type, [7] * shape.lanes)
+                            mine = [builder.sub(value, builder.shl(offset, shift)) for value in mine]
+                        rows.append(shape.by_row(builder, mine))
+                    if shape.vnni:  # S = 254·H + L
+                        fine = ir.Constant(vector(I32, shape.lanes), [254] * shape.lanes)
+                        rows = [
+                            [builder.add(builder.mul(h, fine), low) for h, low in zip(high, lows, strict=True)]
+                            for high, lows in zip(rows[::2], rows[1::2], strict=True)
+                        ]
+                    token0 = row0 // 2 if shape.vnni else row0
+                    for i, values in enumerate(rows):
+                        for o, value in enumerate(values, first * shape.vector_rows // out_lanes):
+                            slot = floats[(token0 + i) * outputs + o]
+                            total = multiply_add(builder, builder.sitofp(value, kind), units[o], builder.load(slot))
+                            builder.store(total, slot)
+            for i, slot in enumerate(floats):
+                store(builder, builder.load(slot), builder.gep(sums_at, [I64(i * out_lanes)]))
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(x, integer, w, integer, integer, scale, integer, sums, integer, integer), generate
+
+    return tile
+
+
+# Activation rows of a full panel, and of a single token: the packed activations' own shape (activations.py).
+PORTABLE, PORTABLE_ONE = Shape(0, 4, 4, 2), Shape(0, 1, 1, 4)
+VNNI512, VNNI512_ONE = Shape(16, 8, 8, 1), Shape(16, 2, 2, 1)
+VNNI256, VNNI256_ONE = Shape(8, 8, 4, 2), Shape(8, 2, 2, 2)
+portable_4, portable_1 = make_tile(PORTABLE), make_tile(PORTABLE_ONE)
+vnni512_4, vnni512_1 = make_tile(VNNI512), make_tile(VNNI512_ONE)
+vnni256_4, vnni256_1 = make_tile(VNNI256), make_tile(VNNI256_ONE)
+portable_table_4, portable_table_1 = make_table_tile(PORTABLE), make_table_tile(PORTABLE_ONE)
+vnni512_table_4, vnni512_table_1 = make_table_tile(VNNI512), make_table_tile(VNNI512_ONE)
+vnni256_table_4, vnni256_table_1 = make_table_tile(VNNI256), make_table_tile(VNNI256_ONE)

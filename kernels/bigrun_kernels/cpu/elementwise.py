@@ -10,9 +10,7 @@ from numba import prange
 
 from bigrun_kernels.cpu.compile import kernel, parallel_kernel, summing
 from bigrun_kernels.cpu.rows import read_row
-from bigrun_kernels.cpu.scalar import exp, half_to_float
-
-GROUP = 32  # entries of a table's row that share a scale
+from bigrun_kernels.cpu.scalar import exp
 
 
 @summing
@@ -96,15 +94,6 @@ def activate(kind, x, gated, out):
         if gated:
             for j in range(size):
                 out[t, j] *= x[t, size + j]
-
-
-@kernel
-def lookup(ids, table, scale, out):
-    """out [T, H] = rows of an int8 table with a float16 scale (as its bits) for each GROUP entries."""
-    for t in range(ids.size):
-        row, scales = table[ids[t]], scale[ids[t]]
-        for j in range(out.shape[1]):
-            out[t, j] = np.float32(row[j]) * half_to_float(scales[j // GROUP])
 
 
 @kernel

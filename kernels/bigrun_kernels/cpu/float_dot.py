@@ -1,4 +1,4 @@
-"""Dot products with float accumulators: weights kept in 16 or 32 bits, and int8 tables with a scale a group.
+"""Linears with float accumulators, for weights kept in 16 or 32 bits.
 
 Eight lanes run along K and are added in order at the end, then what K leaves over: one order for every shape of tile, so
 an output depends on its own two rows alone.
@@ -11,13 +11,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from bigrun_kernels.cpu.compile import kernel, parallel_kernel
-from bigrun_kernels.cpu.dot import F32, I8, I16, I32, I64, call, load, multiply_add_16, vector
-from bigrun_kernels.cpu.isa import features
-from bigrun_kernels.cpu.linear import quantise_int16
 from bigrun_kernels.cpu.scalar import bfloat_to_float, half_to_float
+from bigrun_kernels.cpu.vectors import F32, I16, I32, I64, halves_to_floats, load, multiply_add, vector
 
 LANES = 8
-GROUP = 32  # columns of a table's row that share a scale: four products a lane, exact in float32 (4·127·32,385 < 2^24)
 ROW_BLOCK = 16
 
 
@@ -25,20 +22,10 @@ def _widen(builder, value, kind: str):
     """<8 x> of the stored form → <8 x float>."""
     if kind == "float32":
         return value
-    if kind == "float16" and "f16c" in features():
-        return builder.fpext(builder.bitcast(value, vector(ir.HalfType(), LANES)), vector(F32, LANES))
+    if kind == "float16":  # weights are checked to be finite when they are read
+        return halves_to_floats(builder, value)
     wide = builder.zext(value, vector(I32, LANES))
-    if kind == "bfloat16":
-        return builder.bitcast(builder.shl(wide, _all(I32, 16)), vector(F32, LANES))
-    # A finite half is a float of smaller exponents, times 2^112 (weights are checked to be finite when they are read).
-    magnitude = builder.shl(builder.and_(wide, _all(I32, 0x7FFF)), _all(I32, 13))
-    value = builder.fmul(builder.bitcast(magnitude, vector(F32, LANES)), _all(F32, 2.0**112))
-    sign = builder.shl(builder.and_(wide, _all(I32, 0x8000)), _all(I32, 16))
-    return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, LANES)), sign), vector(F32, LANES))
-
-
-def _all(kind: ir.Type, value):
-    return ir.Constant(vector(kind, LANES), [value] * LANES)
+    return builder.bitcast(builder.shl(wide, ir.Constant(wide.type, [16] * LANES)), vector(F32, LANES))
 
 
 def _in_order(builder, value):
@@ -77,14 +64,13 @@ def _make_float_tile(rows: int, columns: int, kind: str):
             stop = builder.and_(x_width, I64(-LANES))
             with cgutils.for_range_slice(builder, I64(0), stop, I64(LANES), I64) as (k, _):
                 weights = [
-                    _widen(builder, load(builder, w_array, builder.add(r, k), stored, LANES), kind) for r in w_rows
+                    _widen(builder, load(builder, builder.gep(w_array.data, [builder.add(r, k)]), vector(stored, LANES)), kind) for r in w_rows
                 ]
                 for i, row in enumerate(x_rows):
-                    activation = load(builder, x_array, builder.add(row, k), F32, LANES)
+                    activation = load(builder, builder.gep(x_array.data, [builder.add(row, k)]), vector(F32, LANES))
                     for j, weight in enumerate(weights):
                         slot = slots[i * columns + j]
-                        values = [activation, weight, builder.load(slot)]
-                        builder.store(call(builder, "llvm.fmuladd.v8f32", vector(F32, LANES), values), slot)
+                        builder.store(multiply_add(builder, activation, weight, builder.load(slot)), slot)
             _finish(builder, slots, out)
             return context.get_dummy_value()
 
@@ -93,47 +79,9 @@ def _make_float_tile(rows: int, columns: int, kind: str):
     return tile
 
 
-def _make_table_tile(columns: int):
-    """An intrinsic: sums[j] = Σ_g scale[n + j, g] · Σ_k∈g x[m, k] · w[n + j, k]; x int16, w int8, scale float16 bits."""
-
-    @intrinsic
-    def tile(typingctx, x, m, w, n, scale, sums):
-        def generate(context, builder, signature, args):
-            x_array, w_array, out, slots, x_width, w_width = _prepare(context, builder, signature, args, columns)
-            scales = context.make_array(signature.args[4])(context, builder, args[4])
-            groups = cgutils.unpack_tuple(builder, scales.shape)[1]
-            x_row = builder.mul(args[1], x_width)
-            rows = [builder.add(args[3], I64(j)) for j in range(columns)]
-            with cgutils.for_range_slice(builder, I64(0), groups, I64(1), I64) as (g, _):
-                k = builder.mul(g, I64(GROUP))
-                first = builder.add(x_row, k)
-                activations = [load(builder, x_array, builder.add(first, I64(h)), I16, 16) for h in (0, 16)]
-                for row, slot in zip(rows, slots, strict=True):
-                    start = builder.add(builder.mul(row, w_width), k)
-                    total = None
-                    for half, activation in zip((0, 16), activations, strict=True):
-                        weight = load(builder, w_array, builder.add(start, I64(half)), I8, 16)
-                        product = multiply_add_16(builder, activation, builder.sext(weight, vector(I16, 16)))
-                        total = product if total is None else builder.add(total, product)
-                    bits = builder.load(builder.gep(scales.data, [builder.add(builder.mul(row, groups), g)]))
-                    shifted = builder.shl(builder.zext(bits, I32), I32(13))
-                    unit = builder.fmul(builder.bitcast(shifted, F32), F32(2.0**112))
-                    spread = builder.insert_element(ir.Constant(vector(F32, LANES), ir.Undefined), unit, I32(0))
-                    spread = builder.shuffle_vector(spread, spread, ir.Constant(vector(I32, LANES), None))
-                    values = [builder.sitofp(total, vector(F32, LANES)), spread, builder.load(slot)]
-                    builder.store(call(builder, "llvm.fmuladd.v8f32", vector(F32, LANES), values), slot)
-            _finish(builder, slots, out)
-            return context.get_dummy_value()
-
-        return types.void(x, types.int64, w, types.int64, scale, sums), generate
-
-    return tile
-
-
 float32_1x1, float32_4x2 = _make_float_tile(1, 1, "float32"), _make_float_tile(4, 2, "float32")
 float16_1x1, float16_4x2 = _make_float_tile(1, 1, "float16"), _make_float_tile(4, 2, "float16")
 bfloat16_1x1, bfloat16_4x2 = _make_float_tile(1, 1, "bfloat16"), _make_float_tile(4, 2, "bfloat16")
-table_1x1, table_1x4 = _make_table_tile(1), _make_table_tile(4)
 
 
 def _tile(x, m, tall, w, is_bfloat, n, sums):
@@ -206,27 +154,3 @@ def linear_float(x, w, is_bfloat, bias, out, accumulate):
                     for j in range(n, min(n + 2, stop)):
                         _outputs(x, i, 1, w, is_bfloat, j, sums, bias, out, accumulate)
 
-
-@parallel_kernel
-def linear_table(x, w, w_scale, bias, values, scale, mask, out, accumulate):
-    """out [M, V] = (or +=) x Wᵀ + b for a table: w int8 [V, Kp], w_scale uint16 [V, Kp/32] (float16 bits); x float32
-    [M, K] is taken in the exact mode. Scratch: values int16 [M, Kp], scale float64 [M], mask int8 [K]."""
-    rows, columns = x.shape[0], w.shape[0]
-    mask[:] = 0
-    for m in range(rows):
-        quantise_int16(x, m, True, mask, False, values, scale)
-    for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
-        stop = min((block + 1) * ROW_BLOCK, columns)
-        sums = np.empty(4, np.float32)
-        n = block * ROW_BLOCK
-        while n < stop:
-            count = 4 if n + 4 <= stop else 1
-            for m in range(rows):
-                if count == 4:
-                    table_1x4(values, m, w, n, w_scale, sums)
-                else:
-                    table_1x1(values, m, w, n, w_scale, sums)
-                for j in range(count):
-                    y = np.float32(np.float64(sums[j]) * scale[m] + (np.float64(bias[n + j]) if bias.size else 0.0))
-                    out[m, n + j] = y + out[m, n + j] if accumulate else y
-            n += count

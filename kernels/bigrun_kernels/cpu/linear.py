@@ -1,239 +1,183 @@
-"""Int8 linears: y = x Wᵀ + b with W int8 per row, in the modes of NUMERICS, on any number of rows of x.
+"""Int8 linears: y = x Wᵀ + b with W int8 in lanes, in the modes of NUMERICS, on any number of rows of x.
 
-One function a form (dot.py) and the activation quantisers they share. Sums are exact
-integers S until the epilogue, y = f32(S · s_x · s_w + b) in float64: equal to the bit on every form, batch and thread count.
+Sums are exact integers S until the epilogue, y = f32(S · s_x · s_w + b) in float64: equal to the bit on every form, batch
+and thread count.
 """
 
 import numpy as np
+from llvmlite import ir
 from numba import prange, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
+from bigrun_kernels.cpu import dot
 from bigrun_kernels.cpu.compile import kernel, parallel_kernel
-from bigrun_kernels.cpu.dot import (
-    portable_1x1,
-    portable_1x4,
-    portable_4x2,
-    vnni256_1x1,
-    vnni256_1x4,
-    vnni256_4x2,
-    vnni512_1x1,
-    vnni512_1x4,
-    vnni512_4x2,
-)
+from bigrun_kernels.cpu.dot import CHUNK, UNROLL
+from bigrun_kernels.cpu.planes import FINE, FORMS, TOKENS, outlier_columns, quantise
+from bigrun_kernels.cpu.vectors import F32, F64, I64, load, store, vector
 
-# The dtype that scratch planes are seen as tells a form: int16 values, or two int8 planes for registers of 512 or 256 bits.
-FORMS = (np.int16, np.int8, np.uint8)
-ROW_BLOCK = 16  # weight rows of one task: they stay in the second-level cache while activation rows pass by
-MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even, as the sum's last bit is one
-FINE = 254.0  # steps of the second plane to one of the first: x ≈ (h + l/254)·s
+ROWS = 16  # of a panel of weights
+AHEAD = 1024  # bytes between what one token reads and what it asks for: the latency of memory at its speed
 
 
-@kernel
-def _largest(x, i, mask, masked):
-    """max |x_ij| of row i over the columns outside the mask; NaN if any entry of the row is NaN or inf.
+@intrinsic
+def _epilogue(typingctx, sums, so, fine, correction, unit, w_scale, wo, bias, bo, biased, out, oo, add):
+    """out[oo : oo + 16] = (or +=) f32((S − correction) · unit · w_scale + bias), S = sums, or fine·sums + sums 16 further on."""
 
-    The bits of a float without its sign are ordered as integers, with inf and NaN above all: integers vectorise.
-    """
-    bits = x[i].view(np.uint32)
-    largest = np.uint32(0)
-    for j in range(bits.size):
-        largest = max(largest, bits[j] & MAGNITUDE)
-    if largest >= INFINITY:
-        return np.float32(np.nan)
-    if masked:
-        largest = np.uint32(0)
-        for j in range(bits.size):
-            largest = max(largest, np.uint32(0) if mask[j] else bits[j] & MAGNITUDE)
-    found = np.empty(1, np.uint32)
-    found[0] = largest
-    return found.view(np.float32)[0]
+    def generate(context, builder, signature, args):
+        names = dict(zip(("sums", "so", "fine", "correction", "unit", "w_scale", "wo", "bias", "bo", "biased", "out", "oo", "add"),
+                         range(13), strict=True))  # fmt: skip
+        data = {n: context.make_array(signature.args[names[n]])(context, builder, args[names[n]]).data
+                for n in ("sums", "w_scale", "bias", "out")}  # fmt: skip
+        wide, narrow = vector(F64, 8), vector(F32, 8)
 
+        def spread(value):
+            one = builder.insert_element(ir.Constant(wide, ir.Undefined), value, ir.IntType(32)(0))
+            return builder.shuffle_vector(one, one, ir.Constant(vector(ir.IntType(32), 8), None))
 
-@kernel
-def outlier_columns(x, threshold, mask):
-    """mask[j] = 1 where some finite row of x has |x_ij| ≥ threshold; returns their numbers. threshold 0: none."""
-    mask[:] = 0
-    count = 0
-    if threshold > 0.0:
-        for i in range(x.shape[0]):
-            if _largest(x, i, mask, False) >= threshold:
-                for j in range(x.shape[1]):
-                    if abs(x[i, j]) >= threshold:
-                        count += 1 - mask[j]
-                        mask[j] = 1
-    result = np.empty(count, np.int64)
-    found = 0
-    for j in range(x.shape[1]):
-        if mask[j] and found < count:
-            result[found] = j
-            found += 1
-    return result
+        fine, correction, unit = (spread(args[names[n]]) for n in ("fine", "correction", "unit"))
+        two = builder.fcmp_ordered("!=", args[names["fine"]], F64(0.0))
+        for half in (0, 8):
+            at = lambda name, offset, half=half: builder.gep(  # noqa: E731
+                data[name], [builder.add(args[names[offset]], I64(half))]
+            )
+            total = load(builder, at("sums", "so"), wide)
+            second = builder.gep(at("sums", "so"), [builder.select(two, I64(16), I64(0))])
+            both = builder.fadd(builder.fmul(total, fine), load(builder, second, wide))
+            total = builder.fsub(builder.select(two, both, total), correction)
+            value = builder.fmul(total, unit)
+            scale = builder.fpext(load(builder, at("w_scale", "wo"), narrow), wide)
+            shift = builder.fpext(load(builder, at("bias", "bo"), narrow), wide)
+            shift = builder.select(args[names["biased"]], shift, ir.Constant(wide, None))
+            y = builder.fptrunc(builder.fadd(builder.fmul(value, scale), shift), narrow)
+            old = load(builder, at("out", "oo"), narrow)
+            store(builder, builder.select(args[names["add"]], builder.fadd(y, old), y), at("out", "oo"))
+        return context.get_dummy_value()
+
+    integer, number, flag = types.int64, types.float64, types.boolean
+    arguments = (sums, integer, number, number, number, w_scale, integer, bias, integer, flag, out, integer, flag)
+    return types.void(*arguments), generate
 
 
-@kernel
-def quantise_int16(x, i, exact, mask, masked, planes, scale):
-    """Row i as int16: v = 254·h + l (exact), or h, the int8 value, alone. scale[i]: what one unit of v is worth."""
-    width = x.shape[1]
-    row, values = planes[i], x[i]
-    largest = _largest(x, i, mask, masked)
-    row[width:] = 0
-    if not largest > 0.0:  # an all-zero row, or one with NaN or inf, whose scale then makes all its outputs NaN
-        row[:] = 0
-        scale[i] = largest if np.isnan(largest) else 1.0
-        return
-    unit = largest / np.float32(127.0)
-    scale[i] = np.float64(unit) / (FINE if exact else 1.0)
-    if exact:
-        for j in range(width):
-            value = values[j] / unit
-            high = (value + ROUNDER) - ROUNDER
-            low = ((value - high) * np.float32(FINE) + ROUNDER) - ROUNDER
-            row[j] = np.int16(high * np.float32(FINE) + low)
-    else:
-        for j in range(width):
-            value = np.float32(0.0) if mask[j] else values[j] / unit
-            row[j] = np.int16((value + ROUNDER) - ROUNDER)
+def _panel_sums(planes, tokens, quads, w, panel, sums):
+    """sums[16·row + j] = Σ of activation row · weight row 16·panel + j, exact, over all quads. An overload a form."""
 
 
-@kernel
-def quantise_planes(x, i, exact, mask, masked, planes, scale, row_sum):
-    """Row i as int8 planes h, l side by side; row_sum[i] their sums, for taking off the weights' offset."""
-    width, padded = x.shape[1], planes.shape[1] // 2
-    values, high_row, low_row = x[i], planes[i, :padded], planes[i, padded:]
-    largest = _largest(x, i, mask, masked)
-    high_row[:] = 0
-    low_row[:] = 0
-    row_sum[i, 0] = row_sum[i, 1] = 0
-    if not largest > 0.0:
-        scale[i] = largest if np.isnan(largest) else 1.0
-        return
-    unit = largest / np.float32(127.0)
-    scale[i] = np.float64(unit) / (FINE if exact else 1.0)
-    fine = np.float32(FINE if exact else 0.0)
-    high_sum, low_sum = np.int32(0), np.int32(0)
-    for j in range(width):
-        value = np.float32(0.0) if mask[j] else values[j] / unit
-        high = (value + ROUNDER) - ROUNDER
-        low = ((value - high) * fine + ROUNDER) - ROUNDER
-        high_row[j] = np.int8(high)
-        low_row[j] = np.int8(low)
-        high_sum += np.int32(high)
-        low_sum += np.int32(low)
-    row_sum[i, 0] = high_sum
-    row_sum[i, 1] = low_sum
+def _make_panel_sums(tile, tile_one, shape, shape_one):
+    rows, rows_one, passes = shape.rows, shape_one.rows, len(shape.passes())
+
+    def panel_sums(planes, tokens, quads, w, panel, sums):
+        count = (tokens + TOKENS - 1) // TOKENS
+        for i in range(16 * (rows_one if tokens == 1 else count * rows)):
+            sums[i] = 0.0
+        # each turn of each pass asks for its share of what comes after this chunk
+        stride = 64 * UNROLL // (count * passes)
+        for start in range(0, quads, CHUNK):
+            size = min(CHUNK, quads - start)
+            first = (panel * quads + start) * 64
+            if tokens == 1:
+                tile_one(planes, start * 4 * rows_one, w, first, size, sums, 0, first + AHEAD, 64)
+                continue
+            ahead = first + size * 64
+            for t in range(count):
+                x_first = (t * quads + start) * 4 * rows
+                tile(planes, x_first, w, first, size, sums, t * 16 * rows, ahead, stride)
+                ahead += size // UNROLL * passes * stride
+
+    return panel_sums
+
+
+_PORTABLE = _make_panel_sums(dot.portable_4, dot.portable_1, dot.PORTABLE, dot.PORTABLE_ONE)
+_VNNI512 = _make_panel_sums(dot.vnni512_4, dot.vnni512_1, dot.VNNI512, dot.VNNI512_ONE)
+_VNNI256 = _make_panel_sums(dot.vnni256_4, dot.vnni256_1, dot.VNNI256, dot.VNNI256_ONE)
+
+
+@overload(_panel_sums)
+def _panel_sums_overload(planes, tokens, quads, w, panel, sums):
+    return {types.int16: _PORTABLE, types.int8: _VNNI512, types.uint8: _VNNI256}[planes.dtype]
+
+
+def _offset(planes, row_sum, t, fine):
+    """What the weights' offset of 128 adds to the sums of token t. An overload a form."""
+
+
+def _rows(planes):
+    """Activation rows of a token."""
+
+
+@overload(_offset)
+def _offset_overload(planes, row_sum, t, fine):
+    if planes.dtype == types.int16:
+        return lambda planes, row_sum, t, fine: 0.0
+    return lambda planes, row_sum, t, fine: 128.0 * (fine * row_sum[t, 0] + row_sum[t, 1])
+
+
+@overload(_rows)
+def _rows_overload(planes):
+    count = 1 if planes.dtype == types.int16 else 2
+    return lambda planes: count
 
 
 @kernel
-def _outlier_part(x, m, w, n, outliers):
-    """Σ over the outlier columns of x[m, j] · w[n, j], in the order of the columns."""
+def _outlier_part(x, t, w, quads, n, outliers):
+    """Σ over the outlier columns of x[t, k] · w[n, k], in the order of the columns."""
     total = 0.0
     for i in range(outliers.size):
-        total += np.float64(x[m, outliers[i]]) * np.float64(w[n, outliers[i]])
+        k = outliers[i]
+        weight = w[(n // ROWS * quads + k // 4) * 64 + n % ROWS * 4 + k % 4]
+        total += np.float64(x[t, k]) * np.float64(weight)
     return total
 
 
-def _tile(planes, row_sum, m, tall, w, n, wide, exact, sums):
-    """sums[c·tall + i] = S of output (m + i, n + c), an exact integer in float64. tall, wide is 4, 2 or 1, 4 or 1, 1.
-
-    An overload a form, told by the dtype of planes (FORMS): a kernel is compiled for the one in use alone.
-    """
-
-
-@overload(_tile, inline="always")
-def _tile_overload(planes, row_sum, m, tall, w, n, wide, exact, sums):
-    if planes.dtype == types.int16:
-
-        def portable(planes, row_sum, m, tall, w, n, wide, exact, sums):
-            if tall == 4:
-                portable_4x2(planes, m, w, n, sums)
-            elif wide == 4:
-                portable_1x4(planes, m, w, n, sums)
-            else:
-                portable_1x1(planes, m, w, n, sums)
-
-        return portable
-
-    wide_registers = planes.dtype == types.int8
-    tile_4x2 = vnni512_4x2 if wide_registers else vnni256_4x2
-    tile_1x4 = vnni512_1x4 if wide_registers else vnni256_1x4
-    tile_1x1 = vnni512_1x1 if wide_registers else vnni256_1x1
-
-    def vnni(planes, row_sum, m, tall, w, n, wide, exact, sums):
-        if tall == 4:
-            tile_4x2(planes, m, w, n, sums)
-        elif wide == 4:
-            tile_1x4(planes, m, w, n, sums)
-        else:
-            tile_1x1(planes, m, w, n, sums)
-        count = tall * wide
-        fine = 254.0 if exact else 1.0
-        for i in range(count):  # the weights went in with 128 added
-            row = m + i % tall
-            high = sums[i] - 128.0 * row_sum[row, 0]
-            sums[i] = fine * high + (sums[count + i] - 128.0 * row_sum[row, 1])
-
-    return vnni
-
-
-def _quantise(x, i, exact, mask, masked, planes, scale, row_sum):
-    """Row i of x in the form of planes."""
-
-
-@overload(_quantise)
-def _quantise_overload(x, i, exact, mask, masked, planes, scale, row_sum):
-    if planes.dtype == types.int16:
-        return lambda x, i, exact, mask, masked, planes, scale, row_sum: quantise_int16(
-            x, i, exact, mask, masked, planes, scale
-        )
-    return lambda x, i, exact, mask, masked, planes, scale, row_sum: quantise_planes(
-        x, i, exact, mask, masked, planes, scale, row_sum
-    )
+@kernel
+def panel_linear(x, planes, scale, row_sum, tokens, exact, outliers, quads, w, w_scale, bias, panel, sums, out, add):
+    """out[:tokens, 16·panel : + 16] = (or +=) y of one panel of weights (flat), from packed planes. sums: float64 scratch of
+    16 for each activation row. outliers: their columns, whose products are taken from x."""
+    rows, biased = _rows(planes), bias.size > 0
+    fine = FINE if exact else 1.0
+    first = panel * ROWS
+    width = min(ROWS, w_scale.size - first)
+    _panel_sums(planes, tokens, quads, w, panel, sums)
+    for t in range(tokens):
+        at, correction = t * rows * 16, _offset(planes, row_sum, t, fine)
+        if width == ROWS and outliers.size == 0:
+            combine = fine if rows == 2 else 0.0
+            shifts = bias if biased else w_scale
+            _epilogue(sums, at, combine, correction, scale[t], w_scale, first, shifts, first, biased, out, t * w_scale.size + first, add)
+            continue
+        for j in range(width):
+            total = sums[at + j]
+            if rows == 2:
+                total = fine * total + sums[at + 16 + j]
+            value = (total - correction) * scale[t]
+            if outliers.size:
+                value += _outlier_part(x, t, w, quads, first + j, outliers)
+            n = first + j
+            y = np.float32(value * np.float64(w_scale[n]) + (np.float64(bias[n]) if biased else 0.0))
+            out[t, n] = y + out[t, n] if add else y
 
 
 @parallel_kernel
-def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
-    rows, columns = x.shape[0], w.shape[0]
+def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, add):
+    tokens, padded = x.shape[0], w.shape[1] * 4
+    flat = w.reshape(w.size)
     outliers = outlier_columns(x, 0.0 if exact else threshold, mask)
-    masked, biased = outliers.size > 0, bias.size > 0
-    if rows == 1:  # not worth a launch of the threads
-        _quantise(x, np.int64(0), exact, mask, masked, planes, scale, row_sum)
+    masked = outliers.size > 0
+    if tokens == 1:  # not worth a launch of the threads
+        quantise(x, np.int64(0), tokens, exact, mask, masked, planes, padded, scale, row_sum)
     else:
-        for i in prange(rows):
-            _quantise(x, np.int64(i), exact, mask, masked, planes, scale, row_sum)
-    for block in prange((columns + ROW_BLOCK - 1) // ROW_BLOCK):
-        first = block * ROW_BLOCK
-        stop = min(first + ROW_BLOCK, columns)
-        sums = np.empty(16, np.float64)
-        m = 0
-        while m < rows:
-            tall = 4 if m + 4 <= rows else 1
-            n = first
-            while n < stop:
-                wide = 2 if tall == 4 else 4
-                high = tall
-                if n + wide > stop:  # the last few weight rows, one pair at a time
-                    wide, high = 1, 1
-                for top in range(m, m + tall, high):
-                    _tile(planes, row_sum, top, high, w, n, wide, exact, sums)
-                    for c in range(wide):
-                        unit, shift = np.float64(w_scale[n + c]), np.float64(bias[n + c]) if biased else 0.0
-                        for i in range(high):
-                            value = sums[c * high + i] * scale[top + i]
-                            if masked:
-                                value += _outlier_part(x, top + i, w, n + c, outliers)
-                            y = np.float32(value * unit + shift)
-                            out[top + i, n + c] = y + out[top + i, n + c] if accumulate else y
-                n += wide
-            m += tall
+        for t in prange(tokens):
+            quantise(x, np.int64(t), tokens, exact, mask, masked, planes, padded, scale, row_sum)
+    for panel in prange(w.shape[0]):
+        sums = np.empty((tokens + TOKENS) * 32, np.float64)
+        panel_linear(x, planes, scale, row_sum, tokens, exact, outliers, w.shape[1], flat, w_scale, bias, np.int64(panel), sums, out, add)
 
 
-def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate):
+def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, add):
     """out [M, N] = (or +=) x Wᵀ + b. form: 0 portable, 1 vnni512, 2 vnni256.
 
-    x float32 [M, K]; w int8 [N, Kp]; w_scale float32 [N]; bias float32 [N] or [0]. exact, or LLM.int8() with that
-    threshold (0: no decomposition), whose outlier columns are those of all rows together. Scratch: planes int8
-    [M, 2·Kp], scale float64 [M], row_sum int32 [M, 2], mask int8 [K].
+    x float32 [M, K]; w int8 in lanes (lanes.py); w_scale float32 [N]; bias float32 [N] or [0]. exact, or LLM.int8() with
+    that threshold (0: no decomposition), whose outlier columns are those of all rows together. Scratch: planes int8
+    [≥ M to a multiple of 4, 2·Kp], scale float64 [M], row_sum int32 [M, 2], mask int8 [K].
     """
-    planes = planes.view(FORMS[form])
-    _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, accumulate)
+    planes = planes.reshape(-1).view(FORMS[form])
+    _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, add)

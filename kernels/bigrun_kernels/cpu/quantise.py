@@ -9,13 +9,12 @@ import numpy as np
 from numba import prange
 
 from bigrun_kernels.cpu.compile import kernel, parallel_kernel
+from bigrun_kernels.cpu.planes import INFINITY, MAGNITUDE, ROUNDER, spread
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, half_to_float
 
-GROUP = 32
+ROWS, GROUP = 16, 32
 HALF_LIMIT = np.float32(65520.0).view(np.uint32)
-MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-ROUNDER = np.float32(1.5 * 2**23)  # adding and taking off rounds half to even
 
 
 @kernel
@@ -29,62 +28,66 @@ def _largest(values):
 
 
 @kernel
-def _round(values, unit, target):
-    for k in range(values.size):
+def _round(values, first, count, unit, target):
+    """Columns first … first + count of an int8 row = round(values / unit)."""
+    for k in range(first, first + count):
         target[k] = np.int8((values[k] / unit + ROUNDER) - ROUNDER)
+
+
+@kernel
+def _place(target, q, n):
+    """An int8 row [Kp] into row n of q, in lanes."""
+    quads = q.shape[1]
+    spread(target, q.reshape(q.size), (n // ROWS * quads * ROWS + n % ROWS) * 4, ROWS * 4, quads)
 
 
 @parallel_kernel
 def per_row(source, is_bfloat, rows, q, scale):
-    """q int8 [N, Kp], scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1."""
+    """q int8 in lanes, scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1."""
     width = source.shape[1]
     bad = 0
     for i in prange(source.shape[0]):
-        values = np.empty(width, np.float32)
+        values, target = np.empty(width, np.float32), np.zeros(q.shape[1] * 4, np.int8)
         read_row(source[i], is_bfloat, values)
         largest, n = _largest(values), rows[i]
         bad += largest >= INFINITY
         unit = bits_to_float(largest) / np.float32(127.0)
         # Below the smallest normal number division loses its meaning: such a row is all zero for a model.
         if largest >= INFINITY or unit < np.float32(1.2e-38):
-            q[n] = 0
             scale[n] = 1.0
         else:
-            _round(values, unit, q[n, :width])
-            q[n, width:] = 0
+            _round(values, 0, width, unit, target)
             scale[n] = unit
+        _place(target, q, n)
     return bad
 
 
 @kernel
-def _group_row(values, q, scale):
+def _group_row(values, target, scale, n):
     """One row [Kp] in groups; True if it has NaN or inf, or an entry too large for a float16 constant (8 million)."""
     bad = _largest(values) >= INFINITY
-    for g in range(scale.size):
-        part, target = values[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP]
-        largest = bits_to_float(_largest(part))
+    for g in range(scale.shape[1]):
+        largest = bits_to_float(_largest(values[g * GROUP : (g + 1) * GROUP]))
         code = float_to_half(largest / np.float32(127.0))
         if half_to_float(code) * np.float32(127.49) < largest:
             code += np.uint16(1)
         bad = bad or code >= 0x7C00
-        if code == 0 or code >= 0x7C00:
-            target[:] = 0
-            scale[g] = 0
-        else:
-            scale[g] = code
-            _round(part, half_to_float(code), target)
+        scale[n // ROWS, g, n % ROWS] = 0 if code >= 0x7C00 else code
+        if 0 < code < 0x7C00:
+            _round(values, g * GROUP, GROUP, half_to_float(code), target)
     return bad
 
 
 @parallel_kernel
 def per_group(source, is_bfloat, rows, q, scale):
-    """q int8 [N, Kp], scale uint16 [N, Kp/32]: float16 constants, rounded up so that no entry exceeds 127."""
-    width = source.shape[1]
+    """q int8 and scale uint16 in lanes: float16 constants, rounded up so that no entry exceeds 127."""
+    width, padded = source.shape[1], q.shape[1] * 4
     bad = 0
     for i in prange(source.shape[0]):
-        values = np.zeros(q.shape[1], np.float32)
+        values, target = np.zeros(padded, np.float32), np.zeros(padded, np.int8)
         read_row(source[i], is_bfloat, values[:width])
-        bad += 1 if _group_row(values, q[rows[i]], scale[rows[i]]) else 0
+        bad += 1 if _group_row(values, target, scale, rows[i]) else 0
+        _place(target, q, rows[i])
     return bad
 
 
