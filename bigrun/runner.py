@@ -108,7 +108,7 @@ class Runner:
         from bigrun.checkpoint.open import open_checkpoint
         from bigrun.planning.planner import make_plan
 
-        check_arithmetic(mode, threshold, threads, kv)
+        check_arithmetic(mode, threshold, threads)
         started = time.perf_counter()
         self.model = resolve(model_id)
         rig = make_rig(gpus, cpu, disk, max_memory, virtual)
@@ -291,7 +291,7 @@ def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> "Sampl
     return Sampling(**sampling)
 
 
-def check_arithmetic(mode: str, threshold: float, threads: int | None, kv: str) -> None:
+def check_arithmetic(mode: str, threshold: float, threads: int | None) -> None:
     """CallError for options that no run can take."""
     if mode not in MODES:
         raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
@@ -299,8 +299,6 @@ def check_arithmetic(mode: str, threshold: float, threads: int | None, kv: str) 
         raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
     if threads is not None and threads < 1:
         raise CallError(f"--threads {threads}: give at least 1")
-    if kv == "int8":
-        raise CallError("--kv int8 can be planned but not run yet: leave it out")
 
 
 def check_runnable(plan: Plan) -> None:

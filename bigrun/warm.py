@@ -92,4 +92,4 @@ def warm_up(
     for dtype, is_bfloat, writeable in seen:
         _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
     if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
-        _warm(tiny(spec), replace(small, storage=replace(storage, weights="16bit")), False, "<f4", True, ops, how)
+        _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bigrun.execute.compiled import CompiledBlocks, compilable
 from bigrun.execute.kv_cache import PageTables
 from bigrun.loader import LoadedPart
 from bigrun.memory import HostMemory
@@ -15,9 +16,9 @@ from bigrun.model.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
 from bigrun.model.weights import BlockWeights, block_weights, linear, norm_weights
 from bigrun.planning.plan import Plan
-from bigrun_kernels.ops import Ops
+from bigrun_kernels.ops import CpuOps, Ops, Pages
 
-NOTHING = np.empty(0, np.float32)
+NOTHING, NO_SCALE = np.empty(0, np.float32), np.empty(0, np.uint16)
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Executor:
         self._place_ends()
         for device in plan.devices:
             if device.workspace_bytes:
-                buffers = step_buffers(
-                    spec, max(plan.prefill_chunk_tokens, plan.batch), plan.batch, *self._computes(device.name)
-                )
+                rows = max(plan.prefill_chunk_tokens, plan.batch)
+                buffers = step_buffers(spec, rows, plan.batch, plan.context_tokens, *self._computes(device.name))
                 self._work[device.name] = memories[device.name].buffers(buffers, "workspace", "workspace")
+        self._runs = self._compile() if isinstance(ops, CpuOps) else {}
         rope = spec.blocks[0].rope
         self._frequencies = rope_frequencies(rope) if rope else None
 
@@ -75,7 +76,26 @@ class Executor:
             buffers = kv_buffers(block, self.plan.context_tokens, self.plan.batch, dtype)
             pages = self.memories[str(placement.kv_on)].buffers(buffers, "kv_cache", f"the KV cache of {name}")
             slopes = alibi_slopes(block.heads) if block.positions == "alibi" else np.zeros(block.heads, np.float32)
-            self._caches.append(BlockCache(pages["k"], pages["v"], slopes))
+            k, v = (Pages(pages[name], pages.get(f"{name}.scale", NO_SCALE)) for name in ("k", "v"))
+            self._caches.append(BlockCache(k, v, slopes))
+
+    def _compile(self) -> dict[int, tuple[int, CompiledBlocks]]:
+        """First block → (stop, run) of consecutive equal blocks on one device that one compiled call can take."""
+        runs, first, count = {}, 0, len(self.spec.blocks)
+        devices = [self.plan.placement(f"blocks.{i}").decode_on for i in range(count)]
+        while first < count:
+            stop = first
+            while (
+                stop < count and compilable(self._blocks[stop]) and self.spec.blocks[stop] == self.spec.blocks[first]
+                and devices[stop] == devices[first]
+            ):  # fmt: skip
+                stop += 1
+            if stop > first:
+                part, work = slice(first, stop), self._work[devices[first]]
+                compiled = CompiledBlocks(self.ops, self.spec.blocks[first], self._blocks[part], self._caches[part], work)
+                runs[first] = stop, compiled
+            first = max(stop, first + 1)
+        return runs
 
     def _place_ends(self) -> None:
         embed, norm, head = (self.parts[name] for name in ("embed", "norm", "head"))
@@ -99,10 +119,15 @@ class Executor:
         step = StepArrays(
             batch.positions, batch.sequences, batch.slots, self.pages.tables, turn, mode, self.arithmetic.threshold
         )
-        for i, block in enumerate(self.spec.blocks):
-            placement = self.plan.placements[i + 1]
-            x, device = self._hop(x, device, placement.decode_on)
-            run_block(self.ops, block, self._blocks[i], step, self._caches[i], self._work[device], x)
+        i = 0
+        while i < len(self.spec.blocks):
+            x, device = self._hop(x, device, self.plan.placements[i + 1].decode_on)
+            if mode == "exact" and i in self._runs:
+                i, compiled = self._runs[i]
+                compiled.run(x, step)
+                continue
+            run_block(self.ops, self.spec.blocks[i], self._blocks[i], step, self._caches[i], self._work[device], x)
+            i += 1
         return self._logits(x, device, batch.rows)
 
     def _embed(self, batch: Batch, device: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigrun.model.spec import Block, Rope
 from bigrun.model.weights import BlockWeights, NormWeights
-from bigrun_kernels.ops import Array, Ops, Scratch, Weight
+from bigrun_kernels.ops import Array, Ops, Pages, Scratch, Weight
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class StepArrays:
 
 @dataclass(frozen=True)
 class BlockCache:
-    """One block's keys and values, [pages, kv_heads, page, head_dim], and its ALiBi slopes (zeros elsewhere) [heads]."""
+    """One block's keys and values, and its ALiBi slopes (zeros elsewhere) [heads]."""
 
-    k: Array
-    v: Array
+    k: Pages
+    v: Pages
     slopes: Array
 
 

@@ -10,6 +10,7 @@ from bigrun.model.layout import ALIGNMENT, ITEM_BYTES, K_MULTIPLE, round_up
 from bigrun.model.spec import Block, ModelSpec
 
 PAGE_TOKENS = 64  # one page of the KV cache: small enough to waste little, long enough to stream
+SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans of these
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 KV_FORMATS = ("16bit", "int8")
@@ -49,7 +50,14 @@ def total(buffers: tuple[Buffer, ...]) -> int:
     return sum(buffer.nbytes for buffer in buffers)
 
 
-def step_buffers(spec: ModelSpec, rows: int, batch: int, blocks: bool, head: bool) -> tuple[Buffer, ...]:
+def spans(context: int) -> int:
+    """Spans of a sequence: what attention splits the context into."""
+    return -(-context // SPAN_TOKENS)
+
+
+def step_buffers(
+    spec: ModelSpec, rows: int, batch: int, context: int, blocks: bool, head: bool
+) -> tuple[Buffer, ...]:
     """Buffers of one device for steps of at most `rows` tokens. `blocks`, `head`: what is computed there.
 
     Activations are float32 [rows, ...]; `planes` holds a linear's quantised input (two int8 planes, or one int16 array
@@ -65,6 +73,8 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, blocks: bool, head: boo
             Buffer("qkv", "float32", (rows, block.qkv_rows)),
             Buffer("attention", "float32", (rows, block.q_rows)),
             Buffer("up", "float32", (rows, up)),
+            # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
+            Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(block.head_dim, 8) + 2)),
         ]
         if block.gated:
             buffers.append(Buffer("gated", "float32", (rows, block.intermediate)))

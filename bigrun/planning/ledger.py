@@ -45,4 +45,5 @@ class Ledger:
 
     def workspace(self, chunk: int, blocks: bool, head: bool) -> int:
         """Buffers of the largest step on a device that computes blocks, the head, both, or only the embedding."""
-        return total(step_buffers(self.spec, max(chunk, self.options.batch), self.options.batch, blocks, head))
+        batch, context = self.options.batch, self.options.context
+        return total(step_buffers(self.spec, max(chunk, batch), batch, context, blocks, head))

@@ -31,6 +31,14 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """Keys or values of a block: float32, float16 or int8 [P, KVH, page, D]; scale float16 [P, KVH, page] of int8, else empty."""
+
+    values: Array
+    scale: Array
+
+
+@dataclass(frozen=True)
 class Scratch:
     """Buffers of a linear's quantised input, for as many rows as a step may have."""
 
@@ -58,11 +66,11 @@ class Ops(Protocol):
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
         """out [T, H] = rows of the table."""
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
         """Keys (or values) of each row into the cache's pages."""
 
     def attention(
-        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
         slopes: Array, scale: float, out: Array,
     ) -> None:  # fmt: skip
         """out [T, heads·D]: each token over its sequence up to its own position."""
@@ -112,14 +120,16 @@ class CpuOps:
         else:
             self._elementwise.lookup_float(ids, table.values, table.form == "bfloat16", out)
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
-        self._attention.store(qkv, offset, slots, pages)
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
+        self._attention.store(qkv, offset, slots, pages.values, pages.scale)
 
     def attention(
-        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
         slopes: Array, scale: float, out: Array,
     ) -> None:  # fmt: skip
-        self._attention.attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
+        self._attention.attention(
+            qkv, heads, k.values, v.values, k.scale, v.scale, tables, sequences, positions, slopes, scale, out
+        )
 
 
 class ReferenceOps:
@@ -171,19 +181,26 @@ class ReferenceOps:
         rows = reference.dequantise_table(table.values[panel, :, row].reshape(len(ids), -1), table.scale[panel, :, row])
         out.copy_(rows[:, : table.columns])
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Array) -> None:
-        _, kv_heads, page, dim = pages.shape
+    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
+        from bigrun_kernels import reference
+
+        _, kv_heads, page, dim = pages.values.shape
         rows = qkv[:, offset : offset + kv_heads * dim].reshape(-1, kv_heads, dim)
-        if pages.dtype.itemsize == 2:
+        where = slots // page, slice(None), slots % page
+        if pages.values.dtype.itemsize == 1:
+            rows, pages.scale[where] = reference.quantise_vectors(rows)
+        elif pages.values.dtype.itemsize == 2:
             rows = rows.clamp(-65504.0, 65504.0)
-        pages[slots // page, :, slots % page] = rows.to(pages.dtype)
+        pages.values[where] = rows.to(pages.values.dtype)
 
     def attention(
-        self, qkv: Array, heads: int, k: Array, v: Array, tables: Array, sequences: Array, positions: Array,
+        self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
         slopes: Array, scale: float, out: Array,
     ) -> None:  # fmt: skip
         from bigrun_kernels import reference
 
+        width = heads * k.values.shape[3]
+        keys, values = (p.values.float() * p.scale[..., None] if p.scale.numel() else p.values for p in (k, v))
         for t in range(len(positions)):
             table = tables[int(sequences[t])]
-            out[t] = reference.attention(qkv[t, : heads * k.shape[3]], k, v, table, int(positions[t]), slopes, scale)
+            out[t] = reference.attention(qkv[t, :width], keys, values, table, int(positions[t]), slopes, scale)

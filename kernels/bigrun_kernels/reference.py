@@ -32,6 +32,17 @@ def quantise_groups(w: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(groups / safe[..., None]).to(torch.int8).flatten(1), scale
 
 
+def quantise_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 keys or values: a float16 constant a vector, x [..., D] → int8 [..., D], float16 [...]. NaN for one with inf or NaN."""
+    largest = x.abs().amax(dim=-1)
+    scale = (largest / 127).half()
+    scale = torch.where(scale.float() * 127.49 < largest, torch.nextafter(scale, torch.full_like(scale, 1e4)), scale)
+    good = largest < 8e6
+    unit = torch.where(good & (scale > 0), scale.float(), torch.ones_like(largest))
+    q = torch.where((good & (scale > 0))[..., None], torch.round(x / unit[..., None]), torch.zeros_like(x))
+    return q.to(torch.int8), torch.where(good, scale, torch.full_like(scale, torch.nan))
+
+
 def dequantise_table(q: Tensor, scale: Tensor) -> Tensor:
     """The inverse of quantise_groups: float32 [V, K]."""
     return (q.unflatten(1, (-1, GROUP)).float() * scale.float()[..., None]).flatten(1)

@@ -38,31 +38,39 @@ def _layer_row(x, weight, bias, eps, out):
 
 
 @kernel
+def norm_row(x, weight, bias, eps, out):
+    if bias.size:
+        _layer_row(x, weight, bias, eps, out)
+    else:
+        _rms_row(x, weight, eps, out)
+
+
+@kernel
 def norm(x, weight, bias, eps, out):
     """out [T, H] = RMSNorm (bias of size 0; Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) of each row of x."""
     for t in range(x.shape[0]):
-        if bias.size:
-            _layer_row(x[t], weight, bias, eps, out[t])
-        else:
-            _rms_row(x[t], weight, eps, out[t])
+        norm_row(x[t], weight, bias, eps, out[t])
+
+
+@kernel
+def rotate_head(row, at, rotation):
+    """Rotary embedding of one head, at row[at], in place; rotation [dims]: cosines, then sines.
+
+    Entry i of a head turns with entry i + dims/2 (Su et al. 2021, in GPT-NeoX's pairing).
+    """
+    half = rotation.size // 2
+    for i in range(half):
+        a, b = row[at + i], row[at + half + i]
+        row[at + i] = a * rotation[i] - b * rotation[half + i]
+        row[at + half + i] = b * rotation[i] + a * rotation[half + i]
 
 
 @kernel
 def rotate(qkv, heads, head_dim, rotation):
-    """Rotary embedding, in place, of the first `heads` heads of each row; rotation [T, dims]: cosines, then sines.
-
-    Entry i of a head turns with entry i + dims/2 (Su et al. 2021, in GPT-NeoX's pairing).
-    """
-    half = rotation.shape[1] // 2
+    """Rotary embedding, in place, of the first `heads` heads of each row; rotation [T, dims]."""
     for t in range(qkv.shape[0]):
-        cos, sin = rotation[t, :half], rotation[t, half:]
         for h in range(heads):
-            first = qkv[t, h * head_dim : h * head_dim + half]
-            second = qkv[t, h * head_dim + half : h * head_dim + 2 * half]
-            for i in range(half):
-                a, b = first[i], second[i]
-                first[i] = a * cos[i] - b * sin[i]
-                second[i] = b * cos[i] + a * sin[i]
+            rotate_head(qkv[t], h * head_dim, rotation[t])
 
 
 SILU, GELU, GELU_TANH, RELU = 0, 1, 2, 3
@@ -85,15 +93,21 @@ def _activate(kind, x, out):
             out[j] = max(x[j], np.float32(0.0)) if x[j] == x[j] else x[j]
 
 
+@kernel
+def activate_row(kind, x, gated, out):
+    """out [I] = f(x), or f(first half) · second half of a gated x [2·I]."""
+    size = out.size
+    _activate(kind, x[:size], out)
+    if gated:
+        for j in range(size):
+            out[j] *= x[size + j]
+
+
 @parallel_kernel
 def activate(kind, x, gated, out):
     """out [T, I] = f(x [T, I]), or f(x[:, :I]) · x[:, I:] for a gated x [T, 2·I]."""
-    size = out.shape[1]
     for t in prange(x.shape[0]):
-        _activate(kind, x[t, :size], out[t])
-        if gated:
-            for j in range(size):
-                out[t, j] *= x[t, size + j]
+        activate_row(kind, x[t], gated, out[t])
 
 
 @kernel

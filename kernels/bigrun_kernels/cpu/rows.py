@@ -1,6 +1,6 @@
 """Rows of numbers between their stored form and float32: the one place where a dtype decides what is compiled.
 
-Stored forms are float32, and uint16: the bits of float16 or bfloat16. These are overloads, so that each caller is compiled
+Stored forms are float32, uint16 (the bits of float16 or bfloat16), and int8 whose constant is elsewhere. These are overloads, so that each caller is compiled
 for the dtype it is given.
 """
 
@@ -24,6 +24,14 @@ def _read_row(source, is_bfloat, target):
                 target[k] = source[k]
 
         return row_32
+
+    if source.dtype == types.int8:
+
+        def row_8(source, is_bfloat, target):
+            for k in range(source.size):
+                target[k] = np.float32(source[k])
+
+        return row_8
 
     def row_16(source, is_bfloat, target):
         if is_bfloat:
@@ -49,6 +57,14 @@ def _write_row(values, to_bfloat, target):
                 target[k] = values[k]
 
         return write_32
+
+    if target.dtype == types.int8:
+
+        def write_8(values, to_bfloat, target):
+            for k in range(values.size):
+                target[k] = np.int8(values[k])
+
+        return write_8
 
     def write_16(values, to_bfloat, target):
         if to_bfloat:

@@ -1,0 +1,225 @@
+"""Transformer blocks, one after another, in one compiled call: the same description that the walker executes op by op
+(bigrun/model/decoder.py), for int8 weights in the exact mode. A team of threads goes through each block's phases (team.py).
+"""
+
+import numpy as np
+from numba import prange
+
+from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
+from bigrun_kernels.cpu.attention import SPAN_PAGES, attend_span, attend_tokens, merge_spans, store_token
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
+from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
+from bigrun_kernels.cpu.linear import panel_linear
+from bigrun_kernels.cpu.planes import TOKENS, quantise
+from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish
+
+PHASES = 10  # of a block
+# A block's addresses, in this order; then its linears, each with values, scale and bias.
+FIELDS = ("attention_norm", "attention_norm.bias", "mlp_norm", "mlp_norm.bias", "k", "v", "k.scale", "v.scale", "slopes")
+LINEARS = ("qkv", "out", "up", "down")
+QKV, OUT, UP, DOWN = (len(FIELDS) + 3 * i for i in range(4))
+WIDTH = len(FIELDS) + 3 * len(LINEARS)
+# Sizes common to the blocks of a call. The last four are 1 or 0.
+DIMS = ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "page", "pages", "activation",
+        "gated", "layer_norm", "int8_kv", "qkv_bias", "out_bias", "mlp_bias")  # fmt: skip
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(14)
+TASK_BYTES = 1 << 16  # of weights claimed at once, at least
+NO_OUTLIERS = np.empty(0, np.int64)
+
+
+@kernel
+def _linear_phase(counters, phase, team, pointers, at, rows, columns, biased, x, planes, scale, row_sum, sums, like, out, add):
+    """out = (or +=) x Wᵀ + b from quantised planes, shared out by panels."""
+    quads, panels = (columns + 63) // 64 * 16, (rows + 15) // 16
+    w = array_at(pointers, at, panels * quads * 64, like[0])
+    w_scale = array_at(pointers, at + 1, rows, like[1])
+    bias = array_at(pointers, at + 2, rows if biased else 0, like[1])
+    step = max(1, min((TASK_BYTES + quads * 64 - 1) // (quads * 64), panels // (4 * team)))
+    none = np.empty(0, np.int64)
+    done = 0
+    while True:
+        first = claim(counters, phase, step)
+        if first >= panels:
+            break
+        stop = min(first + step, panels)
+        for panel in range(first, stop):
+            panel_linear(x, planes, scale, row_sum, x.shape[0], True, none, quads, w, w_scale, bias, panel, sums, out, add)
+        done += stop - first
+    return finish(counters, phase, done, panels)
+
+
+@kernel
+def _quantise_panel(x, panel, mask, planes, scale, row_sum):
+    """The tokens of one panel, quantised."""
+    padded = (x.shape[1] + 63) // 64 * 64
+    for t in range(panel * TOKENS, min((panel + 1) * TOKENS, x.shape[0])):
+        quantise(x, t, x.shape[0], True, mask, False, planes, padded, scale, row_sum)
+
+
+@kernel
+def _norm_phase(counters, phase, x, weight, bias, eps, normed, mask, planes, scale, row_sum):
+    tokens = x.shape[0]
+    panels, done = (tokens + TOKENS - 1) // TOKENS, 0
+    while True:
+        panel = claim(counters, phase, 1)
+        if panel >= panels:
+            break
+        for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
+            norm_row(x[t], weight, bias, eps, normed[t])
+        _quantise_panel(normed, panel, mask, planes, scale, row_sum)
+        done += 1
+    return finish(counters, phase, done, panels)
+
+
+@kernel
+def _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale):
+    """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache."""
+    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[PAGE]
+    group, total, done = heads // kv_heads, qkv.shape[0] * kv_heads, 0
+    while True:
+        task = claim(counters, phase, 1)
+        if task >= total:
+            break
+        t, g = task // kv_heads, task % kv_heads
+        if rotation.shape[1]:
+            for i in range(g * group, (g + 1) * group):
+                rotate_head(qkv[t], i * dim, rotation[t])
+            rotate_head(qkv[t], (heads + g) * dim, rotation[t])
+        store_token(qkv, t, heads * dim, kv_heads, dim, page, slots[t], k, k_scale, g)
+        store_token(qkv, t, (heads + kv_heads) * dim, kv_heads, dim, page, slots[t], v, v_scale, g)
+        done += 1
+    return finish(counters, phase, done, total)
+
+
+@kernel
+def _attention_phase(
+    counters, phase, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans, out
+):
+    """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time."""
+    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[PAGE]
+    tokens = qkv.shape[0]
+    split, done = spans > 0, 0
+    if split:
+        total = tokens * kv_heads * spans
+    else:
+        total = (tokens + ATTENTION_TOKENS - 1) // ATTENTION_TOKENS * kv_heads
+    while True:
+        task = claim(counters, phase, 1)
+        if task >= total:
+            break
+        if split:
+            t, g, span = task // (kv_heads * spans), task // spans % kv_heads, task % spans
+            attend_span(
+                qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables[sequences[t]], positions[t], slopes, scale,
+                t, g, span, partial, spans,
+            )  # fmt: skip
+        else:
+            first = (total // kv_heads - 1 - task // kv_heads) * ATTENTION_TOKENS  # the longest first
+            attend_tokens(
+                qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
+                first, task % kv_heads, out,
+            )  # fmt: skip
+        done += 1
+    return finish(counters, phase, done, total)
+
+
+@kernel
+def _gather_phase(counters, phase, dims, positions, partial, spans, attended, mask, planes, scale, row_sum):
+    """Spans merged, and what attention gives quantised."""
+    tokens = attended.shape[0]
+    panels, done = (tokens + TOKENS - 1) // TOKENS, 0
+    while True:
+        panel = claim(counters, phase, 1)
+        if panel >= panels:
+            break
+        if spans > 0:
+            for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
+                merge_spans(partial, t, dims[HEADS], spans, dims[PAGE], dims[HEAD_DIM], positions[t], attended)
+        _quantise_panel(attended, panel, mask, planes, scale, row_sum)
+        done += 1
+    return finish(counters, phase, done, panels)
+
+
+@kernel
+def _activation_phase(counters, phase, dims, up, gated, mask, planes, scale, row_sum):
+    tokens = up.shape[0]
+    panels, done = (tokens + TOKENS - 1) // TOKENS, 0
+    while True:
+        panel = claim(counters, phase, 1)
+        if panel >= panels:
+            break
+        for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
+            activate_row(dims[ACTIVATION], up[t], dims[GATED] > 0, gated[t])
+        _quantise_panel(gated, panel, mask, planes, scale, row_sum)
+        done += 1
+    return finish(counters, phase, done, panels)
+
+
+@kernel
+def _participate(
+    pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated, planes,
+    row_scale, row_sum, partial, spans, like, counters, team,
+):  # fmt: skip
+    """One thread's way through all blocks."""
+    hidden, heads, kv_heads, dim = dims[HIDDEN], dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM]
+    q_rows, inner, page = heads * dim, dims[INTERMEDIATE], dims[PAGE]
+    norm_bias = hidden if dims[LAYER_NORM] else 0
+    kv_size = dims[PAGES] * kv_heads * page
+    units = kv_size if dims[INT8_KV] else 0
+    up_rows = inner * (2 if dims[GATED] else 1)
+    sums = np.empty((x.shape[0] + TOKENS) * 32, np.float64)
+    mask = np.empty(0, np.int8)
+    floats, halves = like[1], like[2]
+    phase = np.int64(0)
+    for b in range(pointers.size // WIDTH):
+        at = b * WIDTH
+        norm_1, bias_1 = array_at(pointers, at, hidden, floats), array_at(pointers, at + 1, norm_bias, floats)
+        norm_2, bias_2 = array_at(pointers, at + 2, hidden, floats), array_at(pointers, at + 3, norm_bias, floats)
+        k, v = array_at(pointers, at + 4, kv_size * dim, like[3]), array_at(pointers, at + 5, kv_size * dim, like[3])
+        k_scale, v_scale = array_at(pointers, at + 6, units, halves), array_at(pointers, at + 7, units, halves)
+        slopes = array_at(pointers, at + 8, heads, floats)
+        phase = _norm_phase(counters, phase, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
+        phase = _linear_phase(
+            counters, phase, team, pointers, at + QKV, q_rows + 2 * kv_heads * dim, hidden, dims[QKV_BIAS] > 0, normed,
+            planes, row_scale, row_sum, sums, like, qkv, False,
+        )  # fmt: skip
+        phase = _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
+        phase = _attention_phase(
+            counters, phase, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans,
+            attended,
+        )  # fmt: skip
+        phase = _gather_phase(
+            counters, phase, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum
+        )
+        phase = _linear_phase(
+            counters, phase, team, pointers, at + OUT, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale,
+            row_sum, sums, like, x, True,
+        )  # fmt: skip
+        phase = _norm_phase(counters, phase, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum)
+        phase = _linear_phase(
+            counters, phase, team, pointers, at + UP, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale,
+            row_sum, sums, like, up, False,
+        )  # fmt: skip
+        phase = _activation_phase(counters, phase, dims, up, gated, mask, planes, row_scale, row_sum)
+        phase = _linear_phase(
+            counters, phase, team, pointers, at + DOWN, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale,
+            row_sum, sums, like, x, True,
+        )  # fmt: skip
+
+
+@parallel_kernel
+def run_blocks(
+    pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated, planes,
+    row_scale, row_sum, partial, spans, like, counters, team,
+):  # fmt: skip
+    """x [T, hidden] ← the blocks' output.
+
+    pointers int64 [blocks · WIDTH]: addresses (FIELDS, then LINEARS); dims int64 (DIMS); rotation float32 [T, dims], or [T, 0];
+    like: a tuple of empty arrays of the dtypes behind the pointers, int8, float32, uint16 and that of the KV pages;
+    spans: of the longest sequence, or 0 where attention is not to be split; counters int64 [blocks · PHASES · SLOTS], zero.
+    """
+    for _ in prange(team):
+        _participate(
+            pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated,
+            planes, row_scale, row_sum, partial, spans, like, counters, team,
+        )  # fmt: skip

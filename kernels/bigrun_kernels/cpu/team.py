@@ -1,0 +1,106 @@
+"""Threads that go through a list of phases together, inside one parallel region.
+
+Each phase has so many tasks. A thread claims tasks until none is left, then waits until those claimed by others are done.
+No thread ever waits for one that has not started, so nothing depends on how many really run, or when: a thread that comes
+late, or never, finds the work done. `counters` holds two numbers a phase, claimed and done, in cache lines of their own.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from bigrun_kernels.cpu.compile import kernel
+from bigrun_kernels.cpu.isa import features
+
+SLOTS = 16  # int64 of a phase: claimed at 0, done at 8
+SPINS = 2000  # looks at a counter before the core is offered to others
+
+
+def _slot(context, builder, signature, args):
+    return builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+
+
+@intrinsic
+def fetch_add(typingctx, array, index, value):
+    """array[index] += value as one step, seen by all threads; returns what was there before. int64."""
+
+    def generate(context, builder, signature, args):
+        return builder.atomic_rmw("add", _slot(context, builder, signature, args), args[2], "acq_rel")
+
+    return types.int64(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def read(typingctx, array, index):
+    """array[index] as other threads left it. int64."""
+
+    def generate(context, builder, signature, args):
+        return builder.load_atomic(_slot(context, builder, signature, args), "acquire", 8)
+
+    return types.int64(array, types.int64), generate
+
+
+@intrinsic
+def _pause(typingctx):
+    """Tell the core that this is a waiting loop."""
+
+    def generate(context, builder, signature, args):
+        if "sse2" in features():
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _give_way(typingctx):
+    """Let another thread have this core (POSIX sched_yield)."""
+
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def array_at(typingctx, pointers, index, size, like):
+    """A flat array of `size` items of like's dtype at the address pointers[index]; whoever holds the table keeps it alive."""
+    result = types.Array(like.dtype, 1, "C")
+
+    def generate(context, builder, signature, args):
+        table = context.make_array(signature.args[0])(context, builder, args[0])
+        array = context.make_array(result)(context, builder)
+        slot = builder.bitcast(builder.gep(table.data, [args[1]]), array.data.type.as_pointer())
+        item = context.get_abi_sizeof(context.get_data_type(like.dtype))
+        size, itemsize = args[2], ir.IntType(64)(item)
+        populate_array(array, builder.load(slot), [size], [itemsize], itemsize, None)
+        return array._getvalue()
+
+    return result(pointers, types.int64, types.int64, like), generate
+
+
+@kernel
+def claim(counters, phase, step):
+    """The first of the next `step` tasks of a phase; beyond its last task when none is left."""
+    return fetch_add(counters, phase * SLOTS, step)
+
+
+@kernel
+def finish(counters, phase, done, total):
+    """Report `done` tasks of a phase, then wait until all `total` are; returns the next phase."""
+    at = phase * SLOTS + 8
+    if done:
+        fetch_add(counters, at, done)
+    spins = 0
+    while read(counters, at) < total:
+        spins += 1
+        if spins < SPINS:
+            _pause()
+        else:
+            _give_way()
+    return phase + 1
