@@ -44,7 +44,7 @@ class CompiledBlocks:
         self._like = (np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.uint16), np.empty(0, pages.dtype))
         sizes = {
             "hidden": block.hidden, "heads": block.heads, "kv_heads": block.kv_heads, "head_dim": block.head_dim,
-            "intermediate": block.intermediate, "page": PAGE_TOKENS, "pages": len(pages),
+            "kv_dim": pages.shape[3], "intermediate": block.intermediate, "page": PAGE_TOKENS, "pages": len(pages),
             "activation": ACTIVATIONS[block.activation], "gated": block.gated, "layer_norm": block.norm == "layer",
             "int8_kv": pages.dtype == np.int8, "qkv_bias": block.qkv_bias, "out_bias": block.out_bias,
             "mlp_bias": block.mlp_bias,

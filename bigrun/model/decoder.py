@@ -53,8 +53,8 @@ def run_block(
     ops.linear(normed, w.qkv, step.mode, step.threshold, scratch, qkv, False)
     if step.rotation is not None:  # q and k lie side by side: one call turns both
         ops.rotate(qkv, block.heads + block.kv_heads, block.head_dim, step.rotation)
-    ops.store(qkv, block.q_rows, step.slots, cache.k)
-    ops.store(qkv, block.q_rows + block.kv_rows, step.slots, cache.v)
+    ops.store(qkv, block.q_rows, block.head_dim, step.slots, cache.k)
+    ops.store(qkv, block.q_rows + block.kv_rows, block.head_dim, step.slots, cache.v)
     scale = 1.0 / math.sqrt(block.head_dim)
     ops.attention(
         qkv, block.heads, cache.k, cache.v, step.tables, step.sequences, step.positions, cache.slopes, scale, attended

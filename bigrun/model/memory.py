@@ -13,6 +13,7 @@ PAGE_TOKENS = 64  # one page of the KV cache: small enough to waste little, long
 SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans of these
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
+VECTOR = 8  # keys and values are padded to whole vectors
 KV_FORMATS = ("16bit", "int8")
 
 
@@ -37,9 +38,9 @@ def kv_dtype(kv: str, weights: str) -> str:
 
 
 def kv_buffers(block: Block, context: int, batch: int, dtype: str) -> tuple[Buffer, ...]:
-    """Keys and values of one block: [pages, kv_heads, PAGE_TOKENS, head_dim], with a scale a vector if int8."""
+    """Keys and values of one block: [pages, kv_heads, PAGE_TOKENS, head_dim to a multiple of 8], a scale a vector if int8."""
     pages = batch * pages_per_sequence(context)
-    shape = (pages, block.kv_heads, PAGE_TOKENS, block.head_dim)
+    shape = (pages, block.kv_heads, PAGE_TOKENS, round_up(block.head_dim, VECTOR))
     buffers = [Buffer("k", dtype, shape), Buffer("v", dtype, shape)]
     if dtype == "int8":
         buffers += [Buffer("k.scale", "float16", shape[:3]), Buffer("v.scale", "float16", shape[:3])]
@@ -74,7 +75,7 @@ def step_buffers(
             Buffer("attention", "float32", (rows, block.q_rows)),
             Buffer("up", "float32", (rows, up)),
             # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
-            Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(block.head_dim, 8) + 2)),
+            Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(block.head_dim, VECTOR) + 2)),
         ]
         if block.gated:
             buffers.append(Buffer("gated", "float32", (rows, block.intermediate)))

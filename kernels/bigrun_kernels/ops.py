@@ -66,8 +66,8 @@ class Ops(Protocol):
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
         """out [T, H] = rows of the table."""
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
-        """Keys (or values) of each row into the cache's pages."""
+    def store(self, qkv: Array, offset: int, size: int, slots: Array, pages: Pages) -> None:
+        """Keys (or values), vectors of `size` of each row from `offset` on, into the cache's pages."""
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
@@ -120,8 +120,8 @@ class CpuOps:
         else:
             self._elementwise.lookup_float(ids, table.values, table.form == "bfloat16", out)
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
-        self._attention.store(qkv, offset, slots, pages.values, pages.scale)
+    def store(self, qkv: Array, offset: int, size: int, slots: Array, pages: Pages) -> None:
+        self._attention.store(qkv, offset, size, slots, pages.values, pages.scale)
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
@@ -181,11 +181,14 @@ class ReferenceOps:
         rows = reference.dequantise_table(table.values[panel, :, row].reshape(len(ids), -1), table.scale[panel, :, row])
         out.copy_(rows[:, : table.columns])
 
-    def store(self, qkv: Array, offset: int, slots: Array, pages: Pages) -> None:
+    def store(self, qkv: Array, offset: int, size: int, slots: Array, pages: Pages) -> None:
+        from torch.nn import functional
+
         from bigrun_kernels import reference
 
         _, kv_heads, page, dim = pages.values.shape
-        rows = qkv[:, offset : offset + kv_heads * dim].reshape(-1, kv_heads, dim)
+        rows = qkv[:, offset : offset + kv_heads * size].reshape(-1, kv_heads, size)
+        rows = functional.pad(rows, (0, dim - size))
         where = slots // page, slice(None), slots % page
         if pages.values.dtype.itemsize == 1:
             rows, pages.scale[where] = reference.quantise_vectors(rows)
@@ -199,8 +202,10 @@ class ReferenceOps:
     ) -> None:  # fmt: skip
         from bigrun_kernels import reference
 
-        width = heads * k.values.shape[3]
+        dim = out.shape[1] // heads
+        width = heads * dim
         keys, values = (p.values.float() * p.scale[..., None] if p.scale.numel() else p.values for p in (k, v))
+        keys, values = keys[..., :dim], values[..., :dim]
         for t in range(len(positions)):
             table = tables[int(sequences[t])]
             out[t] = reference.attention(qkv[t, :width], keys, values, table, int(positions[t]), slopes, scale)

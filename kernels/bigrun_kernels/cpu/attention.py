@@ -5,15 +5,15 @@ merged from first to last. Where a step has few tokens, spans are tasks for the 
 elsewhere one task takes some tokens of a sequence through all of them, so that a page is widened once for all. The arithmetic
 of a token is the same in both, and depends on nothing but the token and its sequence.
 
-Pages are [P, KVH, page, D] in float32, float16 (as its bits) or int8 with a float16 constant a vector, [P, KVH, page]. Kernels
-take them flat.
+Pages are [P, KVH, page, D] in float32, float16 (as its bits) or int8 with a float16 constant a vector, [P, KVH, page]; D is a
+head's size to a multiple of 8, page a multiple of 8. Kernels take them flat.
 """
 
 import numpy as np
 from numba import prange
 
-from bigrun_kernels.cpu.attention_tiles import output_rows, score_rows
-from bigrun_kernels.cpu.compile import kernel, parallel_kernel, summing
+from bigrun_kernels.cpu.attention_tiles import output_rows, score_rows, soften
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import exp, float_to_half, half_to_float
 
@@ -25,11 +25,12 @@ NO_SCALE = np.empty(0, np.uint16)
 
 
 @kernel
-def store_vector(source, at, pages, first, dim, scale, index):
-    """pages[first : first + dim] = source[at : at + dim]: float16 saturated, or int8 with its constant at scale[index]."""
+def _store_vector(source, at, size, pages, first, dim, scale, index):
+    """pages[first : first + dim] = source[at : at + size], then zeros: float16 saturated, or int8 with its constant at
+    scale[index]."""
     largest, finite = np.float32(0.0), True
-    vector = np.empty(dim, np.float32)
-    for d in range(dim):
+    vector = np.zeros(dim, np.float32)
+    for d in range(size):
         vector[d] = source[at + d]
         largest = max(largest, abs(vector[d]))
         finite = finite and abs(vector[d]) < LARGEST_VECTOR
@@ -51,51 +52,20 @@ def store_vector(source, at, pages, first, dim, scale, index):
 
 
 @kernel
-def store_token(qkv, t, offset, heads, dim, page, slot, pages, scale, head):
-    """One head's vector of token t, at qkv[t, offset + head·dim], into its slot of the flat pages."""
+def store_token(qkv, t, offset, size, heads, dim, page, slot, pages, scale, head):
+    """One head's vector of token t, at qkv[t, offset + head·size], into its slot of the flat pages."""
     index = (slot // page * heads + head) * page + slot % page
-    store_vector(qkv[t], offset + head * dim, pages, index * dim, dim, scale, index)
-
-
-@kernel
-def _widen_page(pages, first, count, dim, padded, target):
-    """target [page, padded] (flat) = `count` vectors of a page as float32, padded with zeros."""
-    for t in range(count):
-        read_row(pages[first + t * dim : first + (t + 1) * dim], False, target[t * padded : t * padded + dim])
-        for d in range(dim, padded):
-            target[t * padded + d] = np.float32(0.0)
+    _store_vector(qkv[t], offset + head * size, size, pages, index * dim, dim, scale, index)
 
 
 @kernel
 def _units(scale, first, count, target):
     """target[:count] = the constants of a page's vectors; ones where the pages have none."""
-    for t in range(count):
-        target[t] = half_to_float(scale[first + t]) if scale.size else np.float32(1.0)
-
-
-@summing
-def _softmax(scores, at, count, distance, slope, scale, k_units, v_units, state, row):
-    """Take the scores of one page into a row's running softmax: scores become weights; returns what outputs so far are worth.
-
-    distance: of the page's first token from the query, zero or negative. state[row]: maximum, sum of weights.
-    """
-    highest = state[row, 0]
-    for t in range(count):
-        score = scores[at + t] * scale * k_units[t] + slope * np.float32(distance + t)
-        scores[at + t] = score
-        highest = max(highest, score)
-    factor = exp(state[row, 0] - highest)
-    if state[row, 0] == -np.inf:
-        factor = np.float32(0.0)
-    for t in range(count):
-        scores[at + t] = exp(scores[at + t] - highest)
-    total = state[row, 1] * factor
-    for t in range(count):
-        total += scores[at + t]
-    for t in range(count):
-        scores[at + t] *= v_units[t]
-    state[row, 0], state[row, 1] = highest, total
-    return factor
+    if scale.size:
+        read_row(scale[first : first + count], False, target[:count])
+    else:
+        for t in range(count):
+            target[t] = np.float32(1.0)
 
 
 @kernel
@@ -105,95 +75,95 @@ def _scale_row(out, first, dim, factor):
 
 
 @kernel
-def _span(q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, heads, g, page, dim, padded, begin, end, work, state, out):
-    """out [rows, padded] (flat), state [rows, 2] = the softmax of `rows` queries over positions begin … end of a sequence, each
-    up to its own position; not yet divided by the sum of weights. work: float32 scratch."""
-    keys, values = work[: page * padded], work[page * padded : 2 * page * padded]
-    scores = work[2 * page * padded : 2 * page * padded + 2 * page]
-    units = work[2 * page * padded + 2 * page : 2 * page * padded + 4 * page]
-    k_units, v_units = units[:page], units[page:]
+def _weigh(scores, at, count, distance, slope, scale, units, page, state, row, out, dim):
+    """Take the scores of one page into a row's running softmax: scores become weights, outputs so far lose their share.
+
+    distance: of the page's first token from the query, zero or negative. state[2·row]: maximum, then the sum of weights.
+    """
+    before, total = state[2 * row], state[2 * row + 1]
+    soften(scores, at, count, distance, slope, scale, units[:page], units[page:], state, 2 * row)
+    factor = np.float32(0.0)
+    if before != -np.inf:
+        factor = exp(before - state[2 * row])
+    state[2 * row + 1] += total * factor
+    if factor != np.float32(1.0):
+        _scale_row(out, row * dim, dim, factor)
+
+
+@kernel
+def _span(q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, heads, g, page, dim, begin, end, work, state, out):
+    """out [rows, dim], state [rows, 2] (flat) = the softmax of `rows` queries over positions begin … end of a sequence, each up to
+    its own position; not yet divided by the sum of weights. work: float32 scratch of four pages' tokens."""
+    scores, units = work[: 2 * page], work[2 * page : 4 * page]
     for r in range(rows):
-        state[r, 0], state[r, 1] = -np.inf, 0.0
-    for i in range(rows * padded):
+        state[2 * r], state[2 * r + 1] = -np.inf, 0.0
+    for i in range(rows * dim):
         out[i] = np.float32(0.0)
-    direct = rows == 1 and padded == dim
     for first in range(begin, end, page):
         index = (table[first // page] * heads + g) * page
         most = min(page, end - first)
-        if not direct:
-            _widen_page(k, index * dim, most, dim, padded, keys)
-            _widen_page(v, index * dim, most, dim, padded, values)
-        _units(k_scale, index, most, k_units)
-        _units(v_scale, index, most, v_units)
+        following = index  # the page after this one, of the next span perhaps
+        if first + page <= positions[rows - 1]:
+            following = (table[first // page + 1] * heads + g) * page
+        _units(k_scale, index, most, units[:page])
+        _units(v_scale, index, most, units[page:])
         for r in range(0, rows, 2):
             pair = min(2, rows - r)
-            if direct:
-                score_rows(q, r, pair, k, index * dim, most, padded, scores, page)
-            else:
-                score_rows(q, r, pair, keys, 0, most, padded, scores, page)
+            score_rows(q, r, pair, k, index * dim, most, dim, scores, page, v, index * dim)
             shared = most
             for i in range(pair):
                 count = min(most, positions[r + i] + 1 - first)
                 shared = min(shared, max(count, 0))
                 if count > 0:
                     distance = first - positions[r + i]
-                    factor = _softmax(scores, i * page, count, distance, slopes[r + i], scale, k_units, v_units, state, r + i)
-                    _scale_row(out, (r + i) * padded, padded, factor)
-            if direct:
-                output_rows(scores, page, pair, v, index * dim, shared, padded, out, r)
-                continue
-            output_rows(scores, page, pair, values, 0, shared, padded, out, r)
+                    _weigh(scores, i * page, count, distance, slopes[r + i], scale, units, page, state, r + i, out, dim)
+            output_rows(scores, 0, page, pair, v, index * dim, shared, dim, out, r, k, following * dim)
             for i in range(pair):  # what only the later of two tokens may look at
                 count = min(most, positions[r + i] + 1 - first)
                 if count > shared:
-                    rest = scores[i * page + shared : i * page + count]
-                    output_rows(rest, page, 1, values, shared * padded, count - shared, padded, out, r + i)
+                    at = i * page + shared
+                    output_rows(scores, at, page, 1, v, (index + shared) * dim, count - shared, dim, out, r + i, k, following * dim)
 
 
 @kernel
 def _merge(total, total_state, row, part, part_at, maximum, weight, dim):
     """Take a span's outputs (part, from part_at on), maximum and sum of weights into those of the spans before it."""
-    highest = max(total_state[row, 0], maximum)
-    before, now = exp(total_state[row, 0] - highest), exp(maximum - highest)
-    if total_state[row, 0] == -np.inf:
-        before = np.float32(0.0)
+    highest = max(total_state[2 * row], maximum)
+    before, now = np.float32(0.0), exp(maximum - highest)
+    if total_state[2 * row] != -np.inf:
+        before = exp(total_state[2 * row] - highest)
     for d in range(dim):
         total[row * dim + d] = total[row * dim + d] * before + part[part_at + d] * now
-    total_state[row, 0] = highest
-    total_state[row, 1] = total_state[row, 1] * before + weight * now
-
-
-def padded_dim(dim):
-    return (dim + 7) // 8 * 8
-
-
-_padded = kernel(padded_dim)
+    total_state[2 * row] = highest
+    total_state[2 * row + 1] = total_state[2 * row + 1] * before + weight * now
 
 
 @kernel
-def _load_query(qkv, t, head, dim, padded, target, row):
-    for d in range(dim):
-        target[row * padded + d] = qkv[t, head * dim + d]
-    for d in range(dim, padded):
-        target[row * padded + d] = np.float32(0.0)
+def _load_query(qkv, t, head, heads, kv_heads, dim, target, row):
+    """A head of token t as row `row` of target; a cache's vectors may be longer than a head (dim of 8), by zeros."""
+    size = qkv.shape[1] // (heads + 2 * kv_heads)
+    for d in range(size):
+        target[row * dim + d] = qkv[t, head * size + d]
+    for d in range(size, dim):
+        target[row * dim + d] = np.float32(0.0)
 
 
 @kernel
-def work_size(rows, page, dim):
-    """float32 entries that a task of `rows` queries needs."""
-    padded = _padded(dim)
-    return (2 * page * padded + 4 * page) + 3 * rows * padded
+def _write(total, row, weight, dim, out, t, head, heads):
+    size = out.shape[1] // heads
+    for d in range(size):
+        out[t, head * size + d] = total[row * dim + d] / weight
 
 
 @kernel
 def attend_tokens(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, first, g, out):
     """out of tokens first … first + TOKENS, for the query heads of key head g: all spans, one after another."""
-    group, padded, span = heads // kv_heads, _padded(dim), SPAN_PAGES * page
+    group, span = heads // kv_heads, SPAN_PAGES * page
     stop = min(first + TOKENS, positions.size)
     most = TOKENS * group
-    work = np.empty(2 * page * padded + 4 * page, np.float32)
-    vectors = np.empty((3, most * padded), np.float32)
-    states = np.empty((2, most, 2), np.float32)
+    work = np.empty(4 * page, np.float32)
+    q, part, total = np.empty(most * dim, np.float32), np.empty(most * dim, np.float32), np.empty(most * dim, np.float32)
+    part_state, state = np.empty(2 * most, np.float32), np.empty(2 * most, np.float32)
     where, tilt = np.empty(most, np.int64), np.empty(most, np.float32)
     while first < stop:
         last = first + 1  # tokens of one sequence
@@ -204,66 +174,62 @@ def attend_tokens(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, table
             end = max(end, positions[t] + 1)
             for i in range(group):
                 row = (t - first) * group + i
-                _load_query(qkv, t, g * group + i, dim, padded, vectors[0], row)
+                _load_query(qkv, t, g * group + i, heads, kv_heads, dim, q, row)
                 where[row], tilt[row] = positions[t], slopes[g * group + i]
-        total, state = vectors[2], states[1]
         for r in range(rows):
-            state[r, 0], state[r, 1] = -np.inf, 0.0
-        for i in range(rows * padded):
+            state[2 * r], state[2 * r + 1] = -np.inf, 0.0
+        for i in range(rows * dim):
             total[i] = np.float32(0.0)
         for begin in range(0, end, span):
             _span(
-                vectors[0], rows, where, tilt, scale, k, v, k_scale, v_scale, tables[sequences[first]], kv_heads, g, page, dim,
-                padded, begin, min(begin + span, end), work, states[0], vectors[1],
+                q, rows, where, tilt, scale, k, v, k_scale, v_scale, tables[sequences[first]], kv_heads, g, page, dim,
+                begin, min(begin + span, end), work, part_state, part,
             )  # fmt: skip
             for r in range(rows):
                 if where[r] >= begin:
-                    _merge(total, state, r, vectors[1], r * padded, states[0, r, 0], states[0, r, 1], padded)
+                    _merge(total, state, r, part, r * dim, part_state[2 * r], part_state[2 * r + 1], dim)
         for t in range(first, last):
             for i in range(group):
                 row = (t - first) * group + i
-                for d in range(dim):
-                    out[t, (g * group + i) * dim + d] = total[row * padded + d] / state[row, 1]
+                _write(total, row, state[2 * row + 1], dim, out, t, g * group + i, heads)
         first = last
 
 
 @kernel
 def attend_span(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, table, position, slopes, scale, t, g, span, partial, spans):
-    """One span of one token, for the query heads of key head g, into partial [T, heads, spans, padded + 2] (flat)."""
-    group, padded = heads // kv_heads, _padded(dim)
+    """One span of one token, for the query heads of key head g, into partial [T, heads, spans, dim + 2] (flat)."""
+    group = heads // kv_heads
     begin = span * SPAN_PAGES * page
-    end = min(begin + SPAN_PAGES * page, position + 1)
     if begin > position:
         return
-    work = np.empty(2 * page * padded + 4 * page + 2 * group * padded, np.float32)
-    q, out = work[-2 * group * padded : -group * padded], work[-group * padded :]
-    state = np.empty((group, 2), np.float32)
-    where, tilt = np.empty(group, np.int64), np.empty(group, np.float32)
+    end = min(begin + SPAN_PAGES * page, position + 1)
+    work = np.empty(4 * page + (2 * dim + 3) * group, np.float32)
+    q, out = work[4 * page : 4 * page + group * dim], work[4 * page + group * dim : 4 * page + 2 * group * dim]
+    state, tilt = work[4 * page + 2 * group * dim : -group], work[-group:]
+    where = np.empty(group, np.int64)
     for i in range(group):
-        _load_query(qkv, t, g * group + i, dim, padded, q, i)
+        _load_query(qkv, t, g * group + i, heads, kv_heads, dim, q, i)
         where[i], tilt[i] = position, slopes[g * group + i]
-    _span(q, group, where, tilt, scale, k, v, k_scale, v_scale, table, kv_heads, g, page, dim, padded, begin, end, work, state, out)
+    _span(q, group, where, tilt, scale, k, v, k_scale, v_scale, table, kv_heads, g, page, dim, begin, end, work, state, out)
     for i in range(group):
-        at = ((t * heads + g * group + i) * spans + span) * (padded + 2)
-        for d in range(padded):
-            partial[at + d] = out[i * padded + d]
-        partial[at + padded], partial[at + padded + 1] = state[i, 0], state[i, 1]
+        at = ((t * heads + g * group + i) * spans + span) * (dim + 2)
+        for d in range(dim):
+            partial[at + d] = out[i * dim + d]
+        partial[at + dim], partial[at + dim + 1] = state[2 * i], state[2 * i + 1]
 
 
 @kernel
 def merge_spans(partial, t, heads, spans, page, dim, position, out):
     """out[t] from the partial results of its spans."""
-    padded = _padded(dim)
-    total, state = np.empty(padded, np.float32), np.empty((1, 2), np.float32)
+    total, state = np.empty(dim, np.float32), np.empty(2, np.float32)
     for head in range(heads):
-        state[0, 0], state[0, 1] = -np.inf, 0.0
-        for d in range(padded):
+        state[0], state[1] = -np.inf, 0.0
+        for d in range(dim):
             total[d] = np.float32(0.0)
         for span in range(position // (SPAN_PAGES * page) + 1):
-            at = ((t * heads + head) * spans + span) * (padded + 2)
-            _merge(total, state, 0, partial, at, partial[at + padded], partial[at + padded + 1], padded)
-        for d in range(dim):
-            out[t, head * dim + d] = total[d] / state[0, 1]
+            at = ((t * heads + head) * spans + span) * (dim + 2)
+            _merge(total, state, 0, partial, at, partial[at + dim], partial[at + dim + 1], dim)
+        _write(total, 0, state[1], dim, out, t, head, heads)
 
 
 @parallel_kernel
@@ -288,13 +254,14 @@ def attention(qkv, heads, k, v, k_scale, v_scale, tables, sequences, positions, 
 
 
 @kernel
-def _store(qkv, offset, slots, pages, scale, heads, page, dim):
+def _store(qkv, offset, size, slots, pages, scale, heads, page, dim):
     for t in range(slots.size):
         for head in range(heads):
-            store_token(qkv, t, offset, heads, dim, page, slots[t], pages, scale, head)
+            store_token(qkv, t, offset, size, heads, dim, page, slots[t], pages, scale, head)
 
 
-def store(qkv, offset, slots, pages, scale):
-    """pages [P, KVH, page, D] at `slots` [T] = KVH·D entries of each row of qkv from `offset`; scale: of int8 pages, or empty."""
+def store(qkv, offset, size, slots, pages, scale):
+    """pages [P, KVH, page, D] at `slots` [T] = KVH vectors of `size` in each row of qkv from `offset` on; scale: of int8 pages,
+    or empty."""
     _, heads, page, dim = pages.shape
-    _store(qkv, offset, slots, pages.reshape(-1), scale.reshape(-1), heads, page, dim)
+    _store(qkv, offset, size, slots, pages.reshape(-1), scale.reshape(-1), heads, page, dim)

@@ -20,9 +20,10 @@ LINEARS = ("qkv", "out", "up", "down")
 QKV, OUT, UP, DOWN = (len(FIELDS) + 3 * i for i in range(4))
 WIDTH = len(FIELDS) + 3 * len(LINEARS)
 # Sizes common to the blocks of a call. The last four are 1 or 0.
-DIMS = ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "page", "pages", "activation",
+DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "page", "pages", "activation",
         "gated", "layer_norm", "int8_kv", "qkv_bias", "out_bias", "mlp_bias")  # fmt: skip
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(14)
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))
+GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(len(DIMS) - 6, len(DIMS))
 TASK_BYTES = 1 << 16  # of weights claimed at once, at least
 NO_OUTLIERS = np.empty(0, np.int64)
 
@@ -74,7 +75,7 @@ def _norm_phase(counters, phase, x, weight, bias, eps, normed, mask, planes, sca
 @kernel
 def _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale):
     """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache."""
-    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[PAGE]
+    heads, kv_heads, size, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[KV_DIM], dims[PAGE]
     group, total, done = heads // kv_heads, qkv.shape[0] * kv_heads, 0
     while True:
         task = claim(counters, phase, 1)
@@ -83,43 +84,46 @@ def _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_s
         t, g = task // kv_heads, task % kv_heads
         if rotation.shape[1]:
             for i in range(g * group, (g + 1) * group):
-                rotate_head(qkv[t], i * dim, rotation[t])
-            rotate_head(qkv[t], (heads + g) * dim, rotation[t])
-        store_token(qkv, t, heads * dim, kv_heads, dim, page, slots[t], k, k_scale, g)
-        store_token(qkv, t, (heads + kv_heads) * dim, kv_heads, dim, page, slots[t], v, v_scale, g)
+                rotate_head(qkv[t], i * size, rotation[t])
+            rotate_head(qkv[t], (heads + g) * size, rotation[t])
+        store_token(qkv, t, heads * size, size, kv_heads, dim, page, slots[t], k, k_scale, g)
+        store_token(qkv, t, (heads + kv_heads) * size, size, kv_heads, dim, page, slots[t], v, v_scale, g)
         done += 1
     return finish(counters, phase, done, total)
 
 
 @kernel
 def _attention_phase(
-    counters, phase, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans, out
-):
+    counters, phase, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans,
+    out,
+):  # fmt: skip
     """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time."""
-    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[PAGE]
+    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[KV_DIM], dims[PAGE]
     tokens = qkv.shape[0]
     split, done = spans > 0, 0
     if split:
         total = tokens * kv_heads * spans
     else:
         total = (tokens + ATTENTION_TOKENS - 1) // ATTENTION_TOKENS * kv_heads
+    step = max(1, min(spans, total // (4 * team)))  # spans that follow one another: pages are asked for ahead
     while True:
-        task = claim(counters, phase, 1)
-        if task >= total:
+        begin = claim(counters, phase, step)
+        if begin >= total:
             break
-        if split:
-            t, g, span = task // (kv_heads * spans), task // spans % kv_heads, task % spans
-            attend_span(
-                qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables[sequences[t]], positions[t], slopes, scale,
-                t, g, span, partial, spans,
-            )  # fmt: skip
-        else:
-            first = (total // kv_heads - 1 - task // kv_heads) * ATTENTION_TOKENS  # the longest first
-            attend_tokens(
-                qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
-                first, task % kv_heads, out,
-            )  # fmt: skip
-        done += 1
+        for task in range(begin, min(begin + step, total)):
+            if split:
+                t, g, span = task // (kv_heads * spans), task // spans % kv_heads, task % spans
+                attend_span(
+                    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables[sequences[t]], positions[t], slopes,
+                    scale, t, g, span, partial, spans,
+                )  # fmt: skip
+            else:
+                first = (total // kv_heads - 1 - task // kv_heads) * ATTENTION_TOKENS  # the longest first
+                attend_tokens(
+                    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
+                    first, task % kv_heads, out,
+                )  # fmt: skip
+            done += 1
     return finish(counters, phase, done, total)
 
 
@@ -134,7 +138,7 @@ def _gather_phase(counters, phase, dims, positions, partial, spans, attended, ma
             break
         if spans > 0:
             for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
-                merge_spans(partial, t, dims[HEADS], spans, dims[PAGE], dims[HEAD_DIM], positions[t], attended)
+                merge_spans(partial, t, dims[HEADS], spans, dims[PAGE], dims[KV_DIM], positions[t], attended)
         _quantise_panel(attended, panel, mask, planes, scale, row_sum)
         done += 1
     return finish(counters, phase, done, panels)
@@ -162,7 +166,7 @@ def _participate(
 ):  # fmt: skip
     """One thread's way through all blocks."""
     hidden, heads, kv_heads, dim = dims[HIDDEN], dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM]
-    q_rows, inner, page = heads * dim, dims[INTERMEDIATE], dims[PAGE]
+    q_rows, inner, page, kv_dim = heads * dim, dims[INTERMEDIATE], dims[PAGE], dims[KV_DIM]
     norm_bias = hidden if dims[LAYER_NORM] else 0
     kv_size = dims[PAGES] * kv_heads * page
     units = kv_size if dims[INT8_KV] else 0
@@ -175,7 +179,7 @@ def _participate(
         at = b * WIDTH
         norm_1, bias_1 = array_at(pointers, at, hidden, floats), array_at(pointers, at + 1, norm_bias, floats)
         norm_2, bias_2 = array_at(pointers, at + 2, hidden, floats), array_at(pointers, at + 3, norm_bias, floats)
-        k, v = array_at(pointers, at + 4, kv_size * dim, like[3]), array_at(pointers, at + 5, kv_size * dim, like[3])
+        k, v = array_at(pointers, at + 4, kv_size * kv_dim, like[3]), array_at(pointers, at + 5, kv_size * kv_dim, like[3])
         k_scale, v_scale = array_at(pointers, at + 6, units, halves), array_at(pointers, at + 7, units, halves)
         slopes = array_at(pointers, at + 8, heads, floats)
         phase = _norm_phase(counters, phase, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
@@ -185,8 +189,8 @@ def _participate(
         )  # fmt: skip
         phase = _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
         phase = _attention_phase(
-            counters, phase, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans,
-            attended,
+            counters, phase, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial,
+            spans, attended,
         )  # fmt: skip
         phase = _gather_phase(
             counters, phase, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum

@@ -71,6 +71,8 @@ def bfloat_to_float(bits):
 LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # Cody and Waite's split: n·high is exact
 SHIFT = np.float32(1.5 * 2**23)
+# e^r = 1 + r + r²·p(r) on half an octave around 0, highest power first
+EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
 @inlined
@@ -80,12 +82,11 @@ def exp(x):
     shifted = x * LOG2E + SHIFT
     n = shifted - SHIFT
     r = (x - n * LN2_HIGH) - n * LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
+    p = np.float32(EXP_TERMS[0]) * r + np.float32(EXP_TERMS[1])
+    p = p * r + np.float32(EXP_TERMS[2])
+    p = p * r + np.float32(EXP_TERMS[3])
+    p = p * r + np.float32(EXP_TERMS[4])
+    p = p * r + np.float32(EXP_TERMS[5])
     p = p * r * r + r + np.float32(1.0)
     exponent = np.uint32(float_to_bits(shifted) - float_to_bits(SHIFT) + np.uint32(127))
     return p * bits_to_float(np.uint32(exponent << np.uint32(23)))

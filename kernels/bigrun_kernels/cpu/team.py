@@ -84,6 +84,15 @@ def array_at(typingctx, pointers, index, size, like):
     return result(pointers, types.int64, types.int64, like), generate
 
 
+@intrinsic
+def cycles(typingctx):
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+    return types.int64(), generate
+
+
 @kernel
 def claim(counters, phase, step):
     """The first of the next `step` tasks of a phase; beyond its last task when none is left."""
@@ -103,4 +112,5 @@ def finish(counters, phase, done, total):
             _pause()
         else:
             _give_way()
+    counters[phase * SLOTS + 4] = cycles()
     return phase + 1
