@@ -31,17 +31,17 @@ class CompiledBlocks:
         self, ops: CpuOps, block: Block, weights: Sequence[BlockWeights], caches: Sequence[BlockCache],
         work: Mapping[str, Any],
     ):  # fmt: skip
-        from bigrun_kernels.cpu import blocks
+        from bigrun_kernels.cpu import blocks, team
         from bigrun_kernels.cpu.planes import FORMS
 
-        self._kernel, self._block, self._work = blocks, block, work
+        self._kernel, self._launch, self._block = blocks, team.launch, block
         self._held = [_arrays(w, cache) for w, cache in zip(weights, caches, strict=True)]
-        addresses = [[array.ctypes.data for array in arrays] for arrays in self._held]
-        self._pointers = np.array(addresses, np.int64)
-        self._counters = np.zeros(self._pointers.shape[0] * blocks.PHASES * blocks.SLOTS, np.int64)
-        self._planes = work["planes"].reshape(-1).view(FORMS[ops.form])
+        self._addresses = np.array([[array.ctypes.data for array in arrays] for arrays in self._held], np.int64)
+        self.counters = np.zeros(len(weights) * blocks.PHASES * blocks.SLOTS, np.int64)
+        self._work = {**work, "counters": self.counters}
         pages = caches[0].k.values
-        self._like = (np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.uint16), np.empty(0, pages.dtype))
+        self._numbers = np.array([block.norm_eps, 1.0 / math.sqrt(block.head_dim)])
+        self._likes = np.empty(0, FORMS[ops.form]), np.empty(0, pages.dtype)
         sizes = {
             "hidden": block.hidden, "heads": block.heads, "kv_heads": block.kv_heads, "head_dim": block.head_dim,
             "kv_dim": pages.shape[3], "intermediate": block.intermediate, "page": PAGE_TOKENS, "pages": len(pages),
@@ -49,28 +49,36 @@ class CompiledBlocks:
             "int8_kv": pages.dtype == np.int8, "qkv_bias": block.qkv_bias, "out_bias": block.out_bias,
             "mlp_bias": block.mlp_bias,
         }  # fmt: skip
-        self._dims = np.array([int(sizes[name]) for name in blocks.DIMS], np.int64)
+        self._dims = [int(sizes[name]) for name in blocks.DIMS]
 
     def run(self, x: np.ndarray, step: StepArrays) -> None:
         """x [T, hidden] ← the blocks' output."""
         import numba
 
-        work, count, span = self._work, len(x), self._kernel.SPAN_PAGES * PAGE_TOKENS
-        each = len(self._pointers) if count <= FEW else 1
-        spans = int(step.positions.max()) // span + 1 if count <= len(work["partial"]) else 0
-        rotation = NO_TURN if step.rotation is None else step.rotation
-        up = work["up"][:count]
-        inner = work["gated"][:count] if self._block.gated else up
-        team = numba.get_num_threads()
-        for first in range(0, len(self._pointers), each):
-            pointers = self._pointers[first : first + each]
-            self._counters[: len(pointers) * self._kernel.PHASES * self._kernel.SLOTS] = 0
-            self._kernel.run_blocks(
-                pointers.reshape(-1), self._dims, self._block.norm_eps,
-                np.float32(1.0 / math.sqrt(self._block.head_dim)), x, rotation, step.positions, step.sequences, step.slots,
-                step.tables, work["normed"][:count], work["qkv"][:count], work["attention"][:count], up, inner, self._planes,
-                work["row_scale"], work["row_sum"], work["partial"].reshape(-1), spans, self._like, self._counters, team,
-            )  # fmt: skip
+        work, count = self._work, len(x)
+        if not count:
+            return
+        span = self._kernel.SPAN_PAGES * PAGE_TOKENS
+        turn = NO_TURN if step.rotation is None else step.rotation
+        arrays = {
+            **work, "numbers": self._numbers, "x": x, "rotation": turn, "positions": step.positions,
+            "sequences": step.sequences, "slots": step.slots, "tables": step.tables,
+            "gated": work["gated"] if self._block.gated else work["up"],
+        }  # fmt: skip
+        header = {
+            "tokens": count, "team": numba.get_num_threads(), "turns": turn.shape[1], "batch": len(step.tables),
+            "spans": int(step.positions.max()) // span + 1 if count <= len(work["partial"]) else 0,
+            "per_sequence": step.tables.shape[1], "partial_size": work["partial"].size,
+            "planes_size": work["planes"].size // self._likes[0].itemsize,
+        }  # fmt: skip
+        each = len(self._addresses) if count <= FEW else 1
+        for first in range(0, len(self._addresses), each):
+            addresses = self._addresses[first : first + each]
+            header["count"] = len(addresses)
+            values = [header[n] if n in header else arrays[n].ctypes.data for n in self._kernel.HEADER]
+            table = np.concatenate([np.array(values + self._dims, np.int64), addresses.reshape(-1)])
+            self.counters[: len(addresses) * self._kernel.PHASES * self._kernel.SLOTS] = 0
+            self._launch(self._kernel.participate, table, *self._likes)
 
 
 def _arrays(w: BlockWeights, cache: BlockCache) -> list[np.ndarray]:

@@ -3,15 +3,14 @@
 """
 
 import numpy as np
-from numba import prange
 
 from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
 from bigrun_kernels.cpu.attention import SPAN_PAGES, attend_span, attend_tokens, merge_spans, store_token
-from bigrun_kernels.cpu.compile import kernel, parallel_kernel
+from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
 from bigrun_kernels.cpu.planes import TOKENS, quantise
-from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish
+from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish, matrix_at
 
 PHASES = 10  # of a block
 # A block's addresses, in this order; then its linears, each with values, scale and bias.
@@ -24,6 +23,14 @@ DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "pa
         "gated", "layer_norm", "int8_kv", "qkv_bias", "out_bias", "mlp_bias")  # fmt: skip
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))
 GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(len(DIMS) - 6, len(DIMS))
+# What comes before them in the table: numbers, then addresses.
+HEADER = ("count", "tokens", "team", "spans", "turns", "batch", "per_sequence", "planes_size", "partial_size",
+          "numbers", "x", "rotation", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
+          "planes", "row_scale", "row_sum", "partial", "counters")  # fmt: skip
+COUNT, TOKENS_AT, TEAM, SPANS, TURNS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
+NUMBERS, X, ROTATION, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(9, len(HEADER))
+GATED_OUT, PLANES, ROW_SCALE, ROW_SUM, PARTIAL, COUNTERS = range(len(HEADER) - 6, len(HEADER))
+BLOCKS = len(HEADER) + len(DIMS)
 TASK_BYTES = 1 << 16  # of weights claimed at once, at least
 NO_OUTLIERS = np.empty(0, np.int64)
 
@@ -160,32 +167,45 @@ def _activation_phase(counters, phase, dims, up, gated, mask, planes, scale, row
 
 
 @kernel
-def _participate(
-    pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated, planes,
-    row_scale, row_sum, partial, spans, like, counters, team,
-):  # fmt: skip
-    """One thread's way through all blocks."""
+def participate(table, planes_like, pages_like):
+    """One thread's way through all blocks: a participant of team.launch. table: HEADER, DIMS, then each block's addresses."""
+    dims = table[len(HEADER) : BLOCKS]
     hidden, heads, kv_heads, dim = dims[HIDDEN], dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM]
     q_rows, inner, page, kv_dim = heads * dim, dims[INTERMEDIATE], dims[PAGE], dims[KV_DIM]
     norm_bias = hidden if dims[LAYER_NORM] else 0
     kv_size = dims[PAGES] * kv_heads * page
     units = kv_size if dims[INT8_KV] else 0
-    up_rows = inner * (2 if dims[GATED] else 1)
-    sums = np.empty((x.shape[0] + TOKENS) * 32, np.float64)
+    qkv_rows, up_rows = q_rows + 2 * kv_heads * dim, inner * (2 if dims[GATED] else 1)
+    tokens, team, spans, count = table[TOKENS_AT], table[TEAM], table[SPANS], table[COUNT]
+    ints, ints_32, floats, doubles = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float64)
+    bytes_, halves = np.empty(0, np.int8), np.empty(0, np.uint16)
+    like = (bytes_, floats)
+    numbers = array_at(table, NUMBERS, 2, doubles)
+    eps, scale = numbers[0], np.float32(numbers[1])
+    x, rotation = matrix_at(table, X, tokens, hidden, floats), matrix_at(table, ROTATION, tokens, table[TURNS], floats)
+    positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
+    slots, tables = array_at(table, SLOTS_AT, tokens, ints), matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], ints_32)
+    normed, qkv = matrix_at(table, NORMED, tokens, hidden, floats), matrix_at(table, QKV_OUT, tokens, qkv_rows, floats)
+    attended, up = matrix_at(table, ATTENDED, tokens, q_rows, floats), matrix_at(table, UP_OUT, tokens, up_rows, floats)
+    gated = matrix_at(table, GATED_OUT, tokens, inner, floats)
+    planes = array_at(table, PLANES, table[PLANES_SIZE], planes_like)
+    row_scale, row_sum = array_at(table, ROW_SCALE, tokens, doubles), matrix_at(table, ROW_SUM, tokens, 2, ints_32)
+    partial = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats)
+    counters = array_at(table, COUNTERS, count * PHASES * SLOTS, ints)
+    sums = np.empty((tokens + TOKENS) * 32, np.float64)
     mask = np.empty(0, np.int8)
-    floats, halves = like[1], like[2]
     phase = np.int64(0)
-    for b in range(pointers.size // WIDTH):
-        at = b * WIDTH
-        norm_1, bias_1 = array_at(pointers, at, hidden, floats), array_at(pointers, at + 1, norm_bias, floats)
-        norm_2, bias_2 = array_at(pointers, at + 2, hidden, floats), array_at(pointers, at + 3, norm_bias, floats)
-        k, v = array_at(pointers, at + 4, kv_size * kv_dim, like[3]), array_at(pointers, at + 5, kv_size * kv_dim, like[3])
-        k_scale, v_scale = array_at(pointers, at + 6, units, halves), array_at(pointers, at + 7, units, halves)
-        slopes = array_at(pointers, at + 8, heads, floats)
+    for b in range(count):
+        at = BLOCKS + b * WIDTH
+        norm_1, bias_1 = array_at(table, at, hidden, floats), array_at(table, at + 1, norm_bias, floats)
+        norm_2, bias_2 = array_at(table, at + 2, hidden, floats), array_at(table, at + 3, norm_bias, floats)
+        k, v = array_at(table, at + 4, kv_size * kv_dim, pages_like), array_at(table, at + 5, kv_size * kv_dim, pages_like)
+        k_scale, v_scale = array_at(table, at + 6, units, halves), array_at(table, at + 7, units, halves)
+        slopes = array_at(table, at + 8, heads, floats)
         phase = _norm_phase(counters, phase, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, pointers, at + QKV, q_rows + 2 * kv_heads * dim, hidden, dims[QKV_BIAS] > 0, normed,
-            planes, row_scale, row_sum, sums, like, qkv, False,
+            counters, phase, team, table, at + QKV, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
+            sums, like, qkv, False,
         )  # fmt: skip
         phase = _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
         phase = _attention_phase(
@@ -196,34 +216,16 @@ def _participate(
             counters, phase, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum
         )
         phase = _linear_phase(
-            counters, phase, team, pointers, at + OUT, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale,
-            row_sum, sums, like, x, True,
+            counters, phase, team, table, at + OUT, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale, row_sum,
+            sums, like, x, True,
         )  # fmt: skip
         phase = _norm_phase(counters, phase, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, pointers, at + UP, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale,
-            row_sum, sums, like, up, False,
+            counters, phase, team, table, at + UP, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale, row_sum,
+            sums, like, up, False,
         )  # fmt: skip
         phase = _activation_phase(counters, phase, dims, up, gated, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, pointers, at + DOWN, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale,
-            row_sum, sums, like, x, True,
-        )  # fmt: skip
-
-
-@parallel_kernel
-def run_blocks(
-    pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated, planes,
-    row_scale, row_sum, partial, spans, like, counters, team,
-):  # fmt: skip
-    """x [T, hidden] ← the blocks' output.
-
-    pointers int64 [blocks · WIDTH]: addresses (FIELDS, then LINEARS); dims int64 (DIMS); rotation float32 [T, dims], or [T, 0];
-    like: a tuple of empty arrays of the dtypes behind the pointers, int8, float32, uint16 and that of the KV pages;
-    spans: of the longest sequence, or 0 where attention is not to be split; counters int64 [blocks · PHASES · SLOTS], zero.
-    """
-    for _ in prange(team):
-        _participate(
-            pointers, dims, eps, scale, x, rotation, positions, sequences, slots, tables, normed, qkv, attended, up, gated,
-            planes, row_scale, row_sum, partial, spans, like, counters, team,
+            counters, phase, team, table, at + DOWN, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale, row_sum,
+            sums, like, x, True,
         )  # fmt: skip

@@ -2,19 +2,22 @@
 
 Each phase has so many tasks. A thread claims tasks until none is left, then waits until those claimed by others are done.
 No thread ever waits for one that has not started, so nothing depends on how many really run, or when: a thread that comes
-late, or never, finds the work done. `counters` holds two numbers a phase, claimed and done, in cache lines of their own.
+late, or never, finds the work done. `counters` holds two numbers a phase, claimed and done, in cache lines of their own, and the time when it ended.
 """
 
+from functools import cache
+
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import get_num_threads, prange, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from bigrun_kernels.cpu.compile import kernel
+from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.isa import features
 
-SLOTS = 16  # int64 of a phase: claimed at 0, done at 8
+SLOTS = 16  # int64 of a phase: claimed at 0, when it ended at 4, done at 8
 SPINS = 2000  # looks at a counter before the core is offered to others
 
 
@@ -86,11 +89,67 @@ def array_at(typingctx, pointers, index, size, like):
 
 @intrinsic
 def cycles(typingctx):
+    """The time stamp counter: how benchmarks tell where a block's time goes."""
+
     def generate(context, builder, signature, args):
         kind = ir.FunctionType(ir.IntType(64), [])
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
 
     return types.int64(), generate
+
+
+@intrinsic
+def matrix_at(typingctx, pointers, index, rows, columns, like):
+    """A [rows, columns] array of like's dtype at the address pointers[index]."""
+    result = types.Array(like.dtype, 2, "C")
+
+    def generate(context, builder, signature, args):
+        table = context.make_array(signature.args[0])(context, builder, args[0])
+        array = context.make_array(result)(context, builder)
+        slot = builder.bitcast(builder.gep(table.data, [args[1]]), array.data.type.as_pointer())
+        itemsize = ir.IntType(64)(context.get_abi_sizeof(context.get_data_type(like.dtype)))
+        strides = [builder.mul(args[3], itemsize), itemsize]
+        populate_array(array, builder.load(slot), [args[2], args[3]], strides, itemsize, None)
+        return array._getvalue()
+
+    return result(pointers, types.int64, types.int64, types.int64, like), generate
+
+
+@intrinsic
+def _call(typingctx, address, table, first, second):
+    """Call a compiled kernel of (table, first, second) by its address, whoever it is: nothing of it is compiled in here."""
+    kinds = [table, first, second]
+
+    def generate(context, builder, signature, args):
+        kind = context.call_conv.get_function_type(types.none, kinds)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        context.call_conv.call_function(builder, function, types.none, kinds, args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *kinds), generate
+
+
+@parallel_kernel
+def _launch(address, table, first, second, team):
+    for _ in prange(team):
+        _call(address, table, first, second)
+
+
+@cache
+def _address(participant, *kinds):
+    """The address of a kernel compiled for these types, which stays where it is."""
+    participant.compile(kinds)
+    compiled = participant.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def launch(participant, table: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+    """Each thread of this thread's pool calls participant(table, first, second), a kernel without a result.
+
+    table: int64, where the participant finds everything; first, second: empty arrays, for their dtypes.
+    """
+    address = _address(participant, *(typeof(array) for array in (table, first, second)))
+    _launch(address, table, first, second, get_num_threads())
 
 
 @kernel
