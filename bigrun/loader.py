@@ -16,6 +16,7 @@ from bigrun.model.source import Source
 from bigrun.model.spec import ModelSpec, Part
 from bigrun.planning.plan import Plan
 
+SMALL = 1 << 18  # entries that NumPy copies about as fast
 CHUNK_BYTES = 16 * 2**20  # of source rows converted at a time
 # What published checkpoints hold beside a model's weights: tables that the code computes anew.
 IGNORED = ("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias", "rope_freqs.weight")
@@ -143,4 +144,16 @@ def _store(rows: Rows, where: np.ndarray, name: str, layout: Layout, arrays: Map
         kernel = quantise.per_row if scale.ndim == 1 else quantise.per_group
         return int(kernel(values, rows.is_bfloat, where, target, scale))
     target = target if target.ndim == 2 else target[:, None]
+    if stored.dtype == "float32" and values.size <= SMALL:  # norms and biases: no kernel to compile for them
+        return _copy_small(values, rows.is_bfloat, where, target)
     return int(quantise.copy(values, rows.is_bfloat, where, stored.dtype == "bfloat16", target))
+
+
+def _copy_small(values: np.ndarray, is_bfloat: bool, where: np.ndarray, target: np.ndarray) -> int:
+    """The same in NumPy."""
+    if is_bfloat:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    elif values.dtype == np.uint16:
+        values = values.view(np.float16)
+    target[where] = values
+    return int((~np.isfinite(values)).any(axis=1).sum())

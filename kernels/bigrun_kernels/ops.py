@@ -103,7 +103,7 @@ class CpuOps:
             )  # fmt: skip
         elif w.form == "table":
             self._table.linear_table(
-                self.form, x, w.values, w.scale, w.bias, scratch.planes, scratch.row_scale, scratch.row_sum, mask, out, add
+                self.form, x, w.values, w.scale, w.bias, scratch.planes, scratch.row_scale, scratch.row_sum, out, add
             )
         else:
             self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)

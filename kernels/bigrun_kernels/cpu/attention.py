@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from bigrun_kernels.cpu.attention_tiles import output_rows, score_rows, soften
-from bigrun_kernels.cpu.compile import kernel, parallel_kernel
+from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import exp, float_to_half, half_to_float
 
@@ -58,7 +58,7 @@ def store_token(qkv, t, offset, size, heads, dim, page, slot, pages, scale, head
     _store_vector(qkv[t], offset + head * size, size, pages, index * dim, dim, scale, index)
 
 
-@kernel
+@inlined
 def _units(scale, first, count, target):
     """target[:count] = the constants of a page's vectors; ones where the pages have none."""
     if scale.size:
@@ -68,13 +68,13 @@ def _units(scale, first, count, target):
             target[t] = np.float32(1.0)
 
 
-@kernel
+@inlined
 def _scale_row(out, first, dim, factor):
     for d in range(first, first + dim):
         out[d] *= factor
 
 
-@kernel
+@inlined
 def _weigh(scores, at, count, distance, slope, scale, units, page, state, row, out, dim):
     """Take the scores of one page into a row's running softmax: scores become weights, outputs so far lose their share.
 
@@ -125,7 +125,7 @@ def _span(q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, head
                     output_rows(scores, at, page, 1, v, (index + shared) * dim, count - shared, dim, out, r + i, k, following * dim)
 
 
-@kernel
+@inlined
 def _merge(total, total_state, row, part, part_at, maximum, weight, dim):
     """Take a span's outputs (part, from part_at on), maximum and sum of weights into those of the spans before it."""
     highest = max(total_state[2 * row], maximum)
@@ -138,7 +138,7 @@ def _merge(total, total_state, row, part, part_at, maximum, weight, dim):
     total_state[2 * row + 1] = total_state[2 * row + 1] * before + weight * now
 
 
-@kernel
+@inlined
 def _load_query(qkv, t, head, heads, kv_heads, dim, target, row):
     """A head of token t as row `row` of target; a cache's vectors may be longer than a head (dim of 8), by zeros."""
     size = qkv.shape[1] // (heads + 2 * kv_heads)
@@ -148,7 +148,7 @@ def _load_query(qkv, t, head, heads, kv_heads, dim, target, row):
         target[row * dim + d] = np.float32(0.0)
 
 
-@kernel
+@inlined
 def _write(total, row, weight, dim, out, t, head, heads):
     size = out.shape[1] // heads
     for d in range(size):
@@ -156,66 +156,56 @@ def _write(total, row, weight, dim, out, t, head, heads):
 
 
 @kernel
-def attend_tokens(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, first, g, out):
-    """out of tokens first … first + TOKENS, for the query heads of key head g: all spans, one after another."""
+def attend(
+    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, first, stop, g,
+    only, partial, spans, out,
+):  # fmt: skip
+    """Tokens first … stop (TOKENS at most), for the query heads of key head g: all spans, into out; or span `only` of one token,
+    into partial [T, heads, spans, dim + 2] (flat), where it is not negative."""
     group, span = heads // kv_heads, SPAN_PAGES * page
-    stop = min(first + TOKENS, positions.size)
-    most = TOKENS * group
-    work = np.empty(4 * page, np.float32)
-    q, part, total = np.empty(most * dim, np.float32), np.empty(most * dim, np.float32), np.empty(most * dim, np.float32)
-    part_state, state = np.empty(2 * most, np.float32), np.empty(2 * most, np.float32)
-    where, tilt = np.empty(most, np.int64), np.empty(most, np.float32)
+    most = (stop - first) * group
+    work = np.empty(4 * page + (3 * dim + 5) * most, np.float32)
+    start = 4 * page
+    q, part = work[start : start + most * dim], work[start + most * dim : start + 2 * most * dim]
+    total = work[start + 2 * most * dim : start + 3 * most * dim]
+    start += 3 * most * dim
+    part_state, state, tilt = work[start : start + 2 * most], work[start + 2 * most : start + 4 * most], work[-most:]
+    where = np.empty(most, np.int64)
     while first < stop:
         last = first + 1  # tokens of one sequence
         while last < stop and sequences[last] == sequences[first]:
             last += 1
         rows, end = (last - first) * group, np.int64(0)
-        for t in range(first, last):
+        for row in range(rows):
+            t, head = first + row // group, g * group + row % group
+            _load_query(qkv, t, head, heads, kv_heads, dim, q, row)
+            where[row], tilt[row] = positions[t], slopes[head]
+            state[2 * row], state[2 * row + 1] = -np.inf, 0.0
             end = max(end, positions[t] + 1)
-            for i in range(group):
-                row = (t - first) * group + i
-                _load_query(qkv, t, g * group + i, heads, kv_heads, dim, q, row)
-                where[row], tilt[row] = positions[t], slopes[g * group + i]
-        for r in range(rows):
-            state[2 * r], state[2 * r + 1] = -np.inf, 0.0
         for i in range(rows * dim):
             total[i] = np.float32(0.0)
-        for begin in range(0, end, span):
+        begin = max(only, 0) * span
+        if only >= 0:
+            end = min(end, begin + span)
+        while begin < end:
             _span(
                 q, rows, where, tilt, scale, k, v, k_scale, v_scale, tables[sequences[first]], kv_heads, g, page, dim,
                 begin, min(begin + span, end), work, part_state, part,
             )  # fmt: skip
-            for r in range(rows):
-                if where[r] >= begin:
-                    _merge(total, state, r, part, r * dim, part_state[2 * r], part_state[2 * r + 1], dim)
-        for t in range(first, last):
-            for i in range(group):
-                row = (t - first) * group + i
-                _write(total, row, state[2 * row + 1], dim, out, t, g * group + i, heads)
+            for row in range(rows):
+                t, head = first + row // group, g * group + row % group
+                if only >= 0:
+                    at = ((t * heads + head) * spans + only) * (dim + 2)
+                    for d in range(dim):
+                        partial[at + d] = part[row * dim + d]
+                    partial[at + dim], partial[at + dim + 1] = part_state[2 * row], part_state[2 * row + 1]
+                elif where[row] >= begin:
+                    _merge(total, state, row, part, row * dim, part_state[2 * row], part_state[2 * row + 1], dim)
+            begin += span
+        if only < 0:
+            for row in range(rows):
+                _write(total, row, state[2 * row + 1], dim, out, first + row // group, g * group + row % group, heads)
         first = last
-
-
-@kernel
-def attend_span(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, table, position, slopes, scale, t, g, span, partial, spans):
-    """One span of one token, for the query heads of key head g, into partial [T, heads, spans, dim + 2] (flat)."""
-    group = heads // kv_heads
-    begin = span * SPAN_PAGES * page
-    if begin > position:
-        return
-    end = min(begin + SPAN_PAGES * page, position + 1)
-    work = np.empty(4 * page + (2 * dim + 3) * group, np.float32)
-    q, out = work[4 * page : 4 * page + group * dim], work[4 * page + group * dim : 4 * page + 2 * group * dim]
-    state, tilt = work[4 * page + 2 * group * dim : -group], work[-group:]
-    where = np.empty(group, np.int64)
-    for i in range(group):
-        _load_query(qkv, t, g * group + i, heads, kv_heads, dim, q, i)
-        where[i], tilt[i] = position, slopes[g * group + i]
-    _span(q, group, where, tilt, scale, k, v, k_scale, v_scale, table, kv_heads, g, page, dim, begin, end, work, state, out)
-    for i in range(group):
-        at = ((t * heads + g * group + i) * spans + span) * (dim + 2)
-        for d in range(dim):
-            partial[at + d] = out[i * dim + d]
-        partial[at + dim], partial[at + dim + 1] = state[2 * i], state[2 * i + 1]
 
 
 @kernel
@@ -235,10 +225,12 @@ def merge_spans(partial, t, heads, spans, page, dim, position, out):
 @parallel_kernel
 def _attention(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, out):
     blocks = (positions.size + TOKENS - 1) // TOKENS
+    partial = np.empty(0, np.float32)
     for task in prange(blocks * kv_heads):
-        attend_tokens(
+        first = task // kv_heads * TOKENS
+        attend(
             qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
-            task // kv_heads * TOKENS, task % kv_heads, out,
+            first, min(first + TOKENS, positions.size), task % kv_heads, -1, partial, 0, out,
         )  # fmt: skip
 
 

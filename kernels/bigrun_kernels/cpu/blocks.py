@@ -5,7 +5,7 @@
 import numpy as np
 
 from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
-from bigrun_kernels.cpu.attention import SPAN_PAGES, attend_span, attend_tokens, merge_spans, store_token
+from bigrun_kernels.cpu.attention import SPAN_PAGES, attend, merge_spans, store_token
 from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
@@ -119,17 +119,15 @@ def _attention_phase(
             break
         for task in range(begin, min(begin + step, total)):
             if split:
-                t, g, span = task // (kv_heads * spans), task // spans % kv_heads, task % spans
-                attend_span(
-                    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables[sequences[t]], positions[t], slopes,
-                    scale, t, g, span, partial, spans,
-                )  # fmt: skip
+                first, g, only = task // (kv_heads * spans), task // spans % kv_heads, task % spans
+                stop = first + 1
             else:
                 first = (total // kv_heads - 1 - task // kv_heads) * ATTENTION_TOKENS  # the longest first
-                attend_tokens(
-                    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
-                    first, task % kv_heads, out,
-                )  # fmt: skip
+                stop, g, only = min(first + ATTENTION_TOKENS, tokens), task % kv_heads, -1
+            attend(
+                qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
+                first, stop, g, only, partial, spans, out,
+            )  # fmt: skip
             done += 1
     return finish(counters, phase, done, total)
 

@@ -6,6 +6,7 @@ late, or never, finds the work done. `counters` holds two numbers a phase, claim
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -116,23 +117,25 @@ def matrix_at(typingctx, pointers, index, rows, columns, like):
 
 
 @intrinsic
-def _call(typingctx, address, table, first, second):
-    """Call a compiled kernel of (table, first, second) by its address, whoever it is: nothing of it is compiled in here."""
-    kinds = [table, first, second]
+def _call(typingctx, address, table):
+    """Call a compiled kernel of (table, array, array) by its address, whoever it is: nothing of it is compiled in here. The two
+    arrays are empty; they have told their types when it was compiled, and all arrays are passed alike."""
+    kinds = [table, table, table]
 
     def generate(context, builder, signature, args):
         kind = context.call_conv.get_function_type(types.none, kinds)
         function = builder.inttoptr(args[0], kind.as_pointer())
-        context.call_conv.call_function(builder, function, types.none, kinds, args[1:])
+        nothing = ir.Constant(args[1].type, None)
+        context.call_conv.call_function(builder, function, types.none, kinds, [args[1], nothing, nothing])
         return context.get_dummy_value()
 
-    return types.void(types.int64, *kinds), generate
+    return types.void(types.int64, table), generate
 
 
 @parallel_kernel
-def _launch(address, table, first, second, team):
+def _launch(address, table, team):
     for _ in prange(team):
-        _call(address, table, first, second)
+        _call(address, table)
 
 
 @cache
@@ -143,13 +146,18 @@ def _address(participant, *kinds):
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
+def table_of(*items: Any) -> np.ndarray:
+    """int64: whole numbers as they are, and the address of each array; whoever launches keeps the arrays."""
+    return np.array([item.ctypes.data if isinstance(item, np.ndarray) else int(item) for item in items], np.int64)
+
+
 def launch(participant, table: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
     """Each thread of this thread's pool calls participant(table, first, second), a kernel without a result.
 
-    table: int64, where the participant finds everything; first, second: empty arrays, for their dtypes.
+    table: int64, where the participant finds everything; first, second: empty flat arrays, for their dtypes.
     """
     address = _address(participant, *(typeof(array) for array in (table, first, second)))
-    _launch(address, table, first, second, get_num_threads())
+    _launch(address, table, get_num_threads())
 
 
 @kernel
