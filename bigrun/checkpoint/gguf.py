@@ -63,6 +63,9 @@ class GgufCheckpoint:
         return TensorInfo(kind.name, tuple(reversed(tensor.shape)), nbytes, _readable(kind), self.where)
 
 
+DEQUANTISED_BYTES = 1 << 17  # of blocks at a time
+
+
 def _readable(kind: Any) -> bool:
     from gguf import GGMLQuantizationType, quants
 
@@ -71,8 +74,15 @@ def _readable(kind: Any) -> bool:
 
 
 def _floats(data: np.ndarray, kind: Any, dequantize: Any) -> np.ndarray:
+    """Rows of blocks → float32 [rows, columns]. The library is given some rows as one: it would take them sixteen at a time,
+    and its temporary arrays are best kept in the cache."""
+    data = np.atleast_2d(data)
+    step, parts = max(1, DEQUANTISED_BYTES // data.shape[1]), []
     with np.errstate(all="ignore"):  # an inf among the scales is reported when the rows are converted
-        return np.array(dequantize(data, kind), dtype=np.float32)
+        for start in range(0, len(data), step):
+            some = data[start : start + step]
+            parts.append(np.array(dequantize(some.reshape(1, -1), kind), dtype=np.float32).reshape(len(some), -1))
+    return np.concatenate(parts)
 
 
 def _row_bytes(tensor: GgufTensor) -> int:
