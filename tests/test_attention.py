@@ -14,12 +14,12 @@ import torch
 from torch.nn import functional
 
 from bigrun_kernels import reference
-from bigrun_kernels.ops import CpuOps
+from bigrun_kernels.ops import CpuOps, Pages
 
 OPS = CpuOps()
 PAGE, DIM = 64, 16
 SCALE = DIM**-0.5
-KV = {"float32": np.float32, "float16": np.uint16}
+KV = {"float32": np.float32, "float16": np.uint16, "int8": np.int8}
 
 kv_of = pytest.mark.parametrize("kv", KV)
 heads_of = pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (5, 1)], ids=["equal", "grouped", "one"])
@@ -29,19 +29,19 @@ heads_of = pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (5, 1
 class Cache:
     """Pages for `count` sequences of at most `length` tokens, dealt to them in a shuffled order."""
 
-    k: np.ndarray
-    v: np.ndarray
+    k: Pages
+    v: Pages
     tables: np.ndarray
     heads: int
     slopes: np.ndarray
 
     def width(self) -> int:
-        return (self.heads + 2 * self.k.shape[1]) * DIM
+        return (self.heads + 2 * self.k.values.shape[1]) * DIM
 
     def store(self, rows: np.ndarray, sequences: np.ndarray, positions: np.ndarray) -> None:
         slots = self.tables[sequences, positions // PAGE].astype(np.int64) * PAGE + positions % PAGE
-        OPS.store(rows, self.heads * DIM, slots, self.k)
-        OPS.store(rows, (self.heads + self.k.shape[1]) * DIM, slots, self.v)
+        OPS.store(rows, self.heads * DIM, DIM, slots, self.k)
+        OPS.store(rows, (self.heads + self.k.values.shape[1]) * DIM, DIM, slots, self.v)
 
     def attend(self, rows: np.ndarray, sequences: np.ndarray, positions: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), self.heads * DIM), np.nan, np.float32)
@@ -58,7 +58,8 @@ def make_cache(kv: str, heads: int, kv_heads: int, *, length: int, count: int = 
     per_sequence = -(-length // PAGE)
     numbers = np.random.default_rng([length, count]).permutation(count * per_sequence + 3).astype(np.int32)
     nan = np.nan if kv == "float32" else 0x7E00
-    k, v = (np.full((len(numbers), kv_heads, PAGE, DIM), nan, KV[kv]) for _ in range(2))
+    shape = len(numbers), kv_heads, PAGE, DIM
+    k, v = (pages(np.full(shape, nan if kv != "int8" else 77, KV[kv]), kv) for _ in range(2))
     slopes = 2.0 ** -np.arange(1, heads + 1, dtype=np.float32) if alibi else np.zeros(heads, np.float32)
     return Cache(k, v, numbers[3:].reshape(count, per_sequence), heads, slopes)
 
@@ -67,8 +68,16 @@ def normal(rows: int, cache: Cache, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, rows]).standard_normal((rows, cache.width()), np.float32)
 
 
-def as_torch(pages: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pages.view(np.float16) if pages.dtype == np.uint16 else pages)
+def pages(values: np.ndarray, kv: str) -> Pages:
+    """Poisoned constants where there are any."""
+    return Pages(values, np.full(values.shape[:3] if kv == "int8" else 0, 0x7E00, np.uint16))
+
+
+def as_torch(pages: Pages) -> torch.Tensor:
+    values = torch.from_numpy(pages.values.view(np.float16) if pages.values.dtype == np.uint16 else pages.values)
+    if not pages.scale.size:
+        return values
+    return values.float() * torch.from_numpy(pages.scale.view(np.float16)).float()[..., None]
 
 
 def defined(cache: Cache, rows: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
@@ -106,6 +115,8 @@ def test_it_is_torch_attention(kv: str, heads: int, kv_heads: int, alibi: bool) 
     q, k, v = parts.split([heads, kv_heads, kv_heads])
     if kv == "float16":
         k, v = (part.half().double() for part in (k, v))
+    elif kv == "int8":
+        k, v = (q.double() * s.double()[..., None] for q, s in map(reference.quantise_vectors, (k.float(), v.float())))
     distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
     mask = torch.from_numpy(cache.slopes).double()[:, None, None] * distance
     mask = mask.masked_fill(distance > 0, -torch.inf)
@@ -131,8 +142,8 @@ def test_weights_far_below_the_largest_are_nothing(kv: str) -> None:
         rows = normal(100, cache)
         rows[99, :DIM], rows[:, DIM : 2 * DIM] = 100.0, -12.5
         rows[place, DIM : 2 * DIM] = 12.5
-        expected = rows[place, 2 * DIM :].astype(np.float16 if kv == "float16" else np.float32)
-        assert np.array_equal(cache.step(rows, [0] * 100, range(100))[99], expected)
+        got = cache.step(rows, [0] * 100, range(100))[99]
+        assert np.array_equal(got, as_torch(cache.v)[cache.tables[0, place // PAGE], 0, place % PAGE].float())
 
 
 @kv_of
@@ -183,7 +194,7 @@ def test_a_bad_token_spoils_only_what_looks_at_it(kv: str, bad: float, part: str
         assert np.isnan(got[when:, 1, :, 0]).all()
 
 
-@kv_of
+@pytest.mark.parametrize("kv", ["float32", "float16"])
 def test_stored_entries_are_rounded_and_saturate_at_float16(kv: str) -> None:
     cache = make_cache(kv, 1, 1, length=64)
     large = [65504, 65519, 65520, 1e6, np.inf]
@@ -196,9 +207,23 @@ def test_stored_entries_are_rounded_and_saturate_at_float16(kv: str) -> None:
     expected = np.clip(values, -65504, 65504).astype(np.float16) if kv == "float16" else values
     assert np.array_equal(got, expected, equal_nan=True)
     assert np.array_equal(np.signbit(got[~np.isnan(got)]), np.signbit(expected[~np.isnan(got)]))
-    assert as_torch(cache.k).isnan().sum() == cache.k.size - DIM + 1  # nothing else was written
+    assert as_torch(cache.k).isnan().sum() == cache.k.values.size - DIM + 1  # nothing else was written
 
 
 def test_no_tokens_are_no_work() -> None:
     cache = make_cache("float32", 2, 1, length=64)
     assert cache.step(np.empty((0, cache.width()), np.float32), [], []).shape == (0, 2 * DIM)
+
+
+def test_int8_vectors_are_stored_as_the_reference_stores_them() -> None:
+    cache = make_cache("int8", 2, 2, length=70)
+    rows = normal(70, cache) * np.geomspace(1e-9, 1e5, 70, dtype=np.float32)[:, None]
+    rows[3, 2 * DIM : 3 * DIM] = 0.0
+    rows[5, 2 * DIM], rows[6, 3 * DIM], rows[7, 4 * DIM - 1] = np.nan, np.inf, 1e7
+    cache.store(rows, np.zeros(70, np.int64), np.arange(70))
+    keys = torch.from_numpy(rows[:, 2 * DIM : 4 * DIM]).view(70, 2, DIM)
+    q, scale = reference.quantise_vectors(keys)
+    for t in range(70):
+        where = cache.tables[0, t // PAGE], slice(None), t % PAGE
+        assert np.array_equal(cache.k.scale[where].view(np.float16), scale[t], equal_nan=True)
+        assert np.array_equal(cache.k.values[where], q[t])

@@ -17,7 +17,8 @@ from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_freq
 from bigrun.model.memory import PAGE_TOKENS, step_buffers
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors
 from bigrun.model.weights import BlockWeights, NormWeights
-from bigrun_kernels.ops import CpuOps, ReferenceOps, Weight
+from bigrun_kernels import lanes
+from bigrun_kernels.ops import CpuOps, Pages, ReferenceOps, Weight
 from bigrun_kernels.reference import quantise_rows
 
 LLAMA3 = {
@@ -96,9 +97,9 @@ def weights_of(block: Block, tensors: dict[str, torch.Tensor], convert: Callable
 
     def linear(name: str) -> Weight:
         q, scale = quantise_rows(tensors[f"{name}.weight"])
-        padded = torch.nn.functional.pad(q, (0, -q.shape[1] % 64))
+        packed = torch.from_numpy(lanes.pack(q.numpy()))
         bias = tensors.get(f"{name}.bias", nothing)
-        return Weight("int8", convert(padded), convert(scale), convert(bias), q.shape[1])
+        return Weight("int8", convert(packed), convert(scale), convert(bias), q.shape[1])
 
     def norm(name: str) -> NormWeights:
         return NormWeights(convert(tensors[f"{name}.weight"]), convert(tensors.get(f"{name}.bias", nothing)))
@@ -124,7 +125,7 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
         make: Callable[[np.ndarray], Any] = (lambda a: a) if to_numpy else torch.from_numpy
         work = {
             b.name: convert(torch.full(b.shape, 77).to(dtypes.get(b.dtype, torch.float32)))
-            for b in step_buffers(spec, tokens, 1, blocks=True, head=False)
+            for b in step_buffers(spec, tokens, 1, 128, blocks=True, head=False)
         }
         pages = [
             torch.full((2, block.kv_heads, PAGE_TOKENS, block.head_dim), torch.nan, dtype=torch.float16) for _ in "kv"
@@ -146,7 +147,7 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
             block,
             weights_of(block, tensors, convert),
             step,
-            BlockCache(kept[0], kept[1], make(slopes)),
+            BlockCache(*(Pages(p, convert(torch.empty(0))) for p in kept), make(slopes)),
             work,
             mine,
         )

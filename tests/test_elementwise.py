@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrun_kernels import reference
+from bigrun_kernels import lanes, reference
 from bigrun_kernels.ops import ACTIVATIONS, CpuOps, Weight
 
 OPS = CpuOps()
@@ -121,7 +121,7 @@ def test_a_table_is_looked_up_as_the_reference_says() -> None:
     q = random.integers(-127, 128, (50, 128), np.int8)
     scale = random.integers(0, 0x7C00, (50, 4), np.uint16)  # every size of float16, also those that are not normal
     ids, out = np.array([49, 0, 7, 7]), np.full((4, 100), np.nan, np.float32)
-    OPS.lookup(ids, Weight("table", q, scale, NOTHING, 100), out)
+    OPS.lookup(ids, Weight("table", lanes.pack(q), lanes.pack_scale(scale), NOTHING, 100), out)
     expected = reference.dequantise_table(torch.from_numpy(q), torch.from_numpy(scale.view(np.float16)))
     assert np.array_equal(out, expected[ids, :100])
 

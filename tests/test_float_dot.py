@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrun_kernels import reference
+from bigrun_kernels import lanes, reference
 from bigrun_kernels.ops import CpuOps, Scratch, Weight
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -52,13 +52,13 @@ def table(n: int, k: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_table(x: np.ndarray, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    rows, k = len(x) + 2, x.shape[1]
+    rows, k = -(-len(x) // 4) * 4 + 4, x.shape[1]
     scratch = Scratch(
         np.full((rows, 2 * q.shape[1] + 128), 77, np.int8), np.full(rows, np.nan), np.full((rows, 2), 99, np.int32),
         np.ones(k + 5, np.int8),
     )  # fmt: skip
     out = np.full((len(x), len(q)), np.nan, np.float32)
-    weight = Weight("table", q, scale.view(np.uint16), NOTHING, k)
+    weight = Weight("table", lanes.pack(q), lanes.pack_scale(scale.view(np.uint16)), NOTHING, k)
     CpuOps().linear(x, weight, "exact", 0.0, scratch, out, False)
     return out
 
@@ -149,8 +149,9 @@ def test_a_row_has_one_answer_from_a_table_whatever_its_neighbours() -> None:
 def test_a_table_takes_a_bias_and_adds_as_other_linears_do() -> None:
     x, (q, scale), bias, before = normal(2, 64), table(5, 64), normal(5), normal(2, 5)
     scratch = Scratch(
-        np.empty((2, 128), np.int8), np.empty(2), np.empty((2, 2), np.int32), np.empty(64, np.int8)
+        np.empty((4, 128), np.int8), np.empty(2), np.empty((2, 2), np.int32), np.empty(64, np.int8)
     )  # fmt: skip
     out = before.copy()
-    CpuOps().linear(x, Weight("table", q, scale.view(np.uint16), bias, 64), "exact", 0.0, scratch, out, True)
+    weight = Weight("table", lanes.pack(q), lanes.pack_scale(scale.view(np.uint16)), bias, 64)
+    CpuOps().linear(x, weight, "exact", 0.0, scratch, out, True)
     assert np.allclose(out, run_table(x, q, scale) + bias + before, rtol=0, atol=1e-5)

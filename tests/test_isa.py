@@ -17,12 +17,13 @@ import pytest
 
 from bigrun_kernels.cpu import isa
 
-# LLVM's name of a CPU, what decides between kernels there, how many dot products 64 columns of a tile take, and which.
+# LLVM's name of a CPU, what decides between kernels there, how many dot products eight columns (two quads) of a tile take,
+# and which.
 CPUS = {
-    "AVX-512 VNNI alone": ("cascadelake", "avx2 f16c avx512vnni", {"vnni512_4x2": 16, "vnni256_1x4": 16}, "vpdpbusd"),
-    "AVX-VNNI alone": ("alderlake", "avx2 f16c avxvnni", {"vnni256_4x2": 32}, "vpdpbusd"),
-    "AVX2 alone": ("haswell", "avx2 f16c", {"portable_4x2": 32}, "vpmaddwd"),
-    "neither": ("x86-64", "sse2", {"portable_1x4": 32}, "pmaddwd"),
+    "AVX-512 VNNI alone": ("cascadelake", "avx2 f16c avx512vnni", {"vnni512_4": 16, "vnni256_1": 8}, "vpdpbusd"),
+    "AVX-VNNI alone": ("alderlake", "avx2 f16c avxvnni", {"vnni256_4": 32, "vnni256_1": 8}, "vpdpbusd"),
+    "AVX2 alone": ("haswell", "avx2 f16c", {"portable_4": 32, "portable_1": 8}, "vpmaddwd"),
+    "neither": ("x86-64", "sse2", {"portable_1": 16}, "pmaddwd"),
 }
 
 
@@ -117,9 +118,12 @@ def compile_tiles(features: str, names: list[str]) -> dict[str, str]:
     for name in names:
         tile = getattr(dot, name)
         kind = types.int16 if name.startswith("portable") else types.int8
-        x, w, sums = types.Array(kind, 2, "C"), types.Array(types.int8, 2, "C"), types.Array(types.float64, 1, "C")
-        compiled = njit(lambda x, m, w, n, sums: tile(x, m, w, n, sums))  # noqa: B023, compiled before it changes
-        compiled.compile((x, types.int64, w, types.int64, sums))
+        x, w, sums = types.Array(kind, 1, "C"), types.Array(types.int8, 1, "C"), types.Array(types.float64, 1, "C")
+        compiled = njit(  # compiled before the loop goes on
+            lambda x, a, w, b, quads, sums, c, ahead, stride: tile(x, a, w, b, quads, sums, c, ahead, stride)  # noqa: B023
+        )
+        n = types.int64
+        compiled.compile((x, n, w, n, n, sums, n, n, n))
         found[name] = "".join(compiled.inspect_asm().values())
     return found
 

@@ -28,32 +28,32 @@ def arrays(made: Layout) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
 
 def test_an_int8_block_to_the_byte() -> None:
-    # hidden 70 pads to 128 and inner 10 to 64. Sizes, each rounded up to 64:
-    # norms 280 → 320; qkv 210·128 = 26880, scales 840 → 896; out 70·128 = 8960, 280 → 320;
-    # up 20·128 = 2560, 80 → 128; down 70·64 = 4480, 280 → 320
+    # As columns hidden 70 pads to 128 and inner 10 to 64, as rows both to 16. Sizes, each rounded up to 64:
+    # norms 280 → 320; qkv 224·128 = 28672, scales 840 → 896; out 80·128 = 10240, 280 → 320;
+    # up 32·128 = 4096, 80 → 128; down 80·64 = 5120, 280 → 320
     made = layout(llama(70, 10).part("blocks.0"), Storage())
     assert arrays(made) == {
         "attention_norm.weight": ("float32", (70,), 0),
         "mlp_norm.weight": ("float32", (70,), 320),
-        "qkv.weight": ("int8", (210, 128), 640),
-        "qkv.weight.scale": ("float32", (210,), 27520),
-        "out.weight": ("int8", (70, 128), 28416),
-        "out.weight.scale": ("float32", (70,), 37376),
-        "up.weight": ("int8", (20, 128), 37696),
-        "up.weight.scale": ("float32", (20,), 40256),
-        "down.weight": ("int8", (70, 64), 40384),
-        "down.weight.scale": ("float32", (70,), 44864),
+        "qkv.weight": ("int8", (14, 32, 16, 4), 640),
+        "qkv.weight.scale": ("float32", (210,), 29312),
+        "out.weight": ("int8", (5, 32, 16, 4), 30208),
+        "out.weight.scale": ("float32", (70,), 40448),
+        "up.weight": ("int8", (2, 32, 16, 4), 40768),
+        "up.weight.scale": ("float32", (20,), 44864),
+        "down.weight": ("int8", (5, 16, 16, 4), 44992),
+        "down.weight.scale": ("float32", (70,), 50112),
     }
-    assert made.nbytes == 45184
+    assert made.nbytes == 50432
     assert made.stored_as == "int8"
-    assert made.by_name["up.weight"].nbytes == 2560
+    assert made.by_name["up.weight"].nbytes == 4096
 
 
 def test_an_int8_table_has_a_float16_scale_for_each_32_entries_of_a_row() -> None:
     made = layout(llama(70, vocab=11).part("embed"), Storage())
-    # 11·128 = 1408 = 22·64; scales 11·4 float16 = 88 → 128
-    assert arrays(made) == {"table": ("int8", (11, 128), 0), "table.scale": ("float16", (11, 4), 1408)}
-    assert made.nbytes == 1536
+    # one panel of 16·128 = 2048; scales 16·4 float16 = 128
+    assert arrays(made) == {"table": ("int8", (1, 32, 16, 4), 0), "table.scale": ("float16", (1, 4, 16), 2048)}
+    assert made.nbytes == 2176
 
 
 @pytest.mark.parametrize(("dtype", "form"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")])
@@ -151,7 +151,7 @@ def test_arrays_are_aligned_and_do_not_overlap_and_fill_the_part(them: list[Tens
             size *= extent
         assert array.nbytes == size
         end = array.offset + size
-        assert array.dtype != "int8" or array.shape[1] % 64 == 0
+        assert array.dtype != "int8" or (array.shape[1] % 16 == 0 and array.shape[2:] == (16, 4))
     assert made.nbytes % 64 == 0
     assert end <= made.nbytes < end + 64
     assert {name.removesuffix(".scale") for name in made.by_name} == {tensor.name for tensor in them}
@@ -192,5 +192,5 @@ def test_keys_and_values_of_a_block_in_whole_pages(
 
 
 def test_a_device_that_only_looks_up_tokens_holds_the_residual_stream_alone() -> None:
-    (only,) = step_buffers(llama(), 32, 1, blocks=False, head=False)
+    (only,) = step_buffers(llama(), 32, 1, 64, blocks=False, head=False)
     assert (only.name, only.shape, only.nbytes) == ("x", (32, 64), 8192)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrun_kernels import reference
+from bigrun_kernels import lanes, reference
 from bigrun_kernels.cpu import threads
 from bigrun_kernels.ops import CpuOps, Scratch, Weight
 
@@ -43,9 +43,8 @@ def run(
     """CpuOps.linear with scratch that is too large and full of rubbish, and an output of NaN."""
     n, k = q.shape
     padded = -(-k // 64) * 64
-    values = np.zeros((n, padded), np.int8)
-    values[:, :k] = q
-    rows = len(x) + 3
+    values = lanes.pack(q)
+    rows = -(-len(x) // 4) * 4 + 4
     scratch = Scratch(
         np.full((rows, 2 * padded + 128), 77, np.int8), np.full(rows, np.nan), np.full((rows, 2), 99, np.int32),
         np.ones(k + 5, np.int8),

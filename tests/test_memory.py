@@ -94,7 +94,7 @@ def test_a_part_takes_what_its_layout_says_and_its_arrays_do_not_overlap() -> No
     assert memory.by_kind == {"weights": LAYOUT.nbytes}
     shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     assert shapes == {
-        "qkv.weight": (np.int8, (8, 128)),
+        "qkv.weight": (np.int8, (1, 32, 16, 4)),
         "qkv.weight.scale": (np.float32, (8,)),
         "norm.weight": (np.float32, (100,)),
     }

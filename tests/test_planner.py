@@ -23,13 +23,14 @@ TABLE, NORM = 64 * 64 + 64 * 2 * 2, 64 * 4
 ROW = (
     4 * (64 + 192 + 64 + 128 + 64 + 64 + 64) + 2 * 64 + 8 + 8
 )  # x qkv attention up gated rotation normed; int8; scales
+PARTIAL = 320  # what one span of one head and sequence gives: 66 float32
 LOGITS = 16 * 64 * 4
 EMBED_ONLY = 32 * 64 * 4
 
 
 def steps(rows: int, head: bool = False) -> int:
     """Workspace of a device that computes blocks."""
-    return rows * ROW + 64 + head * LOGITS
+    return rows * ROW + 64 + PARTIAL + head * LOGITS
 
 
 def budget(need: int) -> int:
@@ -120,7 +121,7 @@ def test_the_prompt_is_read_in_larger_chunks_only_where_no_block_pays_for_it(row
 def test_a_step_of_more_sequences_than_the_chunk_has_rows_takes_a_row_for_each() -> None:
     made = make_plan(toy(1), make_rig(max_memory={0: GB}), Options(context=16, batch=40))
     assert made.prefill_chunk_tokens == 32
-    assert made.devices[0].workspace_bytes == 40 * ROW + 64 + 40 * 64 * 4
+    assert made.devices[0].workspace_bytes == 40 * ROW + 64 + 40 * 66 * 4 + 40 * 64 * 4
     assert made.devices[0].kv_cache_bytes == 40 * KV
 
 

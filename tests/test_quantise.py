@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrun_kernels import reference
+from bigrun_kernels import lanes, reference
 from bigrun_kernels.cpu import quantise
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,20 +35,21 @@ def stored(values: torch.Tensor) -> np.ndarray:
 def per_row(w: torch.Tensor, rows: np.ndarray | None = None, size: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
     """q, scale and the count of bad rows; what the kernel leaves alone stays 99 and NaN."""
     size = size or len(w)
-    q = np.full((size, -(-w.shape[1] // 64) * 64), 99, np.int8)
+    q = np.full(lanes.shape(size, w.shape[1]), 99, np.int8)
     scale = np.full(size, np.nan, np.float32)
     rows = np.arange(len(w)) if rows is None else rows
     bad = quantise.per_row(stored(w), w.dtype == torch.bfloat16, rows, q, scale)
-    return q, scale, bad
+    return lanes.unpack(q, size, -(-w.shape[1] // 64) * 64), scale, bad
 
 
 def per_group(w: torch.Tensor, rows: np.ndarray | None = None, size: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
     size = size or len(w)
     padded = -(-w.shape[1] // 64) * 64
-    q, scale = np.full((size, padded), 99, np.int8), np.full((size, padded // 32), 0x7E00, np.uint16)
+    q = np.full(lanes.shape(size, padded), 99, np.int8)
+    scale = np.full(lanes.scale_shape(size, padded), 0x7E00, np.uint16)
     rows = np.arange(len(w)) if rows is None else rows
     bad = quantise.per_group(stored(w), w.dtype == torch.bfloat16, rows, q, scale)
-    return q, scale.view(np.float16), bad
+    return lanes.unpack(q, size, padded), lanes.unpack_scale(scale, size).view(np.float16), bad
 
 
 def copy(w: torch.Tensor, kind: str, rows: np.ndarray | None = None, size: int = 0) -> tuple[torch.Tensor, int]:

@@ -10,6 +10,8 @@ their bits in uint16. Every op writes into `out`, so that whoever plans memory a
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bigrun_kernels import lanes
+
 Array = Any  # np.ndarray or torch.Tensor: each backend takes its own
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 MODES = ("exact", "llm.int8")
@@ -95,6 +97,12 @@ class CpuOps:
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
         if not (x.flags.c_contiguous and out.flags.c_contiguous):
             raise ValueError("linear: x and out must be contiguous, row after row")
+        if w.form in ("int8", "table") and w.values.shape != lanes.shape(out.shape[1], w.columns):
+            raise ValueError(f"linear: weights of shape {w.values.shape} are not [{out.shape[1]}, {w.columns}] in lanes")
+        if w.form in ("int8", "table") and len(scratch.planes) < (1 if len(x) == 1 else -(-len(x) // 4) * 4):
+            raise ValueError(f"linear: scratch of {len(scratch.planes)} rows for {len(x)}; give a multiple of four")
+        if not len(x):
+            return
         mask = scratch.mask[: w.columns]
         if w.form == "int8":
             self._linear.linear(
@@ -141,7 +149,7 @@ class ReferenceOps:
         out.copy_(reference.norm(x, weight, bias, eps))
 
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
-        from bigrun_kernels import lanes, reference
+        from bigrun_kernels import reference
 
         bias = w.bias if w.bias.numel() else None
         rows = out.shape[1]
@@ -172,7 +180,7 @@ class ReferenceOps:
         out.copy_(reference.activate(kind, x, gated))
 
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
-        from bigrun_kernels import lanes, reference
+        from bigrun_kernels import reference
 
         if table.form != "table":
             out.copy_(table.values[ids])

@@ -121,13 +121,11 @@ class Shape:
                 self.accumulate(builder, slots[i * self.pass_vectors + j], weight, activation)
 
     def by_row(self, builder, totals):
-        """A pass's totals of one activation row → vectors of eight or sixteen weight rows."""
+        """A pass's totals of one activation row → vectors of eight or sixteen weight rows, in parts that add up to them."""
         if self.vnni:
-            return totals
+            return [[total] for total in totals]
         pairs = zip(totals[::2], totals[1::2], strict=True)
-        return [
-            builder.add(*(pick(builder, a, b, range(odd, 16, 2)) for odd in (0, 1))) for a, b in pairs
-        ]  # fmt: skip
+        return [[pick(builder, a, b, range(odd, 16, 2)) for odd in (0, 1)] for a, b in pairs]
 
 
 def _pointer(context, builder, signature, args, i: int, kind: ir.Type):
@@ -164,12 +162,13 @@ def make_tile(shape: Shape):
                 for i in range(shape.pass_rows):
                     mine = [builder.load(s) for s in slots[i * shape.pass_vectors : (i + 1) * shape.pass_vectors]]
                     at = 16 * (row0 + i) + first * shape.vector_rows
-                    for total in shape.by_row(builder, mine):
-                        pointer = builder.gep(sums_at, [I64(at)])
-                        wide = vector(F64, total.type.count)
-                        value = builder.fadd(load(builder, pointer, wide), builder.sitofp(total, wide))
+                    for parts in shape.by_row(builder, mine):
+                        pointer, count = builder.gep(sums_at, [I64(at)]), parts[0].type.count
+                        value = load(builder, pointer, vector(F64, count))
+                        for part in parts:  # two lanes of extremes together would not fit 32 bits
+                            value = builder.fadd(value, builder.sitofp(part, value.type))
                         store(builder, value, pointer)
-                        at += total.type.count
+                        at += count
             return context.get_dummy_value()
 
         integer = types.int64
@@ -223,7 +222,8 @@ def make_table_tile(shape: Shape):
                                 offset = dot_accumulate_8(builder, offset, ones, activation)
                             shift = ir.Constant(offset.type, [7] * shape.lanes)
                             mine = [builder.sub(value, builder.shl(offset, shift)) for value in mine]
-                        rows.append(shape.by_row(builder, mine))
+                        parts = shape.by_row(builder, mine)  # of 32 columns: far from what 32 bits hold
+                        rows.append([p[0] if len(p) == 1 else builder.add(*p) for p in parts])
                     if shape.vnni:  # S = 254·H + L
                         fine = ir.Constant(vector(I32, shape.lanes), [254] * shape.lanes)
                         rows = [
