@@ -38,7 +38,7 @@ def perplexity(
                 losses = _losses(runner.logits(fed[None])[0], fed)
                 loss, count = loss + losses.sum(), count + len(losses)
             return {"model": runner.plan.model, "tokens": count, "perplexity": math.exp(loss / count)}
-        with open_runner(window + 1, weights="float32", mode="auto") as peer:
+        with open_runner(window + 1, weights="float32", mode="auto", kv="16bit") as peer:
             return {"model": runner.plan.model, **_compare(runner, peer, windows)}
 
 

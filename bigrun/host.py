@@ -31,6 +31,26 @@ def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
     return stop
 
 
+def multiply_rate(rounds: int = 5) -> float:
+    """Products/s of an activation and an int8 weight that all threads together reach in the exact mode, from the cache."""
+    from bigrun_kernels.cpu import isa, threads
+
+    threads.prepare()
+    import numba
+
+    from bigrun_kernels.cpu.roof import multiply
+
+    team = numba.get_num_threads()
+    form = isa.NUMBERS[isa.current()]
+    multiply(form, team, 10)
+    rates = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        done = multiply(form, team, 3000)
+        rates.append(done / (time.perf_counter() - start))
+    return max(rates)
+
+
 def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
     """Bytes/s that all threads together read from memory: the best of some passes over more than the caches hold."""
     import numpy as np

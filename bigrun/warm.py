@@ -4,7 +4,6 @@ logits, so that every kernel the real one will call is compiled (the first time 
 Memory measured after this is the model's own, and a first run can say beforehand why it takes its time.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -23,6 +22,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options
 from bigrun.planning.planner import make_plan
+from bigrun.progress import compiling
 from bigrun.rig import make_rig
 from bigrun_kernels.ops import CpuOps
 
@@ -80,8 +80,6 @@ def warm_up(
     """Compile or load every kernel that this model needs; says so on standard error if it will take long."""
     from bigrun_kernels.cpu import compiled
 
-    if shown and not compiled():
-        print("first run: compiling kernels for this CPU; this takes up to a minute, once", file=sys.stderr, flush=True)
     kinds = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
     storage = Storage(options.storage.weights, options.storage.head, (), options.storage.checkpoint_dtype)
     small = replace(options, context=CONTEXT, batch=1, storage=storage)
@@ -89,7 +87,8 @@ def warm_up(
     for name in kinds.values():
         rows = checkpoint.rows(name, 0, 1)
         seen[rows.values.dtype.str, rows.is_bfloat, rows.values.flags.writeable] = rows
-    for dtype, is_bfloat, writeable in seen:
-        _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
-    if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
-        _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)
+    with compiling(shown and not compiled()):
+        for dtype, is_bfloat, writeable in seen:
+            _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
+        if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
+            _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)

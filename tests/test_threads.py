@@ -25,13 +25,14 @@ CHOSEN = os.environ.get("NUMBA_THREADING_LAYER")  # by whoever runs these tests
 
 def linear(seed: int = 0, rows: int = 5) -> np.ndarray:
     """The integers of an int8 linear of several tasks, by the kernels."""
+    from bigrun_kernels import lanes
     from bigrun_kernels.ops import CpuOps, Scratch, Weight
 
     x, w = operands(seed, rows)
     scratch = Scratch(
-        np.empty((rows, 512), np.int8), np.empty(rows), np.empty((rows, 2), np.int32), np.empty(256, np.int8)
+        np.empty((rows + 3, 512), np.int8), np.empty(rows), np.empty((rows, 2), np.int32), np.empty(256, np.int8)
     )
-    weight = Weight("int8", w, np.ones(300, np.float32), np.empty(0, np.float32), 256)
+    weight = Weight("int8", lanes.pack(w), np.ones(300, np.float32), np.empty(0, np.float32), 256)
     out = np.full((rows, 300), np.nan, np.float32)
     CpuOps().linear(x, weight, "llm.int8", 0.0, scratch, out, False)
     return out

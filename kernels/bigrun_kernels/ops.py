@@ -89,7 +89,7 @@ class CpuOps:
 
         self._linear, self._float, self._elementwise, self._attention = linear, float_dot, elementwise, attention
         self._table = table
-        self.form = {"portable": 0, "vnni512": 1, "vnni256": 2}[isa.current()]
+        self.form = isa.NUMBERS[isa.current()]
 
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         self._elementwise.norm(x, weight, bias, eps, out)

@@ -4,6 +4,7 @@ import os
 from functools import cache
 
 NAMES = ("vnni512", "vnni256", "portable")
+NUMBERS = {"portable": 0, "vnni512": 1, "vnni256": 2}  # of a form, where kernels take one
 _chosen: str | None = None
 
 

@@ -58,14 +58,14 @@ def _epilogue(typingctx, sums, so, fine, correction, unit, w_scale, wo, bias, bo
     return types.void(*arguments), generate
 
 
-def _panel_sums(planes, tokens, quads, w, panel, sums):
+def panel_sums(planes, tokens, quads, w, panel, sums):
     """sums[16·row + j] = Σ of activation row · weight row 16·panel + j, exact, over all quads. An overload a form."""
 
 
 def _make_panel_sums(tile, tile_one, shape, shape_one):
     rows, rows_one, passes = shape.rows, shape_one.rows, len(shape.passes())
 
-    def panel_sums(planes, tokens, quads, w, panel, sums):
+    def form_sums(planes, tokens, quads, w, panel, sums):
         count = (tokens + TOKENS - 1) // TOKENS
         for i in range(16 * (rows_one if tokens == 1 else count * rows)):
             sums[i] = 0.0
@@ -83,7 +83,7 @@ def _make_panel_sums(tile, tile_one, shape, shape_one):
                 tile(planes, x_first, w, first, size, sums, t * 16 * rows, ahead, stride)
                 ahead += size // UNROLL * passes * stride
 
-    return panel_sums
+    return form_sums
 
 
 _PORTABLE = _make_panel_sums(dot.portable_4, dot.portable_1, dot.PORTABLE, dot.PORTABLE_ONE)
@@ -91,7 +91,7 @@ _VNNI512 = _make_panel_sums(dot.vnni512_4, dot.vnni512_1, dot.VNNI512, dot.VNNI5
 _VNNI256 = _make_panel_sums(dot.vnni256_4, dot.vnni256_1, dot.VNNI256, dot.VNNI256_ONE)
 
 
-@overload(_panel_sums)
+@overload(panel_sums)
 def _panel_sums_overload(planes, tokens, quads, w, panel, sums):
     return {types.int16: _PORTABLE, types.int8: _VNNI512, types.uint8: _VNNI256}[planes.dtype]
 
@@ -136,7 +136,7 @@ def panel_linear(x, planes, scale, row_sum, tokens, exact, outliers, quads, w, w
     fine = FINE if exact else 1.0
     first = panel * ROWS
     width = min(ROWS, w_scale.size - first)
-    _panel_sums(planes, tokens, quads, w, panel, sums)
+    panel_sums(planes, tokens, quads, w, panel, sums)
     for t in range(tokens):
         at, correction = t * rows * 16, _offset(planes, row_sum, t, fine)
         if width == ROWS and outliers.size == 0:
