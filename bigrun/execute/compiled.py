@@ -36,9 +36,9 @@ class CompiledBlocks:
 
         self._kernel, self._launch, self._block = blocks, team.launch, block
         self._held = [_arrays(w, cache) for w, cache in zip(weights, caches, strict=True)]
-        self._addresses = np.array([[array.ctypes.data for array in arrays] for arrays in self._held], np.int64)
+        self._addresses = np.array([[_number(array) for array in arrays] for arrays in self._held], np.int64)
         self.counters = np.zeros(len(weights) * blocks.PHASES * blocks.SLOTS, np.int64)
-        self._work = {**work, "counters": self.counters}
+        self._work = work
         pages = caches[0].k.values
         self._numbers = np.array([block.norm_eps, 1.0 / math.sqrt(block.head_dim)])
         self._likes = np.empty(0, FORMS[ops.form]), np.empty(0, pages.dtype)
@@ -49,36 +49,42 @@ class CompiledBlocks:
             "int8_kv": pages.dtype == np.int8, "qkv_bias": block.qkv_bias, "out_bias": block.out_bias,
             "mlp_bias": block.mlp_bias,
         }  # fmt: skip
-        self._dims = [int(sizes[name]) for name in blocks.DIMS]
+        kept = {
+            **work, "numbers": self._numbers, "counters": self.counters, "partial_size": work["partial"].size,
+            "planes_size": work["planes"].size // self._likes[0].itemsize,
+            "gated": work["gated"] if block.gated else work["up"],
+        }  # fmt: skip
+        header = [_number(kept.get(name, 0)) for name in blocks.HEADER]
+        self._table = np.array(header + [int(sizes[name]) for name in blocks.DIMS], np.int64)
+        self._where = {name: i for i, name in enumerate(blocks.HEADER)}
 
     def run(self, x: np.ndarray, step: StepArrays) -> None:
         """x [T, hidden] ← the blocks' output."""
         import numba
 
-        work, count = self._work, len(x)
+        count, kernel = len(x), self._kernel
         if not count:
             return
-        span = self._kernel.SPAN_PAGES * PAGE_TOKENS
         turn = NO_TURN if step.rotation is None else step.rotation
-        arrays = {
-            **work, "numbers": self._numbers, "x": x, "rotation": turn, "positions": step.positions,
-            "sequences": step.sequences, "slots": step.slots, "tables": step.tables,
-            "gated": work["gated"] if self._block.gated else work["up"],
-        }  # fmt: skip
-        header = {
-            "tokens": count, "team": numba.get_num_threads(), "turns": turn.shape[1], "batch": len(step.tables),
-            "spans": int(step.positions.max()) // span + 1 if count <= len(work["partial"]) else 0,
-            "per_sequence": step.tables.shape[1], "partial_size": work["partial"].size,
-            "planes_size": work["planes"].size // self._likes[0].itemsize,
-        }  # fmt: skip
+        split = count <= len(self._work["partial"])
         each = len(self._addresses) if count <= FEW else 1
+        given = {
+            "count": each, "tokens": count, "team": numba.get_num_threads(), "turns": turn.shape[1],
+            "spans": int(step.positions.max()) // (kernel.SPAN_PAGES * PAGE_TOKENS) + 1 if split else 0,
+            "batch": step.tables.shape[0], "per_sequence": step.tables.shape[1], "x": x, "rotation": turn,
+            "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.tables,
+        }  # fmt: skip
+        for name, value in given.items():
+            self._table[self._where[name]] = _number(value)
         for first in range(0, len(self._addresses), each):
-            addresses = self._addresses[first : first + each]
-            header["count"] = len(addresses)
-            values = [header[n] if n in header else arrays[n].ctypes.data for n in self._kernel.HEADER]
-            table = np.concatenate([np.array(values + self._dims, np.int64), addresses.reshape(-1)])
-            self.counters[: len(addresses) * self._kernel.PHASES * self._kernel.SLOTS] = 0
-            self._launch(self._kernel.participate, table, *self._likes)
+            table = np.concatenate([self._table, self._addresses[first : first + each].reshape(-1)])
+            self.counters[: each * kernel.PHASES * kernel.SLOTS] = 0
+            self._launch(kernel.participate, table, *self._likes)
+
+
+def _number(value: Any) -> int:
+    """An array's address, or a number."""
+    return int(value.__array_interface__["data"][0] if isinstance(value, np.ndarray) else value)
 
 
 def _arrays(w: BlockWeights, cache: BlockCache) -> list[np.ndarray]:

@@ -28,13 +28,14 @@ NO_SCALE = np.empty(0, np.uint16)
 def _store_vector(source, at, size, pages, first, dim, scale, index):
     """pages[first : first + dim] = source[at : at + size], then zeros: float16 saturated, or int8 with its constant at
     scale[index]."""
-    largest, finite = np.float32(0.0), True
     vector = np.zeros(dim, np.float32)
     for d in range(size):
         vector[d] = source[at + d]
-        largest = max(largest, abs(vector[d]))
-        finite = finite and abs(vector[d]) < LARGEST_VECTOR
     if scale.size:
+        largest, finite = np.float32(0.0), True
+        for d in range(size):
+            largest = max(largest, abs(vector[d]))
+            finite = finite and abs(vector[d]) < LARGEST_VECTOR
         code = np.uint16(0x7E00)  # the constant of a vector with NaN or inf is NaN: whoever attends to it shall know
         if finite:
             code = float_to_half(largest / np.float32(127.0))
@@ -45,9 +46,10 @@ def _store_vector(source, at, size, pages, first, dim, scale, index):
         for d in range(dim):
             vector[d] = np.rint(vector[d] / unit) if finite and code else np.float32(0.0)
     elif pages.itemsize == 2:
-        for d in range(dim):
-            if abs(vector[d]) > LARGEST_HALF:
-                vector[d] = LARGEST_HALF if vector[d] > 0 else -LARGEST_HALF
+        for d in range(dim):  # NaN is neither
+            value = vector[d]
+            value = LARGEST_HALF if value > LARGEST_HALF else value
+            vector[d] = -LARGEST_HALF if value < -LARGEST_HALF else value
     write_row(vector, False, pages[first : first + dim])
 
 

@@ -10,7 +10,7 @@ from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
 from bigrun_kernels.cpu.planes import TOKENS, quantise
-from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish, matrix_at
+from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish, matrix_at, share
 
 PHASES = 10  # of a block
 # A block's addresses, in this order; then its linears, each with values, scale and bias.
@@ -36,16 +36,17 @@ NO_OUTLIERS = np.empty(0, np.int64)
 
 
 @kernel
-def _linear_phase(counters, phase, team, pointers, at, rows, columns, biased, x, planes, scale, row_sum, sums, like, out, add):
+def _linear_phase(counters, phase, team, pointers, at, following, rows, columns, biased, x, planes, scale, row_sum, sums, like, out, add):
     """out = (or +=) x Wᵀ + b from quantised planes, shared out by panels."""
     quads, panels = (columns + 63) // 64 * 16, (rows + 15) // 16
     w = array_at(pointers, at, panels * quads * 64, like[0])
     w_scale = array_at(pointers, at + 1, rows, like[1])
     bias = array_at(pointers, at + 2, rows if biased else 0, like[1])
-    step = max(1, min((TASK_BYTES + quads * 64 - 1) // (quads * 64), panels // (4 * team)))
+    most = (TASK_BYTES + quads * 64 - 1) // (quads * 64)
     none = np.empty(0, np.int64)
     done = 0
     while True:
+        step = share(counters, phase, panels, most, team)
         first = claim(counters, phase, step)
         if first >= panels:
             break
@@ -53,7 +54,7 @@ def _linear_phase(counters, phase, team, pointers, at, rows, columns, biased, x,
         for panel in range(first, stop):
             panel_linear(x, planes, scale, row_sum, x.shape[0], True, none, quads, w, w_scale, bias, panel, sums, out, add)
         done += stop - first
-    return finish(counters, phase, done, panels)
+    return finish(counters, phase, done, panels, pointers, following)
 
 
 @kernel
@@ -65,7 +66,7 @@ def _quantise_panel(x, panel, mask, planes, scale, row_sum):
 
 
 @kernel
-def _norm_phase(counters, phase, x, weight, bias, eps, normed, mask, planes, scale, row_sum):
+def _norm_phase(counters, phase, table, following, x, weight, bias, eps, normed, mask, planes, scale, row_sum):
     tokens = x.shape[0]
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
@@ -76,11 +77,11 @@ def _norm_phase(counters, phase, x, weight, bias, eps, normed, mask, planes, sca
             norm_row(x[t], weight, bias, eps, normed[t])
         _quantise_panel(normed, panel, mask, planes, scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels)
+    return finish(counters, phase, done, panels, table, following)
 
 
 @kernel
-def _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale):
+def _cache_phase(counters, phase, table, following, qkv, rotation, dims, slots, k, v, k_scale, v_scale):
     """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache."""
     heads, kv_heads, size, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[KV_DIM], dims[PAGE]
     group, total, done = heads // kv_heads, qkv.shape[0] * kv_heads, 0
@@ -96,13 +97,13 @@ def _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_s
         store_token(qkv, t, heads * size, size, kv_heads, dim, page, slots[t], k, k_scale, g)
         store_token(qkv, t, (heads + kv_heads) * size, size, kv_heads, dim, page, slots[t], v, v_scale, g)
         done += 1
-    return finish(counters, phase, done, total)
+    return finish(counters, phase, done, total, table, following)
 
 
 @kernel
 def _attention_phase(
-    counters, phase, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial, spans,
-    out,
+    counters, phase, table, following, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale,
+    partial, spans, out,
 ):  # fmt: skip
     """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time."""
     heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[KV_DIM], dims[PAGE]
@@ -129,11 +130,11 @@ def _attention_phase(
                 first, stop, g, only, partial, spans, out,
             )  # fmt: skip
             done += 1
-    return finish(counters, phase, done, total)
+    return finish(counters, phase, done, total, table, following)
 
 
 @kernel
-def _gather_phase(counters, phase, dims, positions, partial, spans, attended, mask, planes, scale, row_sum):
+def _gather_phase(counters, phase, table, following, dims, positions, partial, spans, attended, mask, planes, scale, row_sum):
     """Spans merged, and what attention gives quantised."""
     tokens = attended.shape[0]
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
@@ -146,11 +147,11 @@ def _gather_phase(counters, phase, dims, positions, partial, spans, attended, ma
                 merge_spans(partial, t, dims[HEADS], spans, dims[PAGE], dims[KV_DIM], positions[t], attended)
         _quantise_panel(attended, panel, mask, planes, scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels)
+    return finish(counters, phase, done, panels, table, following)
 
 
 @kernel
-def _activation_phase(counters, phase, dims, up, gated, mask, planes, scale, row_sum):
+def _activation_phase(counters, phase, table, following, dims, up, gated, mask, planes, scale, row_sum):
     tokens = up.shape[0]
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
@@ -161,7 +162,7 @@ def _activation_phase(counters, phase, dims, up, gated, mask, planes, scale, row
             activate_row(dims[ACTIVATION], up[t], dims[GATED] > 0, gated[t])
         _quantise_panel(gated, panel, mask, planes, scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels)
+    return finish(counters, phase, done, panels, table, following)
 
 
 @kernel
@@ -200,30 +201,31 @@ def participate(table, planes_like, pages_like):
         k, v = array_at(table, at + 4, kv_size * kv_dim, pages_like), array_at(table, at + 5, kv_size * kv_dim, pages_like)
         k_scale, v_scale = array_at(table, at + 6, units, halves), array_at(table, at + 7, units, halves)
         slopes = array_at(table, at + 8, heads, floats)
-        phase = _norm_phase(counters, phase, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
+        after = at + WIDTH + QKV if b + 1 < count else 0
+        phase = _norm_phase(counters, phase, table, at + QKV, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, table, at + QKV, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
+            counters, phase, team, table, at + QKV, 0, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
             sums, like, qkv, False,
         )  # fmt: skip
-        phase = _cache_phase(counters, phase, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
+        phase = _cache_phase(counters, phase, table, 0, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
         phase = _attention_phase(
-            counters, phase, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, partial,
-            spans, attended,
+            counters, phase, table, at + OUT, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes,
+            scale, partial, spans, attended,
         )  # fmt: skip
         phase = _gather_phase(
-            counters, phase, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum
+            counters, phase, table, at + OUT, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum
         )
         phase = _linear_phase(
-            counters, phase, team, table, at + OUT, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale, row_sum,
+            counters, phase, team, table, at + OUT, at + UP, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale, row_sum,
             sums, like, x, True,
         )  # fmt: skip
-        phase = _norm_phase(counters, phase, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum)
+        phase = _norm_phase(counters, phase, table, at + UP, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, table, at + UP, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale, row_sum,
+            counters, phase, team, table, at + UP, at + DOWN, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale, row_sum,
             sums, like, up, False,
         )  # fmt: skip
-        phase = _activation_phase(counters, phase, dims, up, gated, mask, planes, row_scale, row_sum)
+        phase = _activation_phase(counters, phase, table, at + DOWN, dims, up, gated, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, table, at + DOWN, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale, row_sum,
+            counters, phase, team, table, at + DOWN, after, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale, row_sum,
             sums, like, x, True,
         )  # fmt: skip

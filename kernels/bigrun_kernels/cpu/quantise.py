@@ -89,7 +89,7 @@ def _participate(table, source_like, unused):
             spread(target, q, (n // ROWS * quads * ROWS + n % ROWS) * 4, ROWS * 4, quads)
             done += 1
     fetch_add(counters, SLOTS, bad)
-    finish(counters, 0, done, rows)
+    finish(counters, 0, done, rows, table, 0)
 
 
 def _quantise(source, is_bfloat, rows, q, scale, groups):

@@ -76,7 +76,7 @@ def _participate(table, planes_like, unused):
         for t in range(task * TOKENS, min((task + 1) * TOKENS, tokens)):
             quantise(x, t, tokens, True, mask, False, planes, 4 * quads, scale, row_sum)
         done += 1
-    finish(counters, 0, done, total)
+    finish(counters, 0, done, total, table, 9)
     done = 0
     while True:
         task = claim(counters, 1, TASK)
@@ -93,7 +93,7 @@ def _participate(table, planes_like, unused):
                         y = np.float32(np.float64(sums[(t - start) * ROWS + j]) * scale[t] + shift)
                         out[t, n] = y + out[t, n] if table[5] else y
             done += 1
-    finish(counters, 1, done, panels)
+    finish(counters, 1, done, panels, table, 0)
 
 
 def linear_table(form, x, w, w_scale, bias, planes, scale, row_sum, out, add):

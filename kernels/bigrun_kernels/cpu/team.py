@@ -17,9 +17,11 @@ from numba.np.arrayobj import populate_array
 
 from bigrun_kernels.cpu.compile import kernel, parallel_kernel
 from bigrun_kernels.cpu.isa import features
+from bigrun_kernels.cpu.vectors import prefetch
 
 SLOTS = 16  # int64 of a phase: claimed at 0, when it ended at 4, done at 8
-SPINS = 2000  # looks at a counter before the core is offered to others
+AHEAD = 1 << 17  # bytes that waiting threads fetch at most
+SPINS = 4000  # looks at a counter before the core is offered to others
 
 
 def _slot(context, builder, signature, args):
@@ -139,8 +141,9 @@ def _launch(address, table, team):
 
 
 @cache
-def _address(participant, *kinds):
-    """The address of a kernel compiled for these types, which stays where it is."""
+def _address(participant, first, second):
+    """The address of a kernel compiled for arrays of these dtypes, which stays where it is."""
+    kinds = tuple(typeof(np.empty(0, dtype)) for dtype in (np.dtype(np.int64), first, second))
     participant.compile(kinds)
     compiled = participant.overloads[kinds]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
@@ -156,8 +159,7 @@ def launch(participant, table: np.ndarray, first: np.ndarray, second: np.ndarray
 
     table: int64, where the participant finds everything; first, second: empty flat arrays, for their dtypes.
     """
-    address = _address(participant, *(typeof(array) for array in (table, first, second)))
-    _launch(address, table, get_num_threads())
+    _launch(_address(participant, first.dtype, second.dtype), table, get_num_threads())
 
 
 @kernel
@@ -166,16 +168,40 @@ def claim(counters, phase, step):
     return fetch_add(counters, phase * SLOTS, step)
 
 
+@intrinsic
+def _ask(typingctx, pointers, index, offset):
+    """Prefetch the line at byte `offset` from the address pointers[index], which may lie anywhere."""
+
+    def generate(context, builder, signature, args):
+        table = context.make_array(signature.args[0])(context, builder, args[0])
+        byte = ir.IntType(8).as_pointer()
+        start = builder.load(builder.bitcast(builder.gep(table.data, [args[1]]), byte.as_pointer()))
+        prefetch(builder, builder.gep(start, [args[2]]))
+        return context.get_dummy_value()
+
+    return types.void(pointers, types.int64, types.int64), generate
+
+
 @kernel
-def finish(counters, phase, done, total):
-    """Report `done` tasks of a phase, then wait until all `total` are; returns the next phase."""
-    at = phase * SLOTS + 8
+def share(counters, phase, total, most, team):
+    """How many tasks to claim next: many at first, few towards the end, so that all threads end together."""
+    return max(1, min(most, (total - read(counters, phase * SLOTS)) // (2 * team)))
+
+
+@kernel
+def finish(counters, phase, done, total, table, following):
+    """Report `done` tasks of a phase, then wait until all `total` are; returns the next phase. Whoever waits meanwhile fetches
+    the beginning of what is read next, at the address table[following], unless that is 0."""
+    at, asked = phase * SLOTS + 8, 0
     if done:
         fetch_add(counters, at, done)
     spins = 0
     while read(counters, at) < total:
         spins += 1
-        if spins < SPINS:
+        if following and asked < AHEAD:
+            _ask(table, following, asked)
+            asked += 64
+        elif spins < SPINS:
             _pause()
         else:
             _give_way()
