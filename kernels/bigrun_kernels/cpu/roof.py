@@ -28,7 +28,7 @@ def read_all(data):
 def _multiply(planes, w, team, turns):
     for _ in prange(team):
         sums = np.empty((TOKENS + TOKENS) * 32, np.float64)
-        for _ in range(turns):
+        for _turn in range(turns):
             panel_sums(planes, TOKENS, CHUNK, w, 0, sums)
 
 
