@@ -54,7 +54,12 @@ def shares(runner: Runner) -> str:
 
 
 def contexts(model: str, lengths: list[int], count: int) -> None:
-    print("\n| cache | " + " | ".join(f"{n} tokens" for n in lengths) + " | last / first |\n|---|" + "---|" * (len(lengths) + 1))
+    print(
+        "\n| cache | "
+        + " | ".join(f"{n} tokens" for n in lengths)
+        + " | last / first |\n|---|"
+        + "---|" * (len(lengths) + 1)
+    )
     for kv in ("16bit", "int8"):
         with Runner(model, context=max(lengths) + 100, batch=len(lengths), kv=kv, progress=False) as runner:
             found: dict[int, list[float]] = {n: [] for n in lengths}
@@ -63,7 +68,9 @@ def contexts(model: str, lengths: list[int], count: int) -> None:
                 for s, length in enumerate(lengths):
                     found[length].append(steps(runner, range(s, s + 1), count))
             medians = [statistics.median(found[n]) for n in lengths]
-            print(f"| {kv} | " + " | ".join(f"{1e3 * t:.1f} ms" for t in medians) + f" | {medians[-1] / medians[0]:.2f} |")
+            print(
+                f"| {kv} | " + " | ".join(f"{1e3 * t:.1f} ms" for t in medians) + f" | {medians[-1] / medians[0]:.2f} |"
+            )
             if kv == "16bit":
                 print(f"\nshares at {lengths[-1]} tokens: {shares(runner)}\n")
 

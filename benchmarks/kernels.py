@@ -107,7 +107,9 @@ def linears(shape: str, ops: CpuOps, rounds: int, read: float, rate: float) -> l
                     "kernel": "GEMV" if tokens == 1 else "GEMM",
                     "shape": f"[{n}, {k}], M = {tokens}",
                     "microseconds": 1e6 * mine,
-                    "reached": f"{n * k / mine / 1e9:.1f} GB/s" if tokens == 1 else f"{n * k * tokens / mine / 1e9:.0f} GMAC/s",
+                    "reached": f"{n * k / mine / 1e9:.1f} GB/s"
+                    if tokens == 1
+                    else f"{n * k * tokens / mine / 1e9:.0f} GMAC/s",
                     "of_roof": roof / mine,
                     "torch": {name: 1e6 * t for t, name in zip(others, theirs, strict=True)},
                     "best_torch": best[1],
@@ -139,7 +141,9 @@ def attention(shape: str, ops: CpuOps, rounds: int, read: float) -> list[dict]:
             table = np.arange(pages, dtype=np.int32)[None]
             zero, position, slopes = np.zeros(1, np.int64), np.array([context - 1]), np.zeros(heads, np.float32)
 
-            def mine(turn: int, caches=caches, qkv=qkv, out=out, table=table, position=position, slopes=slopes) -> None:  # type: ignore[no-untyped-def]
+            def mine(
+                turn: int, caches=caches, qkv=qkv, out=out, table=table, position=position, slopes=slopes, zero=zero
+            ) -> None:  # type: ignore[no-untyped-def]
                 k, v = caches[turn % len(caches)]
                 ops.attention(qkv, heads, k, v, table, zero, position, slopes, dim**-0.5, out)
 

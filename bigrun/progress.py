@@ -61,7 +61,9 @@ def compiling(shown: bool) -> Iterator[None]:
             nonlocal done
             done += 1
 
-    print("first run: compiling kernels for this CPU; this takes about half a minute, once", file=sys.stderr, flush=True)
+    print(
+        "first run: compiling kernels for this CPU; this takes about half a minute, once", file=sys.stderr, flush=True
+    )
     listener = Listener()
     event.register("numba:compile", listener)
     try:

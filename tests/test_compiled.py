@@ -31,12 +31,20 @@ MORE = {
 
 def weights(block: Block, seed: int) -> BlockWeights:
     random = np.random.default_rng(seed)
-    tensors = {t.name: random.standard_normal(t.shape, np.float32) / math.sqrt(t.shape[-1]) for t in block_tensors(block)}
+    tensors = {
+        t.name: random.standard_normal(t.shape, np.float32) / math.sqrt(t.shape[-1]) for t in block_tensors(block)
+    }
 
     def linear(name: str) -> Weight:
         w = tensors[f"{name}.weight"]
         scale = np.abs(w).max(axis=1) / 127
-        return Weight("int8", lanes.pack(np.rint(w / scale[:, None]).astype(np.int8)), scale, tensors.get(f"{name}.bias", NOTHING), w.shape[1])
+        return Weight(
+            "int8",
+            lanes.pack(np.rint(w / scale[:, None]).astype(np.int8)),
+            scale,
+            tensors.get(f"{name}.bias", NOTHING),
+            w.shape[1],
+        )
 
     def norm(name: str) -> NormWeights:
         return NormWeights(tensors[f"{name}.weight"], tensors.get(f"{name}.bias", NOTHING))
@@ -61,7 +69,11 @@ class Model:
         spec = ModelSpec("t", "llama", 64, self.block.hidden, (self.block,), self.context, True, "float32")
         buffers = step_buffers(spec, 80, self.batch, self.context, blocks=True, head=False)
         self.work = {b.name: np.full(b.shape, 77, TYPES[b.dtype]) for b in buffers}
-        slopes = alibi_slopes(self.block.heads) if self.block.positions == "alibi" else np.zeros(self.block.heads, np.float32)
+        slopes = (
+            alibi_slopes(self.block.heads)
+            if self.block.positions == "alibi"
+            else np.zeros(self.block.heads, np.float32)
+        )
         self.caches = [BlockCache(self.pages(), self.pages(), slopes) for _ in self.blocks]
         self.run_compiled = CompiledBlocks(self.ops, self.block, self.blocks, self.caches, self.work)
         each = pages_per_sequence(self.context)
@@ -95,7 +107,13 @@ def rows(count: int, block: Block = BLOCK, seed: int = 0) -> np.ndarray:
 def test_one_call_is_the_walker(block: Block, kv: str) -> None:
     """A prompt in chunks of all kinds, then single tokens, of two sequences, through two pages and two spans."""
     one, other = Model(block, True, kv=kv), Model(block, False, kv=kv)
-    steps = [([0] * 70, range(70)), ([1] * 5, range(5)), ([0] * 58 + [1], [*range(70, 128), 5]), ([0, 1], [128, 6]), ([0], [129])]
+    steps = [
+        ([0] * 70, range(70)),
+        ([1] * 5, range(5)),
+        ([0] * 58 + [1], [*range(70, 128), 5]),
+        ([0, 1], [128, 6]),
+        ([0], [129]),
+    ]
     for seed, (sequences, positions) in enumerate(steps):
         x = rows(len(sequences), block, seed)
         ours, theirs = (model.step(x, sequences, list(positions)) for model in (one, other))
@@ -144,6 +162,13 @@ def test_a_bad_row_is_nan_and_disturbs_no_other(bad: float) -> None:
     others = [0, 1, 3, 4, 5]
     assert np.isnan(got[2]).all()
     assert np.array_equal(got[others], expected[others])
+
+
+def test_the_ledger_and_the_kernel_mean_the_same_span() -> None:
+    from bigrun.model.memory import SPAN_TOKENS
+    from bigrun_kernels.cpu.attention import SPAN_PAGES
+
+    assert SPAN_TOKENS == SPAN_PAGES * PAGE_TOKENS
 
 
 def test_no_rows_are_no_work() -> None:

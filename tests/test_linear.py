@@ -254,3 +254,18 @@ def test_the_number_of_threads_changes_no_bit(mode: str) -> None:
     finally:
         threads.use(None)
     assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@form_of
+def test_no_rows_give_no_rows(form: str) -> None:
+    q, scale = layer(17, 65)
+    assert run(normal(0, 65), q, scale, form, "exact").shape == (0, 17)
+
+
+def test_weights_that_are_not_in_lanes_are_refused() -> None:
+    q, scale = layer(17, 64)
+    scratch = Scratch(np.empty((4, 128), np.int8), np.empty(4), np.empty((4, 2), np.int32), np.empty(64, np.int8))
+    with pytest.raises(ValueError, match="in lanes"):
+        CpuOps().linear(
+            normal(2, 64), Weight("int8", q, scale, NOTHING, 64), "exact", 0.0, scratch, normal(2, 17), False
+        )

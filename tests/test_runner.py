@@ -107,3 +107,20 @@ def test_a_runner_s_kernels_share_the_pool_that_was_chosen() -> None:
         "numba.threading_layer()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_runners_in_two_threads_answer_as_each_alone(runner: Runner) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    questions = (PROMPT, "Name a colour.")
+    expected = [runner.generate(question, 12).token_ids for question in questions]
+    with Runner(context=256, progress=False) as other, ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(r.generate, q, 12) for r, q in zip((runner, other), questions, strict=True)]
+        assert [call.result(timeout=120).token_ids for call in calls] == expected
+
+
+def test_an_int8_cache_answers_and_takes_half_the_memory(runner: Runner) -> None:
+    with Runner(context=256, batch=3, kv="int8", progress=False) as small:
+        assert "Paris" in small.generate(PROMPT, 40).text
+        kept, whole = (r.memories["cpu"].by_kind["kv_cache"] for r in (small, runner))
+    assert 0.5 < kept / whole < 0.54

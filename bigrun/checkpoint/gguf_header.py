@@ -74,7 +74,12 @@ class Reader:
 
     def strings(self, count: int) -> list[str]:
         """As `string`, for the hundred thousand of a tokenizer."""
-        length, view, end, position = struct.Struct("<Q").unpack_from, memoryview(self.data), len(self.data), self.position
+        length, view, end, position = (
+            struct.Struct("<Q").unpack_from,
+            memoryview(self.data),
+            len(self.data),
+            self.position,
+        )
         found = []
         for _ in range(count):
             if position + 8 > end:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigrun.model.decoder import BlockCache, StepArrays
-from bigrun.model.memory import PAGE_TOKENS
+from bigrun.model.memory import PAGE_TOKENS, SPAN_TOKENS
 from bigrun.model.spec import Block
 from bigrun.model.weights import BlockWeights
 from bigrun_kernels.ops import ACTIVATIONS, CpuOps
@@ -70,7 +70,7 @@ class CompiledBlocks:
         each = len(self._addresses) if count <= FEW else 1
         given = {
             "count": each, "tokens": count, "team": numba.get_num_threads(), "turns": turn.shape[1],
-            "spans": int(step.positions.max()) // (kernel.SPAN_PAGES * PAGE_TOKENS) + 1 if split else 0,
+            "spans": int(step.positions.max()) // SPAN_TOKENS + 1 if split else 0,
             "batch": step.tables.shape[0], "per_sequence": step.tables.shape[1], "x": x, "rotation": turn,
             "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.tables,
         }  # fmt: skip

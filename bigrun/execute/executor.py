@@ -63,7 +63,7 @@ class Executor:
                 rows = max(plan.prefill_chunk_tokens, plan.batch)
                 buffers = step_buffers(spec, rows, plan.batch, plan.context_tokens, *self._computes(device.name))
                 self._work[device.name] = memories[device.name].buffers(buffers, "workspace", "workspace")
-        self._runs = self._compile() if isinstance(ops, CpuOps) else {}
+        self._runs = self._compile(ops) if isinstance(ops, CpuOps) else {}
         rope = spec.blocks[0].rope
         self._frequencies = rope_frequencies(rope) if rope else None
 
@@ -79,7 +79,7 @@ class Executor:
             k, v = (Pages(pages[name], pages.get(f"{name}.scale", NO_SCALE)) for name in ("k", "v"))
             self._caches.append(BlockCache(k, v, slopes))
 
-    def _compile(self) -> dict[int, tuple[int, CompiledBlocks]]:
+    def _compile(self, ops: CpuOps) -> dict[int, tuple[int, CompiledBlocks]]:
         """First block → (stop, run) of consecutive equal blocks on one device that one compiled call can take."""
         runs, first, count = {}, 0, len(self.spec.blocks)
         devices = [self.plan.placement(f"blocks.{i}").decode_on for i in range(count)]
@@ -92,7 +92,7 @@ class Executor:
                 stop += 1
             if stop > first:
                 part, work = slice(first, stop), self._work[devices[first]]
-                compiled = CompiledBlocks(self.ops, self.spec.blocks[first], self._blocks[part], self._caches[part], work)
+                compiled = CompiledBlocks(ops, self.spec.blocks[first], self._blocks[part], self._caches[part], work)
                 runs[first] = stop, compiled
             first = max(stop, first + 1)
         return runs

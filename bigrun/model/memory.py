@@ -56,9 +56,7 @@ def spans(context: int) -> int:
     return -(-context // SPAN_TOKENS)
 
 
-def step_buffers(
-    spec: ModelSpec, rows: int, batch: int, context: int, blocks: bool, head: bool
-) -> tuple[Buffer, ...]:
+def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: bool, head: bool) -> tuple[Buffer, ...]:
     """Buffers of one device for steps of at most `rows` tokens. `blocks`, `head`: what is computed there.
 
     Activations are float32 [rows, ...]; `planes` holds a linear's quantised input (two int8 planes, or one int16 array

@@ -34,7 +34,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Pages:
-    """Keys or values of a block: float32, float16 or int8 [P, KVH, page, D]; scale float16 [P, KVH, page] of int8, else empty."""
+    """Keys or values of a block: float32, float16 or int8 [P, KVH, page, D]; scale: of int8, float16 [P, KVH, page]."""
 
     values: Array
     scale: Array
@@ -98,7 +98,9 @@ class CpuOps:
         if not (x.flags.c_contiguous and out.flags.c_contiguous):
             raise ValueError("linear: x and out must be contiguous, row after row")
         if w.form in ("int8", "table") and w.values.shape != lanes.shape(out.shape[1], w.columns):
-            raise ValueError(f"linear: weights of shape {w.values.shape} are not [{out.shape[1]}, {w.columns}] in lanes")
+            raise ValueError(
+                f"linear: weights of shape {w.values.shape} are not [{out.shape[1]}, {w.columns}] in lanes"
+            )
         if w.form in ("int8", "table") and len(scratch.planes) < (1 if len(x) == 1 else -(-len(x) // 4) * 4):
             raise ValueError(f"linear: scratch of {len(scratch.planes)} rows for {len(x)}; give a multiple of four")
         if not len(x):

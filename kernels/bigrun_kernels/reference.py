@@ -33,7 +33,7 @@ def quantise_groups(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 keys or values: a float16 constant a vector, x [..., D] → int8 [..., D], float16 [...]. NaN for one with inf or NaN."""
+    """Int8 keys or values: a float16 constant a vector, x [..., D] → int8 [..., D], float16 [...]; NaN where inf or NaN is."""
     largest = x.abs().amax(dim=-1)
     scale = (largest / 127).half()
     scale = torch.where(scale.float() * 127.49 < largest, torch.nextafter(scale, torch.full_like(scale, 1e4)), scale)

@@ -93,9 +93,11 @@ def _weigh(scores, at, count, distance, slope, scale, units, page, state, row, o
 
 
 @kernel
-def _span(q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, heads, g, page, dim, begin, end, work, state, out):
-    """out [rows, dim], state [rows, 2] (flat) = the softmax of `rows` queries over positions begin … end of a sequence, each up to
-    its own position; not yet divided by the sum of weights. work: float32 scratch of four pages' tokens."""
+def _span(
+    q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, heads, g, page, dim, begin, end, work, state, out
+):
+    """out [rows, dim], state [rows, 2] (flat) = the softmax of `rows` queries over positions begin … end of a sequence, each
+    up to its own position; not yet divided by the sum of weights. work: float32 scratch of four pages' tokens."""
     scores, units = work[: 2 * page], work[2 * page : 4 * page]
     for r in range(rows):
         state[2 * r], state[2 * r + 1] = -np.inf, 0.0
@@ -124,7 +126,20 @@ def _span(q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, head
                 count = min(most, positions[r + i] + 1 - first)
                 if count > shared:
                     at = i * page + shared
-                    output_rows(scores, at, page, 1, v, (index + shared) * dim, count - shared, dim, out, r + i, k, following * dim)
+                    output_rows(
+                        scores,
+                        at,
+                        page,
+                        1,
+                        v,
+                        (index + shared) * dim,
+                        count - shared,
+                        dim,
+                        out,
+                        r + i,
+                        k,
+                        following * dim,
+                    )
 
 
 @inlined
@@ -162,8 +177,8 @@ def attend(
     qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, first, stop, g,
     only, partial, spans, out,
 ):  # fmt: skip
-    """Tokens first … stop (TOKENS at most), for the query heads of key head g: all spans, into out; or span `only` of one token,
-    into partial [T, heads, spans, dim + 2] (flat), where it is not negative."""
+    """Tokens first … stop (TOKENS at most), for the query heads of key head g: all spans, into out; or span `only` of one
+    token, into partial [T, heads, spans, dim + 2] (flat), where it is not negative."""
     group, span = heads // kv_heads, SPAN_PAGES * page
     most = (stop - first) * group
     work = np.empty(4 * page + (3 * dim + 5) * most, np.float32)
@@ -225,7 +240,9 @@ def merge_spans(partial, t, heads, spans, page, dim, position, out):
 
 
 @parallel_kernel
-def _attention(qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, out):
+def _attention(
+    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, out
+):
     blocks = (positions.size + TOKENS - 1) // TOKENS
     partial = np.empty(0, np.float32)
     for task in prange(blocks * kv_heads):

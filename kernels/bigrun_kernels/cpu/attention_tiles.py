@@ -10,7 +10,21 @@ from numba.extending import intrinsic, overload
 
 from bigrun_kernels.cpu.scalar import EXP_TERMS, LN2_HIGH, LN2_LOW, LOG2E, SHIFT
 from bigrun_kernels.cpu.vectors import (
-    F32, I8, I16, I32, I64, accumulators, everywhere, halves_to_floats, load, loop, multiply_add, pick, prefetch, store, vector,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    accumulators,
+    everywhere,
+    halves_to_floats,
+    load,
+    loop,
+    multiply_add,
+    pick,
+    prefetch,
+    store,
+    vector,
 )  # fmt: skip
 
 LANES = 8
@@ -68,7 +82,10 @@ def _make_scores(rows: int, kind: str):
             with loop(builder, dim, LANES) as d:
                 _ask(builder, next_at, builder.mul(d, I64(count)), count * LANES, kind)
                 at = [builder.add(d, builder.mul(dim, I64(i))) for i in range(count)]
-                mine = [_widen(builder, load(builder, builder.gep(k_at, [i]), vector(STORED[kind], LANES)), kind) for i in at]
+                mine = [
+                    _widen(builder, load(builder, builder.gep(k_at, [i]), vector(STORED[kind], LANES)), kind)
+                    for i in at
+                ]
                 for r in range(rows):
                     query = load(builder, builder.gep(q_at, [at[r]]), wide)
                     for j, key in enumerate(mine):
@@ -158,9 +175,9 @@ def _across(builder, value, combine):
 
 @intrinsic
 def soften(typingctx, scores, at, count, distance, slope, scale, k_units, v_units, state, so):
-    """Scores [count] of one page → weights: e^(s − m), with s = score · scale · k_unit + slope · (distance + t) and m the larger
-    of state[so] and their maximum; then times v_unit. state[so] = m, and state[so + 1] = their sum before v_unit: of this page
-    alone. Rows of a page are whole vectors: what lies beyond count is overwritten."""
+    """Scores [count] of one page → weights: e^(s − m), with s = score · scale · k_unit + slope · (distance + t) and m the
+    larger of state[so] and their maximum; then times v_unit. state[so] = m, and state[so + 1] = their sum before v_unit: of
+    this page alone. Rows of a page are whole vectors: what lies beyond count is overwritten."""
 
     def generate(context, builder, signature, args):
         s_at, state_at = _pointers(context, builder, signature, args, ((0, 1), (8, 9)))
@@ -184,7 +201,9 @@ def soften(typingctx, scores, at, count, distance, slope, scale, k_units, v_unit
         top = _across(builder, builder.load(highest), lambda a, b: _larger(builder, a, b))
         builder.store(top, state_at)
         with loop(builder, count, LANES) as t:
-            weight = _exp(builder, builder.fsub(load(builder, builder.gep(s_at, [t]), wide), everywhere(builder, top, LANES)))
+            weight = _exp(
+                builder, builder.fsub(load(builder, builder.gep(s_at, [t]), wide), everywhere(builder, top, LANES))
+            )
             builder.store(builder.fadd(builder.load(total), weight), total)
             weight = builder.fmul(weight, load(builder, builder.gep(v_at, [t]), wide))
             store(builder, weight, builder.gep(s_at, [t]))

@@ -5,7 +5,7 @@
 import numpy as np
 
 from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
-from bigrun_kernels.cpu.attention import SPAN_PAGES, attend, merge_spans, store_token
+from bigrun_kernels.cpu.attention import attend, merge_spans, store_token
 from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
@@ -14,7 +14,17 @@ from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish, matrix_at, s
 
 PHASES = 10  # of a block
 # A block's addresses, in this order; then its linears, each with values, scale and bias.
-FIELDS = ("attention_norm", "attention_norm.bias", "mlp_norm", "mlp_norm.bias", "k", "v", "k.scale", "v.scale", "slopes")
+FIELDS = (
+    "attention_norm",
+    "attention_norm.bias",
+    "mlp_norm",
+    "mlp_norm.bias",
+    "k",
+    "v",
+    "k.scale",
+    "v.scale",
+    "slopes",
+)
 LINEARS = ("qkv", "out", "up", "down")
 QKV, OUT, UP, DOWN = (len(FIELDS) + 3 * i for i in range(4))
 WIDTH = len(FIELDS) + 3 * len(LINEARS)
@@ -28,7 +38,9 @@ HEADER = ("count", "tokens", "team", "spans", "turns", "batch", "per_sequence", 
           "numbers", "x", "rotation", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
           "planes", "row_scale", "row_sum", "partial", "counters")  # fmt: skip
 COUNT, TOKENS_AT, TEAM, SPANS, TURNS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
-NUMBERS, X, ROTATION, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(9, len(HEADER))
+NUMBERS, X, ROTATION, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(
+    9, len(HEADER)
+)
 GATED_OUT, PLANES, ROW_SCALE, ROW_SUM, PARTIAL, COUNTERS = range(len(HEADER) - 6, len(HEADER))
 BLOCKS = len(HEADER) + len(DIMS)
 TASK_BYTES = 1 << 16  # of weights claimed at once, at least
@@ -36,7 +48,25 @@ NO_OUTLIERS = np.empty(0, np.int64)
 
 
 @kernel
-def _linear_phase(counters, phase, team, pointers, at, following, rows, columns, biased, x, planes, scale, row_sum, sums, like, out, add):
+def _linear_phase(
+    counters,
+    phase,
+    team,
+    pointers,
+    at,
+    following,
+    rows,
+    columns,
+    biased,
+    x,
+    planes,
+    scale,
+    row_sum,
+    sums,
+    like,
+    out,
+    add,
+):
     """out = (or +=) x Wᵀ + b from quantised planes, shared out by panels."""
     quads, panels = (columns + 63) // 64 * 16, (rows + 15) // 16
     w = array_at(pointers, at, panels * quads * 64, like[0])
@@ -52,7 +82,9 @@ def _linear_phase(counters, phase, team, pointers, at, following, rows, columns,
             break
         stop = min(first + step, panels)
         for panel in range(first, stop):
-            panel_linear(x, planes, scale, row_sum, x.shape[0], True, none, quads, w, w_scale, bias, panel, sums, out, add)
+            panel_linear(
+                x, planes, scale, row_sum, x.shape[0], True, none, quads, w, w_scale, bias, panel, sums, out, add
+            )
         done += stop - first
     return finish(counters, phase, done, panels, pointers, following)
 
@@ -134,7 +166,9 @@ def _attention_phase(
 
 
 @kernel
-def _gather_phase(counters, phase, table, following, dims, positions, partial, spans, attended, mask, planes, scale, row_sum):
+def _gather_phase(
+    counters, phase, table, following, dims, positions, partial, spans, attended, mask, planes, scale, row_sum
+):
     """Spans merged, and what attention gives quantised."""
     tokens = attended.shape[0]
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
@@ -176,14 +210,22 @@ def participate(table, planes_like, pages_like):
     units = kv_size if dims[INT8_KV] else 0
     qkv_rows, up_rows = q_rows + 2 * kv_heads * dim, inner * (2 if dims[GATED] else 1)
     tokens, team, spans, count = table[TOKENS_AT], table[TEAM], table[SPANS], table[COUNT]
-    ints, ints_32, floats, doubles = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float64)
+    ints, ints_32, floats, doubles = (
+        np.empty(0, np.int64),
+        np.empty(0, np.int32),
+        np.empty(0, np.float32),
+        np.empty(0, np.float64),
+    )
     bytes_, halves = np.empty(0, np.int8), np.empty(0, np.uint16)
     like = (bytes_, floats)
     numbers = array_at(table, NUMBERS, 2, doubles)
     eps, scale = numbers[0], np.float32(numbers[1])
     x, rotation = matrix_at(table, X, tokens, hidden, floats), matrix_at(table, ROTATION, tokens, table[TURNS], floats)
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
-    slots, tables = array_at(table, SLOTS_AT, tokens, ints), matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], ints_32)
+    slots, tables = (
+        array_at(table, SLOTS_AT, tokens, ints),
+        matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], ints_32),
+    )
     normed, qkv = matrix_at(table, NORMED, tokens, hidden, floats), matrix_at(table, QKV_OUT, tokens, qkv_rows, floats)
     attended, up = matrix_at(table, ATTENDED, tokens, q_rows, floats), matrix_at(table, UP_OUT, tokens, up_rows, floats)
     gated = matrix_at(table, GATED_OUT, tokens, inner, floats)
@@ -198,11 +240,16 @@ def participate(table, planes_like, pages_like):
         at = BLOCKS + b * WIDTH
         norm_1, bias_1 = array_at(table, at, hidden, floats), array_at(table, at + 1, norm_bias, floats)
         norm_2, bias_2 = array_at(table, at + 2, hidden, floats), array_at(table, at + 3, norm_bias, floats)
-        k, v = array_at(table, at + 4, kv_size * kv_dim, pages_like), array_at(table, at + 5, kv_size * kv_dim, pages_like)
+        k, v = (
+            array_at(table, at + 4, kv_size * kv_dim, pages_like),
+            array_at(table, at + 5, kv_size * kv_dim, pages_like),
+        )
         k_scale, v_scale = array_at(table, at + 6, units, halves), array_at(table, at + 7, units, halves)
         slopes = array_at(table, at + 8, heads, floats)
         after = at + WIDTH + QKV if b + 1 < count else 0
-        phase = _norm_phase(counters, phase, table, at + QKV, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum)
+        phase = _norm_phase(
+            counters, phase, table, at + QKV, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum
+        )
         phase = _linear_phase(
             counters, phase, team, table, at + QKV, 0, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
             sums, like, qkv, False,
@@ -213,19 +260,33 @@ def participate(table, planes_like, pages_like):
             scale, partial, spans, attended,
         )  # fmt: skip
         phase = _gather_phase(
-            counters, phase, table, at + OUT, dims, positions, partial, spans, attended, mask, planes, row_scale, row_sum
+            counters,
+            phase,
+            table,
+            at + OUT,
+            dims,
+            positions,
+            partial,
+            spans,
+            attended,
+            mask,
+            planes,
+            row_scale,
+            row_sum,
         )
         phase = _linear_phase(
-            counters, phase, team, table, at + OUT, at + UP, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale, row_sum,
-            sums, like, x, True,
+            counters, phase, team, table, at + OUT, at + UP, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale,
+            row_sum, sums, like, x, True,
         )  # fmt: skip
-        phase = _norm_phase(counters, phase, table, at + UP, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum)
+        phase = _norm_phase(
+            counters, phase, table, at + UP, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum
+        )
         phase = _linear_phase(
-            counters, phase, team, table, at + UP, at + DOWN, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale, row_sum,
-            sums, like, up, False,
+            counters, phase, team, table, at + UP, at + DOWN, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale,
+            row_sum, sums, like, up, False,
         )  # fmt: skip
         phase = _activation_phase(counters, phase, table, at + DOWN, dims, up, gated, mask, planes, row_scale, row_sum)
         phase = _linear_phase(
-            counters, phase, team, table, at + DOWN, after, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale, row_sum,
-            sums, like, x, True,
+            counters, phase, team, table, at + DOWN, after, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale,
+            row_sum, sums, like, x, True,
         )  # fmt: skip

@@ -16,8 +16,23 @@ from numba.extending import intrinsic
 
 from bigrun_kernels.cpu.isa import features
 from bigrun_kernels.cpu.vectors import (
-    F32, F64, I8, I16, I32, I64, accumulators, call, everywhere, halves_to_floats, load, loop, multiply_add, pick,
-    prefetch, store, vector,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    accumulators,
+    call,
+    everywhere,
+    halves_to_floats,
+    load,
+    loop,
+    multiply_add,
+    pick,
+    prefetch,
+    store,
+    vector,
 )  # fmt: skip
 
 CHUNK = 256  # quads

@@ -64,7 +64,12 @@ def _make_float_tile(rows: int, columns: int, kind: str):
             stop = builder.and_(x_width, I64(-LANES))
             with cgutils.for_range_slice(builder, I64(0), stop, I64(LANES), I64) as (k, _):
                 weights = [
-                    _widen(builder, load(builder, builder.gep(w_array.data, [builder.add(r, k)]), vector(stored, LANES)), kind) for r in w_rows
+                    _widen(
+                        builder,
+                        load(builder, builder.gep(w_array.data, [builder.add(r, k)]), vector(stored, LANES)),
+                        kind,
+                    )
+                    for r in w_rows
                 ]
                 for i, row in enumerate(x_rows):
                     activation = load(builder, builder.gep(x_array.data, [builder.add(row, k)]), vector(F32, LANES))
@@ -153,4 +158,3 @@ def linear_float(x, w, is_bfloat, bias, out, accumulate):
                 for i in range(m, min(m + 4, rows)):
                     for j in range(n, min(n + 2, stop)):
                         _outputs(x, i, 1, w, is_bfloat, j, sums, bias, out, accumulate)
-

@@ -21,11 +21,25 @@ AHEAD = 1024  # bytes between what one token reads and what it asks for: the lat
 
 @intrinsic
 def _epilogue(typingctx, sums, so, fine, correction, unit, w_scale, wo, bias, bo, biased, out, oo, add):
-    """out[oo : oo + 16] = (or +=) f32((S − correction) · unit · w_scale + bias), S = sums, or fine·sums + sums 16 further on."""
+    """out[oo : oo + 16] = (or +=) f32((S − correction) · unit · w_scale + bias), S = sums, or fine·sums + sums 16 further."""
 
     def generate(context, builder, signature, args):
-        names = dict(zip(("sums", "so", "fine", "correction", "unit", "w_scale", "wo", "bias", "bo", "biased", "out", "oo", "add"),
-                         range(13), strict=True))  # fmt: skip
+        order = [
+            "sums",
+            "so",
+            "fine",
+            "correction",
+            "unit",
+            "w_scale",
+            "wo",
+            "bias",
+            "bo",
+            "biased",
+            "out",
+            "oo",
+            "add",
+        ]
+        names = {name: i for i, name in enumerate(order)}
         data = {n: context.make_array(signature.args[names[n]])(context, builder, args[names[n]]).data
                 for n in ("sums", "w_scale", "bias", "out")}  # fmt: skip
         wide, narrow = vector(F64, 8), vector(F32, 8)
@@ -142,7 +156,21 @@ def panel_linear(x, planes, scale, row_sum, tokens, exact, outliers, quads, w, w
         if width == ROWS and outliers.size == 0:
             combine = fine if rows == 2 else 0.0
             shifts = bias if biased else w_scale
-            _epilogue(sums, at, combine, correction, scale[t], w_scale, first, shifts, first, biased, out, t * w_scale.size + first, add)
+            _epilogue(
+                sums,
+                at,
+                combine,
+                correction,
+                scale[t],
+                w_scale,
+                first,
+                shifts,
+                first,
+                biased,
+                out,
+                t * w_scale.size + first,
+                add,
+            )
             continue
         for j in range(width):
             total = sums[at + j]
@@ -169,7 +197,23 @@ def _linear(x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask,
             quantise(x, np.int64(t), tokens, exact, mask, masked, planes, padded, scale, row_sum)
     for panel in prange(w.shape[0]):
         sums = np.empty((tokens + TOKENS) * 32, np.float64)
-        panel_linear(x, planes, scale, row_sum, tokens, exact, outliers, w.shape[1], flat, w_scale, bias, np.int64(panel), sums, out, add)
+        panel_linear(
+            x,
+            planes,
+            scale,
+            row_sum,
+            tokens,
+            exact,
+            outliers,
+            w.shape[1],
+            flat,
+            w_scale,
+            bias,
+            np.int64(panel),
+            sums,
+            out,
+            add,
+        )
 
 
 def linear(form, x, w, w_scale, bias, exact, threshold, planes, scale, row_sum, mask, out, add):

@@ -85,7 +85,9 @@ def _participate(table, source_like, unused):
             n = where[i]
             read_row(source[i], is_bfloat, values[:width])
             target[:] = 0
-            bad += _group_row(values, target, constants, n, groups) if groups else _row(values[:width], target, scale, n)
+            bad += (
+                _group_row(values, target, constants, n, groups) if groups else _row(values[:width], target, scale, n)
+            )
             spread(target, q, (n // ROWS * quads * ROWS + n % ROWS) * 4, ROWS * 4, quads)
             done += 1
     fetch_add(counters, SLOTS, bad)

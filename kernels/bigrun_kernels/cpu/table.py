@@ -1,5 +1,5 @@
 """Int8 tables in lanes (embedding, head): a float16 constant for each 32 columns of a row. Lookups, and logits in the exact
-mode: each group's integer sum is exact, then float32 in the order of the groups, so forms, tiles and threads agree to the bit."""
+mode: each group's integer sum is exact, then float32 in the order of groups, so forms, tiles and threads agree to the bit."""
 
 import numpy as np
 from numba import types

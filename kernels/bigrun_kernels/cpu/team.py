@@ -2,7 +2,8 @@
 
 Each phase has so many tasks. A thread claims tasks until none is left, then waits until those claimed by others are done.
 No thread ever waits for one that has not started, so nothing depends on how many really run, or when: a thread that comes
-late, or never, finds the work done. `counters` holds two numbers a phase, claimed and done, in cache lines of their own, and the time when it ended.
+late, or never, finds the work done. `counters` holds two numbers a phase, claimed and done, in cache lines of their own,
+and the time when it ended.
 """
 
 from functools import cache
