@@ -2,8 +2,8 @@
 
 The context is taken in spans of a few pages. Each span has its own running softmax (Milakov & Gimelshein 2018); spans are
 merged from first to last. Where a step has few tokens, spans are tasks for the threads (Dao et al. 2023, flash-decoding);
-elsewhere one task takes some tokens of a sequence through all of them, so that a page is widened once for all. The arithmetic
-of a token is the same in both, and depends on nothing but the token and its sequence.
+elsewhere one task takes some tokens of a sequence through all of them, so that they find a page in the cache. The arithmetic of
+a token is the same in both, and depends on nothing but the token and its sequence.
 
 Pages are [P, KVH, page, D] in float32, float16 (as its bits) or int8 with a float16 constant a vector, [P, KVH, page]; D is a
 head's size to a multiple of 8, page a multiple of 8. Kernels take them flat.
@@ -21,7 +21,6 @@ LARGEST_HALF = np.float32(65504.0)
 LARGEST_VECTOR = np.float32(8e6)  # 127 times what a float16 constant can be
 SPAN_PAGES = 2
 TOKENS = 8  # of a task that takes tokens through all spans
-NO_SCALE = np.empty(0, np.uint16)
 
 
 @kernel

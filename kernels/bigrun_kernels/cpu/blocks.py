@@ -28,7 +28,7 @@ FIELDS = (
 LINEARS = ("qkv", "out", "up", "down")
 QKV, OUT, UP, DOWN = (len(FIELDS) + 3 * i for i in range(4))
 WIDTH = len(FIELDS) + 3 * len(LINEARS)
-# Sizes common to the blocks of a call. The last four are 1 or 0.
+# Sizes common to the blocks of a call. The last six are 1 or 0.
 DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "page", "pages", "activation",
         "gated", "layer_norm", "int8_kv", "qkv_bias", "out_bias", "mlp_bias")  # fmt: skip
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))

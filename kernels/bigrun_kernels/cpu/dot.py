@@ -1,6 +1,6 @@
 """Integer dot products in register tiles over weights in lanes, exact to the bit: what `vpmaddwd` and `vpdpbusd` are for.
 
-Two forms compute the same integers from a quantised activation (activations.py):
+Two forms compute the same integers from a quantised activation (planes.py):
   portable  one int16 row a token, v = 254·h + l (|v| ≤ 32,385); weights widened in registers, `vpmaddwd`: exact mode costs
             what plain int8 costs
   vnni      two int8 rows a token, h and l; weights offset to unsigned in registers, `vpdpbusd`; the offset comes off
@@ -261,7 +261,7 @@ def make_table_tile(shape: Shape):
     return tile
 
 
-# Activation rows of a full panel, and of a single token: the packed activations' own shape (activations.py).
+# Activation rows of a full panel, and of a single token: the packed activations' own shape (planes.py).
 PORTABLE, PORTABLE_ONE = Shape(0, 4, 4, 2), Shape(0, 1, 1, 4)
 VNNI512, VNNI512_ONE = Shape(16, 8, 8, 1), Shape(16, 2, 2, 1)
 VNNI256, VNNI256_ONE = Shape(8, 8, 4, 2), Shape(8, 2, 2, 2)
