@@ -66,10 +66,11 @@ class Fields:
         return options[value]
 
     def dtype(self) -> str:
-        """The published dtype of the weights; float16 where the configuration does not say."""
+        """The published dtype of the weights. Where the configuration does not say it is float16, or bfloat16 if it declares
+        quantised weights, as gpt-oss does."""
         name, value = self.get("dtype", "torch_dtype")
         if value is None:
-            return "float16"
+            return "float16" if self.values.get("quantization_config") is None else "bfloat16"
         value = value.removeprefix("torch.") if isinstance(value, str) else value
         if value not in DTYPES:
             raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(DTYPES)}")

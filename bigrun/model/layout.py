@@ -4,6 +4,8 @@ loader allocates what this says, so weights cannot be planned wrong.
 Stored forms (NUMERICS: docs/architecture.md):
   linear   int8 [N, K] in lanes (bigrun_kernels/lanes.py: rows padded to 16, columns to 64); float32 scale [N]
   table    int8 [V, K] in lanes, with a float16 scale for each 32 entries of a row
+           of experts one after the other, [E, ...], each padded for itself
+  kept     16 bits: a router, the low-rank projections of latent attention
   small    float32: norms, biases, learned positions (lossless for every published dtype, and under 0.1 % of a model)
   16bit    linears and tables as 16-bit values, [N, K], in the checkpoint's dtype
   float32  the same in float32
@@ -46,23 +48,26 @@ class Storage:
         """'int8', 'float16', 'bfloat16' or 'float32': how this tensor is kept."""
         if tensor.role == "small" or self.weights == "float32":
             return "float32"
+        if tensor.role == "kept" and self.checkpoint_dtype == "float32":
+            return "float32"
         # A float32 checkpoint's 16 bits are bfloat16: its range is float32's, so nothing overflows.
         sixteen = "float16" if self.checkpoint_dtype == "float16" else "bfloat16"
-        kept = self.weights == "16bit" or self.skipped(part, tensor)
+        kept = self.weights == "16bit" or tensor.role == "kept" or self.skipped(part, tensor)
         if tensor.role == "table":
             return sixteen if kept or self.head == "16bit" else "int8"
         return sixteen if kept else "int8"
 
     def skipped(self, part: str, tensor: Tensor) -> bool:
         """--skip takes a part (`blocks.3`), a linear (`down`), or both (`blocks.3.down`)."""
-        stem = tensor.name.split(".")[0]
-        return any(name in (part, stem, f"{part}.{stem}") for name in self.skip)
+        stem = tensor.name.rpartition(".")[0] or tensor.name
+        block = part.removesuffix(".experts")
+        return any(name in (part, stem, f"{block}.{stem}") for name in self.skip)
 
     def check_names(self, spec: ModelSpec) -> None:
         """CallError if a name of --skip matches nothing in this model."""
         for name in self.skip:
             only = Storage(skip=(name,))
-            if not any(only.skipped(p.name, t) for p in spec.parts for t in p.tensors if t.role != "small"):
+            if not any(only.skipped(p.name, t) for p in spec.parts for t in p.tensors if t.role in ("linear", "table")):
                 raise CallError(
                     f"--skip {name!r} matches nothing; name a part (blocks.3), a linear (qkv, out, up, down)"
                 )
@@ -109,17 +114,17 @@ def layout(part: Part, storage: Storage) -> Layout:
     forms = set()
     for tensor in part.tensors:
         form = storage.form(part.name, tensor)
-        if tensor.role != "small":
+        if tensor.role in ("linear", "table"):
             forms.add(form)
         if form != "int8":
             add(tensor.name, form, tensor.shape)
             continue
-        rows, columns = tensor.shape
-        add(tensor.name, "int8", lanes.shape(rows, columns))
+        *experts, rows, columns = tensor.shape
+        add(tensor.name, "int8", (*experts, *lanes.shape(rows, columns)))
         if tensor.role == "table":
             add(f"{tensor.name}.scale", "float16", lanes.scale_shape(rows, columns))
         else:
-            add(f"{tensor.name}.scale", "float32", (rows,))
+            add(f"{tensor.name}.scale", "float32", (*experts, rows))
     return Layout(part.name, tuple(arrays), end, _widest(forms))
 
 

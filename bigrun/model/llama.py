@@ -1,7 +1,10 @@
 """Llama: rotary, RMSNorm, gated MLP, grouped-query attention (Touvron et al. 2023; `LlamaForCausalLM`)."""
 
+from dataclasses import replace
 from typing import Any
 
+from bigrun.model import shapes
+from bigrun.model.family import Modules
 from bigrun.model.fields import Fields
 from bigrun.model.source import Dialect, Source
 from bigrun.model.spec import Block, ModelSpec, Rope
@@ -9,7 +12,7 @@ from bigrun.model.spec import Block, ModelSpec, Rope
 NAME = "llama"
 ARCHITECTURES = ("LlamaForCausalLM",)
 PREFIXES = ("model.", "")
-MODULES = {
+MODULES: Modules = {
     "embed": ("model.embed_tokens",),
     "block": ("model.layers",),
     "norm": ("model.norm", "model.rotary_emb"),
@@ -18,42 +21,17 @@ MODULES = {
 
 
 def describe(fields: Fields, name: str) -> ModelSpec:
-    hidden = fields.integer("hidden_size")
-    heads = fields.integer("num_attention_heads", high=4096)
-    kv_heads = fields.integer("num_key_value_heads", default=heads, high=4096)
-    if heads % kv_heads:
-        raise fields.bad("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
-    head_dim = fields.integer("head_dim", default=max(hidden // heads, 1), high=4096)
-    if head_dim % 2:
-        raise fields.bad("head_dim", f"is {head_dim}; rotary embedding needs an even number")
+    bias = fields.flag("attention_bias", False)
+    one = block(fields, qkv_bias=bias, out_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
+    return shapes.model(fields, name, NAME, (one,) * shapes.layers(fields))
+
+
+def block(fields: Fields, **given: Any) -> Block:
+    """A block that the decoder executes, so all of its rotary embedding is understood; `given` is the family's."""
     fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
-    block = Block(
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=fields.integer("intermediate_size"),
-        norm="rms",
-        norm_eps=fields.number("rms_norm_eps", default=1e-6, high=1.0),
-        positions="rope",
-        rope=_rope(fields, head_dim),
-        gated=True,
-        activation="silu",
-        qkv_bias=fields.flag("attention_bias", False),
-        out_bias=fields.flag("attention_bias", False),
-        mlp_bias=fields.flag("mlp_bias", False),
-    )
-    return ModelSpec(
-        name=name,
-        family=NAME,
-        vocab=fields.integer("vocab_size"),
-        hidden=hidden,
-        blocks=(block,) * fields.integer("num_hidden_layers", high=4096),
-        context_limit=fields.integer("max_position_embeddings", default=2048, high=2**28),
-        tied=fields.flag("tie_word_embeddings", False),
-        checkpoint_dtype=fields.dtype(),
-    )
+    found = shapes.block(fields, **given)
+    return replace(found, rope=_rope(fields, found.head_dim))
 
 
 def _rope(fields: Fields, head_dim: int) -> Rope:

@@ -15,6 +15,10 @@ PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 VECTOR = 8  # keys and values are padded to whole vectors
 KV_FORMATS = ("16bit", "int8")
+ORDER = ("qkv", "absorbed", "attention", "up", "gated", "rotation", "gathered", "sum", "routes", "side")
+LONGEST_CHUNK = (
+    512  # tokens of a prefill step: a window keeps as many beside its own, since a step writes before it reads
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,20 @@ def kv_dtype(kv: str, weights: str) -> str:
 
 
 def kv_buffers(block: Block, context: int, batch: int, dtype: str) -> tuple[Buffer, ...]:
-    """Keys and values of one block: [pages, kv_heads, PAGE_TOKENS, head_dim to a multiple of 8], a scale a vector if int8."""
+    """Keys and values of one block: [pages, kv_heads, PAGE_TOKENS, head_dim to a multiple of 8], a scale a vector if int8.
+
+    A window's block keeps the window and one step's tokens; latent attention one vector a token and its rotated key.
+    """
+    if block.window:
+        context = min(context, block.window + LONGEST_CHUNK)
     pages = batch * pages_per_sequence(context)
-    shape = (pages, block.kv_heads, PAGE_TOKENS, round_up(block.head_dim, VECTOR))
-    buffers = [Buffer("k", dtype, shape), Buffer("v", dtype, shape)]
+    heads, widths = block.kv_heads, {"k": block.head_dim, "v": block.head_dim}
+    if block.latent:
+        heads, widths = 1, {"latent": block.latent.kv_rank, "k": block.latent.rope}
+    shape = (pages, heads, PAGE_TOKENS)
+    buffers = [Buffer(name, dtype, (*shape, round_up(width, VECTOR))) for name, width in widths.items()]
     if dtype == "int8":
-        buffers += [Buffer("k.scale", "float16", shape[:3]), Buffer("v.scale", "float16", shape[:3])]
+        buffers += [Buffer(f"{name}.scale", "float16", shape) for name in widths]
     return tuple(buffers)
 
 
@@ -63,22 +75,15 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: b
     in the same bytes) and `mask` its outlier columns. Every computing device has `x`, the residual stream.
     """
     buffers = [Buffer("x", "float32", (rows, spec.hidden))]
-    widths = [spec.hidden]
+    widths = [spec.hidden]  # of what is quantised for a linear to read
     if blocks:
-        block = max(spec.blocks, key=lambda b: (b.intermediate, b.qkv_rows))
-        up = block.intermediate * (2 if block.gated else 1)
-        widths += [block.q_rows, block.intermediate]
-        buffers += [
-            Buffer("qkv", "float32", (rows, block.qkv_rows)),
-            Buffer("attention", "float32", (rows, block.q_rows)),
-            Buffer("up", "float32", (rows, up)),
-            # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
-            Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(block.head_dim, VECTOR) + 2)),
-        ]
-        if block.gated:
-            buffers.append(Buffer("gated", "float32", (rows, block.intermediate)))
-        if block.rope:
-            buffers.append(Buffer("rotation", "float32", (rows, block.rope.dims)))
+        found = block_widths(spec)
+        widths += [found["attention"], found.get("gated", found["up"])]
+        buffers += [Buffer(name, "float32", (rows, width)) for name, width in found.items()]
+        block = spec.blocks[0]
+        value = block.latent.kv_rank if block.latent else block.head_dim
+        # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
+        buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(value, VECTOR) + 2)))
     if blocks or head:
         held = rows if blocks else max(batch, LOGIT_ROWS)
         widest = round_up(max(widths), K_MULTIPLE)
@@ -92,3 +97,37 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: b
     if head:
         buffers.append(Buffer("logits", "float32", (max(batch, LOGIT_ROWS), spec.vocab)))
     return tuple(buffers)
+
+
+def block_widths(spec: ModelSpec) -> dict[str, int]:
+    """Entries a token of the buffers that blocks pass through: the widest of any block."""
+    widths: dict[str, int] = {}
+    for block in set(spec.blocks):
+        up = block.intermediate * (2 if block.gated else 1)
+        found = {"qkv": block.qkv_rows, "attention": block.q_rows, "up": up}
+        if block.latent:
+            latent = block.latent
+            queries = block.heads * (latent.nope + latent.rope)
+            found |= {
+                "qkv": queries + latent.q_rank + latent.kv_rank + latent.rope,
+                "absorbed": block.heads * latent.kv_rank,
+            }
+            found["attention"] = block.heads * latent.value
+        if block.gated:
+            found["gated"] = block.intermediate
+        if block.rope:
+            found["rotation"] = block.rope.dims
+        if block.experts:  # tokens gathered for one expert, what it gives, and the router's choice
+            experts = block.experts
+            inner = max(experts.intermediate, experts.shared)
+            found |= {
+                "up": inner * (2 if block.gated else 1),
+                "gated": inner,
+                "gathered": block.hidden,
+                "sum": block.hidden,
+            }
+            found["routes"] = experts.count
+        if block.parallel:  # attention's output waits for the MLP's
+            found["side"] = block.hidden
+        widths |= {name: max(width, widths.get(name, 0)) for name, width in found.items()}
+    return dict(sorted(widths.items(), key=lambda item: ORDER.index(item[0])))

@@ -1,7 +1,8 @@
 """ModelSpec: a decoder-only language model as frozen data, read from a configuration alone (no weights, no torch).
 
-A model is a list of parts (`embed`, `blocks.N`, `norm`, `head`), the units of placement, and each part is a list of
-tensors with canonical names. Everything else follows from this: parameters, bytes, what the decoder executes.
+A model is a list of parts (`embed`, `blocks.N`, `norm`, `head`, and `blocks.N.experts` in a mixture of experts), the
+units of placement, and each part is a list of tensors with canonical names. Everything else follows from this: parameters,
+bytes, what the decoder executes.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Literal
 Norm = Literal["rms", "layer"]
 Positions = Literal["rope", "alibi", "none"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-Role = Literal["linear", "table", "small"]
+Role = Literal["linear", "table", "small", "kept"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,32 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 0
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): what is cached of a token is one vector of `kv_rank` entries
+    that all heads share and one rotated key of `rope` entries. `q_rank` 0: queries are projected directly."""
+
+    q_rank: int
+    kv_rank: int
+    nope: int  # entries of a head's query and key that are not rotated
+    rope: int
+    value: int  # entries of a head's value
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP: `active` of `count` for each token (Shazeer et al. 2017), and one MLP of
+    `shared` intermediate entries that every token passes (DeepSeekMoE), 0 for none."""
+
+    count: int
+    active: int
+    intermediate: int
+    shared: int = 0
+    shared_gate: bool = False  # Qwen2-MoE weighs the shared MLP by a sigmoid of one more row
+    router_bias: bool = False  # a number an expert: added to the router's choice or to its logits
+    bias: bool = False  # on the experts' own linears
 
 
 @dataclass(frozen=True)
@@ -46,6 +73,14 @@ class Block:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    window: int = 0  # tokens that attention looks back; 0: all
+    mlp_norm: bool = True  # False where attention and MLP read one norm, side by side
+    after_norms: bool = False  # a norm after attention and one after the MLP as well (Gemma 2)
+    qk_norm: bool = False  # RMSNorm of each head's query and key, one weight for all heads
+    sinks: bool = False  # a learned logit a head that takes attention from all tokens (gpt-oss)
+    parallel: bool = False  # attention and MLP both read the block's input
+    latent: Latent | None = None
+    experts: Experts | None = None
 
     @property
     def q_rows(self) -> int:
@@ -63,7 +98,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor by its canonical name. `linear` [out, in] and `table` [vocab, hidden] are quantised, `small` is not."""
+    """A tensor by its canonical name. `linear` [out, in] (or [experts, out, in]) and `table` [vocab, hidden] are quantised;
+    `kept` matrices stay in 16 bits, `small` ones in 32."""
 
     name: str
     shape: tuple[int, ...]
@@ -101,6 +137,8 @@ class ModelSpec:
     embed_norm: bool = False
     position_rows: int = 0  # learned positions: rows of their table (OPT keeps two more than its context)
     final_norm: bool = True
+    head_bias: bool = False
+    checkpoint_bytes: int = 0  # of all weights as published, where that is known; 0: count the parameters
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -111,10 +149,18 @@ class ModelSpec:
         norm_kind = self.blocks[0].norm
         if self.embed_norm:
             embed += _norm("norm", self.hidden, norm_kind)
-        blocks = [Part(f"blocks.{i}", block_tensors(block)) for i, block in enumerate(self.blocks)]
+        kinds = {block: (block_tensors(block), expert_tensors(block)) for block in set(self.blocks)}
+        blocks = []
+        for i, block in enumerate(self.blocks):
+            rest, experts = kinds[block]
+            blocks.append(Part(f"blocks.{i}", rest))
+            if experts:
+                blocks.append(Part(f"blocks.{i}.experts", experts))
         norm = Part("norm", tuple(_norm("norm", self.hidden, norm_kind)) if self.final_norm else ())
-        head = Part("head", () if self.tied else (Tensor("table", (self.vocab, self.hidden), "table"),))
-        return (Part("embed", tuple(embed)), *blocks, norm, head)
+        head = [] if self.tied else [Tensor("table", (self.vocab, self.hidden), "table")]
+        if self.head_bias:
+            head.append(Tensor("bias", (self.vocab,), "small"))
+        return (Part("embed", tuple(embed)), *blocks, norm, Part("head", tuple(head)))
 
     @cached_property
     def parameters(self) -> int:
@@ -124,25 +170,82 @@ class ModelSpec:
     def part(self, name: str) -> Part:
         return self._by_name[name]
 
+    def block_of(self, part: str) -> Block | None:
+        """The block that a part belongs to; None for the ends of the model."""
+        kind, _, number = part.partition(".")
+        return self.blocks[int(number.partition(".")[0])] if kind == "blocks" else None
+
+    def expert_count(self, part: str) -> int:
+        """Experts in a part; 0 where there are none."""
+        block = self.block_of(part) if part.endswith(".experts") else None
+        return block.experts.count if block and block.experts else 0
+
     @cached_property
     def _by_name(self) -> dict[str, Part]:
         return {part.name: part for part in self.parts}
 
 
 def block_tensors(block: Block) -> tuple[Tensor, ...]:
-    """The canonical tensors of one block: q, k, v as one linear, gate and up as one."""
-    linears = [
-        ("qkv", block.qkv_rows, block.hidden, block.qkv_bias),
-        ("out", block.hidden, block.q_rows, block.out_bias),
-        ("up", block.intermediate * (2 if block.gated else 1), block.hidden, block.mlp_bias),
-        ("down", block.hidden, block.intermediate, block.mlp_bias),
-    ]
-    tensors = [*_norm("attention_norm", block.hidden, block.norm), *_norm("mlp_norm", block.hidden, block.norm)]
-    for name, rows, columns, bias in linears:
-        tensors.append(Tensor(f"{name}.weight", (rows, columns), "linear"))
-        if bias:
-            tensors.append(Tensor(f"{name}.bias", (rows,), "small"))
+    """The canonical tensors of one block: q, k, v as one linear, gate and up as one. Of a mixture, all but its experts."""
+    names = ["attention_norm"] + ["mlp_norm"] * block.mlp_norm
+    names += ["after_attention_norm", "after_mlp_norm"] * block.after_norms
+    tensors = [tensor for name in names for tensor in _norm(name, block.hidden, block.norm)]
+    tensors += _latent(block, block.latent) if block.latent else _attention(block)
+    experts = block.experts
+    inner = block.intermediate if experts is None else experts.shared
+    if inner:
+        tensors += _linear("up", inner * (2 if block.gated else 1), block.hidden, block.mlp_bias)
+        tensors += _linear("down", block.hidden, inner, block.mlp_bias)
+    if experts is not None:
+        tensors.append(Tensor("router.weight", (experts.count, block.hidden), "kept"))
+        if experts.router_bias:
+            tensors.append(Tensor("router.bias", (experts.count,), "small"))
+        if experts.shared_gate:
+            tensors.append(Tensor("shared_gate.weight", (1, block.hidden), "kept"))
     return tuple(tensors)
+
+
+def expert_tensors(block: Block) -> tuple[Tensor, ...]:
+    """The experts of one block, side by side: the first axis counts them."""
+    experts = block.experts
+    if experts is None:
+        return ()
+    rows = experts.intermediate * (2 if block.gated else 1)
+    tensors = []
+    for name, shape in (("up", (rows, block.hidden)), ("down", (block.hidden, experts.intermediate))):
+        tensors.append(Tensor(f"experts.{name}.weight", (experts.count, *shape), "linear"))
+        if experts.bias:
+            tensors.append(Tensor(f"experts.{name}.bias", (experts.count, shape[0]), "small"))
+    return tuple(tensors)
+
+
+def _attention(block: Block) -> list[Tensor]:
+    tensors = _linear("qkv", block.qkv_rows, block.hidden, block.qkv_bias)
+    tensors += _linear("out", block.hidden, block.q_rows, block.out_bias)
+    if block.qk_norm:
+        tensors += [Tensor(f"{name}_norm.weight", (block.head_dim,), "small") for name in ("q", "k")]
+    if block.sinks:
+        tensors.append(Tensor("sinks", (block.heads,), "small"))
+    return tensors
+
+
+def _latent(block: Block, latent: Latent) -> list[Tensor]:
+    """Low-rank projections down are kept in 16 bits: all heads read what they give."""
+    queries = block.heads * (latent.nope + latent.rope)
+    if latent.q_rank:
+        tensors = [Tensor("q_down.weight", (latent.q_rank, block.hidden), "kept")]
+        tensors += [Tensor("q_norm.weight", (latent.q_rank,), "small"), *_linear("q", queries, latent.q_rank, False)]
+    else:
+        tensors = _linear("q", queries, block.hidden, False)
+    tensors.append(Tensor("kv_down.weight", (latent.kv_rank + latent.rope, block.hidden), "kept"))
+    tensors.append(Tensor("kv_norm.weight", (latent.kv_rank,), "small"))
+    tensors += _linear("kv", block.heads * (latent.nope + latent.value), latent.kv_rank, False)
+    return [*tensors, *_linear("out", block.hidden, block.heads * latent.value, False)]
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (rows, columns), "linear")
+    return [weight, Tensor(f"{name}.bias", (rows,), "small")] if bias else [weight]
 
 
 def _norm(name: str, size: int, kind: Norm) -> list[Tensor]:
