@@ -1,0 +1,452 @@
+"""Planning a hub id reads its config.json and the headers of its safetensors, never the weights: against a server on this
+host that answers as the hub does and counts what it sends."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from checkpoints import edit_config, llama
+
+from bigrun.checkpoint.hub import FIRST_BYTES, Headers, check
+from bigrun.errors import CheckpointError
+from bigrun.model.families import BY_NAME, spec_from_config
+
+RIG = ("--gpus", "none", "--cpu", "8GB")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+URL = re.compile(r"/(cdn/)?([\w-]+/[\w-]+)/resolve/([\w.-]+)/(.+)")
+SENT_AT_ONCE = 1 << 16
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+    sent: int = 0
+
+
+@dataclass
+class Answers:
+    """What the server does: repositories by (id, revision), and how it differs from a hub in good order."""
+
+    repos: dict[tuple[str, str], Path] = field(default_factory=dict)
+    status: int = 200
+    code: str = ""  # X-Error-Code
+    failing: str = ""  # the file that alone gets `status`; "": all
+    ignores_ranges: bool = False
+    cdn: str = ""  # where .safetensors redirect to, as large files do
+
+
+class Hub(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, answers: Answers):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.log = answers, list[Request]()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def sent(self) -> dict[str, int]:
+        """Bytes of bodies by file name."""
+        total: Counter[str] = Counter()
+        for request in self.log:
+            total[request.path.rpartition("/")[2]] += request.sent
+        return dict(total)
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        answers = self.server.answers
+        wanted = self.headers["Range"]
+        self.request_ = Request(self.command, self.path, wanted, self.headers["Authorization"])
+        self.server.log.append(self.request_)
+        match = URL.fullmatch(self.path)
+        if match is None:
+            return self._error(404, "RepoNotFound")
+        cdn, repo, revision, name = match.groups()
+        if answers.status != 200 and name.endswith(answers.failing):
+            return self._error(answers.status, answers.code)
+        if (repo, revision) not in answers.repos:
+            return self._error(404, "RevisionNotFound" if any(repo == r for r, _ in answers.repos) else "RepoNotFound")
+        path = answers.repos[repo, revision] / name
+        if not path.is_file():
+            return self._error(404, "EntryNotFound")
+        size = path.stat().st_size
+        if answers.cdn and not cdn and name.endswith(".safetensors"):
+            linked = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{name}"'}
+            return self._head(302, {"Location": f"{answers.cdn}/cdn{self.path}", "Content-Length": "0"} | linked)
+        start, stop, status, extra = 0, size, 200, {"ETag": f'"{name}-{size}"'}
+        if wanted and not answers.ignores_ranges:
+            low, high = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups()  # type: ignore[union-attr]
+            start, stop, status = int(low), min(int(high) + 1, size), 206
+            if start >= size:
+                return self._error(416, "")
+            extra["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        self._head(status, {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"} | extra)
+        if self.command == "GET":
+            self._send(path, start, stop)
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in ({"X-Repo-Commit": COMMIT} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _error(self, status: int, code: str) -> None:
+        self._head(status, {"Content-Length": "0"} | ({"X-Error-Code": code} if code else {}))
+
+    def _send(self, path: Path, start: int, stop: int) -> None:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            try:
+                for at in range(start, stop, SENT_AT_ONCE):
+                    self.request_.sent += self.wfile.write(stream.read(min(SENT_AT_ONCE, stop - at)))
+            except ConnectionError:  # the client has read enough
+                self.close_connection = True
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("models")
+    llama(home / "shards", max_shard_size="60KB")
+    llama(home / "one", hidden=256, intermediate=640, dtype="bfloat16")
+    return home
+
+
+@pytest.fixture
+def hub(models: Path) -> Iterator[Hub]:
+    repos = {("some/shards", "main"): models / "shards", ("some/one", "main"): models / "one"}
+    server = Hub(Answers(repos))
+    yield server
+    server.close()
+
+
+def environment(hub: Hub, cache: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return (
+        kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"} | more
+    )
+
+
+def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bigrun.cli", "plan", "--model", model, *RIG, "--json", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache, **more), timeout=60)
+
+
+def planned(done: subprocess.CompletedProcess[str]) -> Any:
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
+
+
+def ended(status: int, stdout: str, stderr: str, expected: int, words: tuple[str, ...]) -> None:
+    """The promise of every error: its status, and one line that says what is wrong."""
+    assert (status, stdout) == (expected, ""), stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert stderr.startswith("bigrun: "), stderr
+    assert "(a bug" not in stderr, stderr
+    assert all(word in stderr for word in words), stderr
+
+
+def parameters(folder: Path) -> int:
+    return spec_from_config(json.loads((folder / "config.json").read_text()), "x").parameters
+
+
+@pytest.mark.parametrize("name", ["shards", "one"])
+def test_a_plan_reads_the_configuration_and_the_headers_alone(
+    hub: Hub, models: Path, tmp_path: Path, name: str
+) -> None:
+    made = planned(plan(hub, tmp_path, f"some/{name}"))
+    assert made["parameters"] == parameters(models / name)
+    weights = {file.name: file.stat().st_size for file in (models / name).glob("*.safetensors")}
+    sent = hub.sent()
+    assert weights.keys() <= sent.keys(), "every header is read"
+    assert all(sent[file] <= FIRST_BYTES for file in weights)
+    assert not sent.keys() - weights.keys() - {"config.json", "model.safetensors.index.json", "model.safetensors"}
+    gets = [request for request in hub.log if request.method == "GET" and request.path.endswith(".safetensors")]
+    assert {request.range for request in gets} == {f"bytes=0-{FIRST_BYTES - 1}"}
+    if name == "one":
+        assert weights["model.safetensors"] > 3_000_000
+    else:
+        assert len(weights) > 3
+        assert sum(sent.values()) < 2 * sum(weights.values())
+
+
+def test_the_second_plan_is_made_offline_from_the_cached_configuration(hub: Hub, models: Path, tmp_path: Path) -> None:
+    first = planned(plan(hub, tmp_path, "some/one"))
+    asked = len(hub.log)
+    offline = planned(plan(hub, tmp_path, "some/one", HF_HUB_OFFLINE="1"))
+    assert len(hub.log) == asked
+    hub.answers.status = 500
+    down = planned(plan(hub, tmp_path, "some/one"))
+    assert len(hub.log) == asked + 1
+    hub.close()
+    gone = planned(plan(hub, tmp_path, "some/one"))
+    assert first["parameters"] == offline["parameters"] == down["parameters"] == gone["parameters"]
+
+
+def test_the_revision_is_passed_on(hub: Hub, models: Path, tmp_path: Path) -> None:
+    hub.answers.repos["some/one", "v2"] = models / "shards"
+    assert planned(plan(hub, tmp_path, "some/one", "--revision", "v2"))["parameters"] == parameters(models / "shards")
+    assert {URL.fullmatch(request.path)[3] for request in hub.log} == {"v2"}  # type: ignore[index]
+
+
+def test_large_files_are_read_where_they_redirect_to_and_the_token_stays(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    cdn = Hub(Answers(hub.answers.repos))
+    hub.answers.cdn = cdn.url
+    try:
+        planned(plan(hub, tmp_path, "some/one", HF_TOKEN="secret"))
+    finally:
+        cdn.close()
+    assert {request.token for request in hub.log} == {"Bearer secret"}
+    assert [(request.token, request.sent) for request in cdn.log] == [(None, FIRST_BYTES)]
+
+
+def test_a_catalog_name_needs_no_network(hub: Hub, tmp_path: Path) -> None:
+    for name in ("opt-6.7b", "facebook/opt-6.7b"):
+        planned(plan(hub, tmp_path, name))
+    assert not hub.log
+
+
+def header(folder: Path) -> dict[str, Any]:
+    """The header of a folder's model.safetensors."""
+    raw = (folder / "model.safetensors").read_bytes()
+    return dict(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]))
+
+
+def write(path: Path, head: Any, data: int | None = None, length: int | None = None, padding: int = 0) -> None:
+    """A safetensors file of zeros that take no space: what its header describes, or `data` bytes."""
+    raw = head if isinstance(head, bytes) else json.dumps(head).encode() + b" " * padding
+    path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw)
+    if data is None:
+        data = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
+    os.truncate(path, 8 + len(raw) + data)
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_long_header_and_a_server_that_ignores_ranges(hub: Hub, models: Path, tmp_path: Path, ignores: bool) -> None:
+    """270 MB of weights; the header's padding is more than one request brings."""
+    (tmp_path / "config.json").write_bytes((models / "one" / "config.json").read_bytes())
+    edit_config(tmp_path, vocab_size=2**18)
+    head, at = header(models / "one"), 0
+    head.pop("__metadata__")
+    for entry in head.values():
+        entry["shape"][0] = 2**18 if entry["shape"][0] == 320 else entry["shape"][0]
+        nbytes = 2 * entry["shape"][0] * (entry["shape"] + [1])[1]
+        entry["data_offsets"] = [at, at := at + nbytes]
+    write(tmp_path / "model.safetensors", head, padding=150_000)
+    hub.answers.repos["some/large", "main"] = tmp_path
+    hub.answers.ignores_ranges = ignores
+    assert planned(plan(hub, tmp_path / "cache", "some/large"))["parameters"] == parameters(tmp_path) > 2**27
+    gets = [request for request in hub.log if request.method == "GET" and request.path.endswith(".safetensors")]
+    assert len(gets) == 2
+    assert int(gets[1].range.partition("-")[0][6:]) == FIRST_BYTES  # type: ignore[union-attr]
+    if ignores:  # what the sockets between hold is sent, too
+        assert max(request.sent for request in gets) < 32 * 2**20
+    else:
+        assert 150_000 < sum(request.sent for request in gets) < 170_000
+
+
+GATED = {"status": 403, "code": "GatedRepo"}
+FAILURES: dict[str, tuple[dict[str, Any], str, int, str]] = {
+    "gated": (GATED, "some/one", 2, "some/one: gated"),
+    "no such model": ({}, "some/nothing", 2, "some/nothing: no such model"),
+    "no such revision": ({}, "some/one --revision v9", 2, "some/one: no such revision"),
+    "the server fails": ({"status": 500}, "some/one", 1, "500"),
+    "weights gated": (GATED | {"failing": ".safetensors"}, "some/one", 2, "some/one: gated"),
+    "weights fail": ({"status": 503, "failing": ".safetensors"}, "some/one", 1, "503"),
+    "no configuration": ({"status": 404, "code": "EntryNotFound", "failing": "config.json"}, "some/one", 1, "404"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES.values(), ids=FAILURES.keys())
+def test_a_hub_that_says_no(hub: Hub, tmp_path: Path, case: tuple[dict[str, Any], str, int, str]) -> None:
+    faults, call, status, words = case
+    vars(hub.answers).update(faults)
+    done = plan(hub, tmp_path, *call.split())
+    ended(done.returncode, done.stdout, done.stderr, status, (words,))
+
+
+def test_no_hub_at_all(hub: Hub, tmp_path: Path) -> None:
+    hub.close()
+    done = plan(hub, tmp_path, "some/one")
+    ended(done.returncode, done.stdout, done.stderr, 1, ("some/one: not in the local cache", "cannot be reached"))
+
+
+Case = tuple[Callable[[Path, dict[str, Any]], object], str]
+NORM = "model.norm.weight"
+FILE = "model.safetensors"
+
+
+def entry(**fields: Any) -> Callable[[Path, dict[str, Any]], object]:
+    """model.safetensors with these fields in the entry of the last norm, a vector of 256 in bfloat16."""
+
+    def damage(folder: Path, head: dict[str, Any]) -> None:
+        data = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
+        write(folder / FILE, head | {NORM: head[NORM] | fields}, data)
+
+    return damage
+
+
+def index(content: Any) -> Callable[[Path, dict[str, Any]], object]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda folder, _: (folder / f"{FILE}.index.json").write_text(text)
+
+
+def named(*files: Any) -> Callable[[Path, dict[str, Any]], object]:
+    return index({"weight_map": {str(number): file for number, file in enumerate(files)}})
+
+
+BAD: dict[str, Case] = {
+    "another shape": (entry(shape=[2, 128]), NORM),
+    "a layer missing": (lambda f, _: edit_config(f, num_hidden_layers=3), "layers.2"),
+    "a length of 2⁶⁴": (lambda f, h: write(f / FILE, h, length=2**64 - 1), FILE),
+    "a length of 26 MB": (lambda f, h: write(f / FILE, h, length=26_000_000), FILE),
+    "a length beyond the file": (lambda f, h: write(f / FILE, h, length=9_000_000), "ends before"),
+    "an empty file": (lambda f, _: (f / FILE).write_bytes(b""), "cut short"),
+    "four bytes": (lambda f, _: (f / FILE).write_bytes(b"four"), "ends before"),
+    "cut short": (lambda f, _: os.truncate(f / FILE, 1_000_000), "1000000 bytes"),
+    "no JSON": (lambda f, _: write(f / FILE, b'{"a', 0), "JSON"), "an array": (lambda f, _: write(f / FILE, b"[1]", 0), "JSON"),
+    "deep": (lambda f, _: write(f / FILE, b"[" * 90_000, 0), "JSON"),
+    "no UTF-8": (lambda f, _: write(f / FILE, b"{\xff", 0), "JSON"),
+    "no tensors": (lambda f, _: write(f / FILE, b"{}", 0), "missing"),
+    "an entry that is none": (lambda f, h: write(f / FILE, h | {NORM: 1}, 9), NORM),
+    "a shape of text": (entry(shape="256"), NORM), "a shape below zero": (entry(shape=[-256]), NORM),
+    "a fraction": (entry(shape=[256.0]), NORM), "true": (entry(shape=[256, True]), NORM),
+    "a shape without end": (entry(shape=[2**52] * 4), NORM), "no offsets": (entry(data_offsets=None), NORM),
+    "offsets below zero": (entry(data_offsets=[-512, 0]), NORM), "offsets reversed": (entry(data_offsets=[512, 0]), NORM),
+    "one offset": (entry(data_offsets=[512]), NORM), "too few bytes": (entry(data_offsets=[0, 510]), NORM),
+    "no dtype": (entry(dtype=16), NORM), "another dtype": (entry(dtype="F32"), NORM),
+    "a gap": (lambda f, h: write(f / FILE, {NORM: h[NORM] | {"data_offsets": [8, 520]}}), "gaps"),
+    "an index outside": (named("../x"), "'../x'"), "an absolute one": (named("/x"), "'/x'"),
+    "a backslash": (named("a\\b"), "index"), "a NUL": (named("a\0b"), "index"), "an index of numbers": (named(1), "weight_map"),
+    "of nothing": (named(), "0 files"), "of 2,001 files": (named(*map(str, range(2001))), "2001"),
+    "an index without files": (index({}), "weight_map"), "an index cut": (index('{"w'), "JSON"),
+    "a file of the index missing": (named(FILE, "x.safetensors"), "x.safetensors: missing"),
+    "a configuration too large": (lambda f, _: os.truncate(f / "config.json", 17 * 2**20), "larger than 16 MiB"),
+    "an index too large": (index(" " * (65 * 2**20)), "larger than 64 MiB"),
+}  # fmt: skip
+
+SCRIPT = """
+import json, sys
+from click.testing import CliRunner
+from bigrun.cli import main
+for arguments in json.load(sys.stdin):
+    done = CliRunner().invoke(main, arguments)
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bad(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """How a plan of each case ends; one process for all, since it is the process that takes the time."""
+    home, server, calls = tmp_path_factory.mktemp("bad"), Hub(Answers()), []
+    head = header(models / "one")
+    for number, (damage, _) in enumerate(BAD.values()):
+        folder = home / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_bytes((models / "one" / "config.json").read_bytes())
+        write(folder / FILE, head)
+        damage(folder, json.loads(json.dumps(head)))
+        server.answers.repos[f"bad/{number}", "main"] = folder
+        calls.append(["plan", "--model", f"bad/{number}", *RIG])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        env=environment(server, home / "cache"),
+    )
+    server.close()
+    assert done.returncode == 0, done.stderr
+    return dict(zip(BAD, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_headers_that_lie(bad: dict[str, tuple[int, str, str]], name: str) -> None:
+    ended(*bad[name], 4, (f"bad/{list(BAD).index(name)}: ", BAD[name][1]))
+
+
+def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigrun.checkpoint import hub
+
+    read = []
+    content = json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(2000)}}).encode()
+    monkeypatch.setattr(hub, "_read", lambda *_: (content, None))
+    monkeypatch.setattr(hub, "_header", lambda _repo, file, _revision: read.append(file) or (2**25, {}))
+    with pytest.raises(CheckpointError, match="256 MiB"):
+        hub.headers("some/one", None)
+    assert len(read) == 16
+
+
+def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
+    program = (
+        "from bigrun.checkpoint.hub import headers; from bigrun.checkpoint.open import model_spec\n"
+        "from bigrun.model.resolve import resolve; found = headers('some/one', None)\n"
+        "print(found.files, found.bytes, found.dtypes, len(found.shapes), found.shapes['model.norm.weight'])\n"
+        "print(model_spec(resolve('some/one')).checkpoint_bytes, headers('some/none', None))"
+    )
+    (tmp_path / "config.json").write_text("{}")  # and no safetensors
+    hub.answers.repos["some/none", "main"] = tmp_path
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(hub, tmp_path / "cache"))
+    count = parameters(models / "one")
+    said = [f"1 {2 * count} (('BF16', {count}),) {len(header(models / 'one')) - 1} (256,)", f"{2 * count} None"]
+    assert (done.stdout.splitlines(), done.stderr) == (said, "")
+
+
+def test_names_without_the_model_class_s_prefix(models: Path) -> None:
+    spec = spec_from_config(json.loads((models / "one" / "config.json").read_text()), "x")
+    full = {name: tuple(entry["shape"]) for name, entry in header(models / "one").items() if name != "__metadata__"}
+    bare = {name.removeprefix("model."): shape for name, shape in full.items()}
+    for shapes in (full, bare):
+        check(spec, Headers(1, 0, (), shapes), "some/one")
+    with pytest.raises(CheckpointError, match=r"tensor norm\.weight is missing"):
+        check(
+            spec, Headers(1, 0, (), {name: shape for name, shape in bare.items() if name != "norm.weight"}), "some/one"
+        )
+
+
+def test_a_family_without_a_list_of_tensors_has_its_parameters_counted(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    spec = spec_from_config(json.loads((models / "one" / "config.json").read_text()), "x")
+    monkeypatch.setitem(BY_NAME, "llama", replace(BY_NAME["llama"], sources=None))
+    for held in ({"BF16": 1.0}, {"BF16": 0.995, "I64": 5.0}, {"F16": 0.5, "F32": 0.7}, {"I32": 0.2, "F16": 0.1}):
+        counts = tuple((dtype, int(share * spec.parameters)) for dtype, share in held.items())
+        check(spec, Headers(1, 0, counts, {}), "some/one")
+    twice = Headers(1, 0, (("BF16", int(1.3 * spec.parameters)),), {"lm_head.weight": (int(0.3 * spec.parameters), 1)})
+    check(replace(spec, tied=True), twice, "some/one")
+    for share in (0.5, 1.5):
+        with pytest.raises(CheckpointError, match="describes"):
+            check(spec, Headers(1, 0, (("BF16", int(share * spec.parameters)),), {}), "some/one")
