@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from bigrun.sizes import format_size
 WARM_TOKENS = 4
 
 
-def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: int, batch: int) -> dict[str, Any]:
-    """The JSON object of `bench`. `open_runner(context)` loads the model; speeds are totals over `batch` sequences.
+def measure(
+    open_runner: Callable[..., Any], prompt_tokens: int, new_tokens: int, batch: int, learn: Path | None = None
+) -> dict[str, Any]:
+    """The JSON object of `bench`. `open_runner(context, prompt_tokens)` loads the model; speeds are totals over `batch`
+    sequences. `learn` is a host file to keep the run in.
 
     A short warm-up compiles and touches what it must; then one prefill and the median of `new_tokens` decode steps.
     `host_growth_bytes` is what the process grew by from warm kernels on: what the plan's host bytes are held against.
@@ -26,7 +30,7 @@ def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: i
     roof = read_bandwidth()
     stop = watch_memory()
     context = max(prompt_tokens + new_tokens, WARM_TOKENS + 1)
-    with open_runner(context) as runner:
+    with open_runner(context, min(prompt_tokens, context)) as runner:
         executor, vocab = runner.executor, runner.spec.vocab
         sequences = range(batch)
         _fill(executor, sequences, WARM_TOKENS, vocab)
@@ -47,6 +51,10 @@ def measure(open_runner: Callable[[int], Any], prompt_tokens: int, new_tokens: i
         step_bytes = decode_bytes(runner, prompt_tokens + new_tokens // 2)
         plan = runner.plan
         planned = {d.name: d.used_bytes - d.reserve_bytes for d in plan.devices}
+        if learn is not None:
+            from bigrun.learning import teach
+
+            teach(learn, runner, prefill, step, prompt_tokens, prompt_tokens + new_tokens // 2)
         return {
             "model": plan.model,
             "prompt_tokens": prompt_tokens,
@@ -88,12 +96,14 @@ def decode_bytes(runner: Any, length: int) -> int:
 def describe(report: dict[str, Any]) -> str:
     """The report for a person."""
     reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
+    predicted = {name: f"{report['predicted'][f'{name}_tokens_per_s']:.3g} predicted" for name in ("prefill", "decode")}
     lines = [
         f"{report['model']}: {report['prompt_tokens']} + {report['new_tokens']} tokens, batch {report['batch']}, "
         f"{report['kernels']}",
-        f"  prefill   {report['prefill_tokens_per_s']:10.1f} tokens/s",
-        f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {report['decode_bytes_per_s'] / 1e9:.1f} GB/s, "
-        f"{reached:.0%} of the {report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",
+        f"  prefill   {report['prefill_tokens_per_s']:10.1f} tokens/s   {predicted['prefill']}",
+        f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {predicted['decode']}",
+        f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {reached:.0%} of the "
+        f"{report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",
         f"  load      {report['load_seconds']:10.2f} s",
         f"  memory    {format_size(report['host_growth_bytes'])} grown, {format_size(report['planned_host_bytes'])} planned; "
         f"peak of the process {format_size(report['peak_host_bytes'])}",

@@ -76,6 +76,10 @@ rig_options = _options(
     click.option("--cpu", metavar="SIZE", help="Host memory to use. Default: what is available, less a reserve."),
     click.option("--disk", metavar="SIZE", help="Disk space for what fits nowhere else. Default: none."),
     click.option("--max-memory", metavar="JSON", help='Budgets as accelerate has them: {"0": "24GB", "cpu": "64GB"}.'),
+    click.option(
+        "--rig", metavar="FILE", help="The devices as a YAML or JSON file, with their speeds if you know them."
+    ),
+    click.option("--host", metavar="FILE", help="What `bigrun info` measured. Default: this host's own, if any; none."),
     click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
     click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
     click.option("--weights", default="int8", show_default=True, metavar="FORM", help="int8, 16bit or float32."),
@@ -108,7 +112,15 @@ def main() -> None:
 @main.command("plan")
 @rig_options
 @as_json
-def plan_command(as_json: bool, **given: Any) -> None:
+@click.option("--prompt-tokens", type=int, metavar="P", help="Of a request's prompt. Default: 3/4 of the context.")
+@click.option(
+    "--solve", metavar="WHAT", help="context (the longest), batch (the largest), gpus (how many of the card)."
+)
+@click.option("--what-if", metavar="CHANGE", help="The plan after it, beside today's: +1xRTX4090, -1x24GB, cpu=128GB.")
+@click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
+@click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
+@click.option("--svg", metavar="FILE", help="A picture of the plan.")
+def plan_command(as_json: bool, svg: str | None, compare: str | None, **given: Any) -> None:
     """Show what would go where, to the byte, and how fast it would be. Loads nothing.
 
     Exit status 3 if the model does not fit.
@@ -117,13 +129,39 @@ def plan_command(as_json: bool, **given: Any) -> None:
 
     for name in ("quiet", "debug"):
         given.pop(name)
+    if compare not in (None, "accelerate"):
+        raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
     made = plan(**_rig(given))
+    if svg:
+        _write_svg(made, svg)
+    other = _compared(made, given) if compare else None
     if as_json:
-        print(made.to_json())
+        print(json.dumps({**made.to_dict(), **({"accelerate": other} if compare else {})}, indent=1))
     else:
-        _print(made)
+        _print(made, other)
     if not made.fits:
         raise PlanDoesNotFit(f"{made.model} does not fit: {made.hint}")
+
+
+def _write_svg(made: Any, path: str) -> None:
+    from bigrun.planning.picture import plan_svg
+
+    try:
+        Path(path).write_text(plan_svg(made), encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
+
+
+def _compared(made: Any, given: dict[str, Any]) -> Any:
+    from bigrun.checkpoint.open import model_config
+    from bigrun.model.resolve import resolve
+    from bigrun.planning.compare import accelerate_plan
+    from bigrun.runner import planning_inputs
+
+    if any(given[name] is not None for name in ("solve", "what_if", "target")):
+        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
+    config = model_config(resolve(given["model"]), given["revision"])
+    return accelerate_plan(made, *planning_inputs(**given), config)
 
 
 @main.command()
@@ -169,13 +207,25 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
 @as_json
 @click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P")
 @click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N")
-def bench(as_json: bool, prompt_tokens: int, new_tokens: int, **given: Any) -> None:
+@click.option("--learn", is_flag=True, help="Keep what this run took, for the predictions of later plans on this host.")
+def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **given: Any) -> None:
     """Measure a run: prefill and decode speed, load time, memory, and the bandwidth reached beside this host's."""
     from bigrun.bench import measure
+    from bigrun.hostfile import learning_path
 
     if given.pop("context") is not None:
         raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
-    report = measure(lambda context: _runner({**given, "context": context}), prompt_tokens, new_tokens, given["batch"])
+
+    def open_runner(context: int, prompt: int) -> Any:
+        return _runner({**given, "context": context, "prompt_tokens": prompt})
+
+    path = None
+    if learn:
+        from bigrun.learning import known
+
+        path = learning_path(given["host"])
+        known(path)  # before a long load, not after it
+    report = measure(open_runner, prompt_tokens, new_tokens, given["batch"], path)
     if as_json:
         print(json.dumps(report))
     else:
@@ -215,12 +265,15 @@ def perplexity_command(
 
 @main.command()
 @as_json
+@click.option(
+    "--host", type=click.Path(path_type=Path), metavar="FILE", help="Where to keep it. Default: a cache folder."
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def info(as_json: bool, debug: bool) -> None:
-    """What this rig is: devices, memory, the CPU's kernels, and the memory bandwidth measured now."""
+def info(as_json: bool, host: Path | None, debug: bool) -> None:
+    """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
     from bigrun.info import describe, gather
 
-    found = gather()
+    found = gather(host)
     print(json.dumps(found) if as_json else describe(found))
 
 
@@ -256,15 +309,17 @@ def _prompt(prompt: str | None) -> str:
     return prompt
 
 
-def _print(made: Any) -> None:
+def _print(made: Any, other: Any) -> None:
     from rich.console import Console
 
-    from bigrun.planning.report import plan_view
+    from bigrun.planning.report import compared_view, plan_view
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(plan_view(made, console.width))
+    if other is not None:
+        console.print(compared_view(other))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What this process and this host are doing: memory in use, and how fast memory can be read."""
+"""What this process and this host are doing: memory in use, and how fast it reads, multiplies and copies."""
 
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def host_bytes() -> int:
@@ -70,3 +73,77 @@ def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
         read_all(data)
         times.append(time.perf_counter() - start)
     return nbytes / min(times)
+
+
+def wide_rate(rounds: int = 3) -> float:
+    """Multiply-adds/s of a prompt with 16-bit weights: the kernel that --weights 16bit runs, from the cache."""
+    import numpy as np
+
+    from bigrun_kernels.cpu import threads
+
+    threads.prepare()
+    from bigrun_kernels.cpu.float_dot import linear_float
+
+    rows, columns, tokens = 256, 1024, 64
+    x = np.ones((tokens, columns), np.float32)
+    weights, out = np.full((rows, columns), 0x3C00, np.uint16), np.empty((tokens, rows), np.float32)
+    arguments = (x, weights, False, np.empty(0, np.float32), out, False)
+    linear_float(*arguments)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(4):
+            linear_float(*arguments)
+        times.append((time.perf_counter() - start) / 4)
+    return rows * columns * tokens / min(times)
+
+
+def disk_bandwidth(folder: Path, nbytes: int = 256 * 2**20) -> float:
+    """Bytes/s that a file in this folder is read with, from the disk and not from the page cache; 0 where the folder
+    cannot hold it. The file is written first, and removed."""
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix="bigrun-disk-")
+    except OSError:
+        return 0.0
+    try:
+        piece = os.urandom(2**20)
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            for _ in range(nbytes // len(piece)):
+                file.write(piece)
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(name, "rb", buffering=0) as file:
+            buffer = bytearray(8 * 2**20)
+            start = time.perf_counter()
+            while file.readinto(buffer):
+                pass
+            return nbytes / (time.perf_counter() - start)
+    except OSError:
+        return 0.0
+    finally:
+        os.unlink(name)
+
+
+def copy_bandwidths(nbytes: int = 128 * 2**20) -> dict[str, float]:
+    """GPU → bytes/s of a copy to it from pinned memory; empty without GPUs."""
+    from bigrun.probe import probe_gpus
+
+    found = probe_gpus()
+    if not found:
+        return {}
+    import torch
+
+    source = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    rates = {}
+    for number in range(len(found)):
+        target = torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
+        times = []
+        for _ in range(4):
+            torch.cuda.synchronize(number)
+            start = time.perf_counter()
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize(number)
+            times.append(time.perf_counter() - start)
+        rates[f"cuda:{number}"] = nbytes / min(times)
+        del target
+    return rates

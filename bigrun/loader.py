@@ -74,14 +74,14 @@ def _names(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     if checkpoint.dialect != "hf":
         return ""
     for prefix in BY_NAME[spec.family].prefixes:
-        wanted = BY_NAME[spec.family].sources(spec, "embed", "hf")["table"][0].name
+        wanted = BY_NAME[spec.family].tensors(spec, "embed", "hf")["table"][0].name
         if wanted.removeprefix(prefix) in checkpoint.tensors and not (prefix and wanted in checkpoint.tensors):
             return prefix
     return ""
 
 
 def _sources(prefix: str, checkpoint: Checkpoint, spec: ModelSpec, part: Part) -> dict[str, tuple[Source, ...]]:
-    found = BY_NAME[spec.family].sources(spec, part.name, checkpoint.dialect)
+    found = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
     if not prefix:
         return found
     return {

@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.model.families import BY_NAME
 from bigrun.model.layout import Storage
 from bigrun.model.resolve import DEFAULT, resolve
 from bigrun.model.spec import ModelSpec
@@ -43,11 +45,13 @@ class Generation:
 
 
 def make_options(
-    spec: ModelSpec, context: int | None, batch: int, weights: str, head: str, skip: Sequence[str], kv: str
-) -> Options:
+    spec: ModelSpec, context: int | None, batch: int, weights: str, head: str, skip: Sequence[str], kv: str,
+    prompt_tokens: int | None = None,
+) -> Options:  # fmt: skip
     """The planner's options; the context defaults to what the model has, 2,048 tokens at most."""
     storage = Storage(weights, head, tuple(skip), spec.checkpoint_dtype)
-    return Options(min(DEFAULT_CONTEXT, spec.context_limit) if context is None else context, batch, storage, kv)
+    tokens = min(DEFAULT_CONTEXT, spec.context_limit) if context is None else context
+    return Options(tokens, batch, storage, kv, prompt_tokens)
 
 
 def plan(
@@ -64,21 +68,62 @@ def plan(
     kv: str = "16bit",
     virtual: bool = False,
     revision: str | None = None,
+    *,
+    rig: str | Path | None = None,
+    host: str | Path | None = None,
+    prompt_tokens: int | None = None,
+    solve: str | None = None,
+    what_if: str | None = None,
+    target: str | None = None,
 ) -> Plan:
     """A dry run: the Plan of a model on a rig, from its configuration alone (no weights, no torch).
 
-    Sizes are "24GB" (10⁹), "24GiB" (2³⁰) or bytes. A plan that does not fit is returned too, with `fits` False.
+    Sizes are "24GB" (10⁹), "24GiB" (2³⁰) or bytes. A plan that does not fit is returned too, with `fits` False. `rig` is a
+    file that describes the devices, `host` one with what was measured (docs/planning.md). A question (`solve`: context,
+    batch or gpus; `what_if`: "+1xRTX4090"; `target`: "5tok/s") gives the plan that answers it, with `answer`.
     """
-    from bigrun.checkpoint.open import model_spec
+    from bigrun.planning import questions
     from bigrun.planning.planner import make_plan
 
+    if sum(question is not None for question in (solve, what_if, target)) > 1:
+        raise CallError("--solve, --what-if and --target are questions of their own: ask one at a time")
+    if solve == "context" and context is not None:
+        raise CallError("--solve context finds the context: leave out --context")
+    if solve == "batch" and batch != 1:
+        raise CallError("--solve batch finds the batch: leave out --batch")
+    spec, devices, options = planning_inputs(
+        model, gpus, cpu, disk, max_memory, context, batch, weights, head, skip, kv, virtual, revision, rig, host,
+        prompt_tokens,
+    )  # fmt: skip
+    if solve is not None:
+        made = questions.solve(solve, spec, devices, options)
+    elif what_if is not None:
+        made = questions.what_if(what_if, spec, devices, options)
+    elif target is not None:
+        made = questions.target(target, spec, devices, options)
+    else:
+        made = make_plan(spec, devices, options)
+    return replace(made, model_id=model, revision=revision)
+
+
+def planning_inputs(
+    model: str, gpus: str | None = None, cpu: str | int | None = None, disk: str | int | None = None,
+    max_memory: Mapping[int | str, str | int] | None = None, context: int | None = None, batch: int = 1,
+    weights: str = "int8", head: str = "int8", skip: Sequence[str] = (), kv: str = "16bit", virtual: bool = False,
+    revision: str | None = None, rig: str | Path | None = None, host: str | Path | None = None,
+    prompt_tokens: int | None = None, **_: Any,
+) -> tuple[ModelSpec, Rig, Options]:  # fmt: skip
+    """What the planner takes, from what the user gave."""
+    from bigrun.checkpoint.open import model_spec
+
     spec = model_spec(resolve(model), revision)
-    rig = make_rig(gpus, cpu, disk, max_memory, virtual)
-    return make_plan(spec, rig, make_options(spec, context, batch, weights, head, skip, kv))
+    devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
+    return spec, devices, make_options(spec, context, batch, weights, head, skip, kv, prompt_tokens)
 
 
 class Runner:
-    """A model, loaded. A context manager; `close()` gives its memory back.
+    """A model, loaded. A context manager; `close()` gives its memory back. `plan` is one made before (Plan.load): then it
+    says what goes where, and the options of rig and storage are its own.
 
     Loads on construction: PlanDoesNotFit before anything is read, CheckpointError if the files are bad. `threads` is the
     number of CPU threads (None: all cores). One Runner serves one caller at a time; several can live in a process.
@@ -86,7 +131,7 @@ class Runner:
 
     def __init__(
         self,
-        model_id: str = DEFAULT,
+        model_id: str | None = None,
         max_memory: Mapping[int | str, str | int] | None = None,
         context: int | None = None,
         batch: int = 1,
@@ -104,23 +149,44 @@ class Runner:
         virtual: bool = False,
         progress: bool = True,
         revision: str | None = None,
+        rig: str | Path | None = None,
+        host: str | Path | None = None,
+        prompt_tokens: int | None = None,
+        plan: Plan | None = None,
     ):
         from bigrun.checkpoint.open import open_checkpoint
         from bigrun.planning.planner import make_plan
+        from bigrun.planning.replay import check_plan, options_of
 
         check_arithmetic(mode, threshold, threads)
         started = time.perf_counter()
-        self.model = resolve(model_id)
-        rig = make_rig(gpus, cpu, disk, max_memory, virtual)
-        self.checkpoint, self.spec = open_checkpoint(self.model, revision)
-        self.options = make_options(self.spec, context, batch, weights, head, skip, kv)
-        self.plan = make_plan(self.spec, rig, self.options)
+        if plan is not None:
+            given = (max_memory, context, gpus, cpu, disk, rig, host, prompt_tokens)
+            if any(option is not None for option in given) or (batch, weights, head, kv) != (
+                1,
+                "int8",
+                "int8",
+                "16bit",
+            ):
+                raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
+            self.model = resolve(model_id or plan.model_id or plan.model)
+            self.checkpoint, self.spec = open_checkpoint(self.model, revision or plan.revision)
+            self.options = options_of(plan, self.spec)
+            check_plan(plan, self.spec, self.options)
+            self.plan = plan
+        else:
+            self.model = resolve(model_id or DEFAULT)
+            devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
+            self.checkpoint, self.spec = open_checkpoint(self.model, revision)
+            self.options = make_options(self.spec, context, batch, weights, head, skip, kv, prompt_tokens)
+            made = make_plan(self.spec, devices, self.options)
+            self.plan = replace(made, model_id=model_id or DEFAULT, revision=revision)
         self.threads = threads
-        self._load(rig, mode, threshold, progress)
+        self._load(mode, threshold, progress)
         self.load_seconds = time.perf_counter() - started
 
-    def _load(self, rig: Rig, mode: str, threshold: float, progress: bool) -> None:
-        check_runnable(self.plan)
+    def _load(self, mode: str, threshold: float, progress: bool) -> None:
+        check_runnable(self.plan, self.spec)
         from bigrun.execute.executor import Arithmetic, Executor
         from bigrun.host import host_bytes
         from bigrun.loader import load
@@ -135,7 +201,7 @@ class Runner:
         how = Arithmetic(chosen, chosen, threshold)
         warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
         self.warm_bytes = host_bytes()
-        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in rig.devices if d.kind != "disk"}
+        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in self.plan.devices if d.kind != "disk"}
         parts = load(self.checkpoint, self.spec, self.plan, Ledger(self.spec, self.options).layouts, self.memories)
         with loading(parts, self.checkpoint, self.spec, progress) as shown:
             self.executor = Executor(self.spec, self.plan, shown, self.memories, cpu_ops(), how)
@@ -301,10 +367,18 @@ def check_arithmetic(mode: str, threshold: float, threads: int | None) -> None:
         raise CallError(f"--threads {threads}: give at least 1")
 
 
-def check_runnable(plan: Plan) -> None:
+def check_runnable(plan: Plan, spec: ModelSpec) -> None:
     """PlanDoesNotFit, or CallError for a plan of what this version cannot run."""
     if not plan.fits:
         raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
+    if BY_NAME[plan.family].sources is None:
+        raise CallError(f"{plan.model}: models of the family {plan.family} can be planned but not run yet")
+    window = min((block.window for block in spec.blocks if block.window), default=plan.context_tokens)
+    if window < plan.context_tokens:
+        raise CallError(
+            f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "
+            f"be planned but not run yet: give --context {window} at most"
+        )
     if any(placement.stored_on == "disk" for placement in plan.placements):
         raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
     real = [device.name for device in plan.devices if device.kind == "gpu" and device.parts and not device.virtual]

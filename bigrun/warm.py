@@ -39,7 +39,7 @@ class TinyCheckpoint:
         self.like = like
         self.config: Mapping[str, Any] = {}
         sources = [
-            s for p in spec.parts for group in BY_NAME[spec.family].sources(spec, p.name, "hf").values() for s in group
+            s for p in spec.parts for group in BY_NAME[spec.family].tensors(spec, p.name, "hf").values() for s in group
         ]
         self.tensors: Mapping[str, TensorInfo] = {s.name: TensorInfo("", s.shape, 0, True, self.where) for s in sources}
 
@@ -82,7 +82,7 @@ def warm_up(
 
     kinds = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
     storage = Storage(options.storage.weights, options.storage.head, (), options.storage.checkpoint_dtype)
-    small = replace(options, context=CONTEXT, batch=1, storage=storage)
+    small = replace(options, context=CONTEXT, batch=1, storage=storage, prompt=None)
     seen = {}
     for name in kinds.values():
         rows = checkpoint.rows(name, 0, 1)

@@ -55,7 +55,7 @@ def test_a_plan_that_fits_says_so_with_its_size_and_speed(fits: Plan) -> None:
     for words in ("176.2 B parameters in int8", "177 GB", "2,048 tokens of context", " fits "):
         assert words in title
     assert "does not fit" not in text
-    for words in ("tokens/s decoding", "tokens/s of prompt", "s to load", "assumed: "):
+    for words in ("tokens/s decoding", "tokens/s of prompt", " to load", "assumed: "):
         assert words in text
     assert "no place for" not in text
 

@@ -1,48 +1,131 @@
-"""The cost model, first form: bytes over bandwidth and operations over rate, part after part, and hops between devices.
+"""The cost model: what each part of a step is made of, and the seconds that a device takes for it.
 
-Decode reads every weight and the keys and values of a full context once a step; prefill does two operations for each
-weight and token. These are roofs of the devices as named or assumed, not measurements of this host.
+A step of some tokens through a part reads its weights once, multiplies, attends to keys and values, and passes entries
+through norms and quantisers; `Rates` says how fast a device does each of these (rates.py), and `seconds` puts them
+together. Everything here is arithmetic on the spec: no clock, no device.
+
+Mixtures of experts: T tokens that choose k of E experts evenly touch E·(1 − (1 − k/E)^T) of them, and read only those.
 """
 
-from bigrun.model.spec import ModelSpec
+import math
+from dataclasses import dataclass
+
+from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Placement, Predicted
-from bigrun.rig import ASSUMED_CPU, ASSUMED_DISK, GB, Rig
+from bigrun.rates import Rates
 
-HOP_SECONDS = 20e-6  # a copy of some kilobytes between devices, mostly its launch
+LAUNCH = 20e-6  # seconds of a copy between devices, beside its bytes
+LOCAL = 2e-6  # the same between memories of the host
 
 
-def predict(spec: ModelSpec, rig: Rig, ledger: Ledger, placements: tuple[Placement, ...], chunk: int) -> Predicted:
-    """Prediction of a complete placement."""
-    decode = prefill = 0.0
-    batch, previous = ledger.options.batch, ""
-    for placement in placements:
-        tied_head = placement.part == "head" and spec.tied
-        part = spec.part("embed" if tied_head else placement.part)
-        matrices = sum(
-            t.count for t in part.tensors if t.role == "linear" or (t.role == "table" and _is_head(placement))
+@dataclass(frozen=True)
+class Work:
+    """What one step of one part is made of: bytes of weights and of keys and values that are read, multiply-adds of
+    linears (`wide`: not with int8 weights) and of attention, entries that pass elementwise operations."""
+
+    weights: float = 0.0
+    cache: float = 0.0
+    products: float = 0.0
+    attention: float = 0.0
+    elements: float = 0.0
+    wide: bool = False
+
+
+def seconds(work: Work, rates: Rates) -> float:
+    """Seconds of a step of a part that is resident where it is computed."""
+    linear = rates.together(work.weights / rates.read, work.products / (rates.wide if work.wide else rates.int8))
+    attention = rates.together(work.cache / rates.cache, work.attention / rates.attention)
+    return linear + attention + work.elements / rates.elements + (rates.block if work.products else 0.0)
+
+
+def streamed_seconds(work: Work, nbytes: float, rates: Rates, link: float) -> float:
+    """The same where `nbytes` of weights, keys and values are copied over a link meanwhile, slot by slot."""
+    return max(nbytes / link, seconds(work, rates)) + LAUNCH
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of one kind: `steps` of `rows` tokens each, which see `seen` tokens on average (all sequences' in decode, one's
+    in prefill); logits of `logits` rows a step."""
+
+    name: str
+    steps: int
+    rows: float
+    seen: float
+    logits: int
+
+
+def decode_phase(batch: int, context: int) -> Phase:
+    """A step of every sequence at the end of its context."""
+    return Phase("decode", 1, batch, context, batch)
+
+
+def prefill_phase(prompt: int, chunk: int) -> Phase:
+    """A prompt in chunks: a token sees half of it on average."""
+    steps = -(-prompt // chunk)
+    return Phase("prefill", steps, prompt / steps, (prompt + 1) / 2, 1)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The work of a model's parts in one phase."""
+
+    ledger: Ledger
+    phase: Phase
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.ledger.spec
+
+    def work(self, part: str) -> Work:
+        """One step of a whole part. A block's experts are a part of their own."""
+        block = self.spec.block_of(part)
+        nbytes = self.ledger.weights("embed" if part == "head" and self.spec.tied else part)
+        wide = self.ledger.wide(part)
+        if block is None:
+            return self._end(part, nbytes, wide)
+        return (self._experts if part.endswith(".experts") else self._block)(part, block, nbytes, wide)
+
+    def _end(self, part: str, nbytes: int, wide: bool) -> Work:
+        if part == "head":
+            rows = min(self.phase.logits, self.phase.rows)
+            return Work(nbytes, 0.0, rows * self.spec.vocab * self.spec.hidden, 0.0, rows * self.spec.hidden, wide)
+        rows = self.phase.rows if part == "embed" else self.phase.logits
+        return Work(elements=rows * self.spec.hidden)
+
+    def _block(self, part: str, block: Block, nbytes: int, wide: bool) -> Work:
+        rows = self.phase.rows
+        linear = sum(t.count for t in self.spec.part(part).tensors if t.role in ("linear", "kept"))
+        seen = min(self.phase.seen, block.window) if block.window else self.phase.seen
+        entries = 2 * block.head_dim * block.heads
+        if block.latent:  # queries meet the cached vector itself (the absorbed form)
+            entries = block.heads * (2 * block.latent.kv_rank + block.latent.rope)
+        inner = block.intermediate if block.experts is None else block.experts.shared
+        widths = 4 * block.hidden + block.qkv_rows + block.q_rows + 3 * inner
+        cache = self.ledger.kv(part) / max(1, self.ledger.kept_tokens(block)) * seen
+        return Work(
+            weights=nbytes,
+            cache=cache if self.phase.name == "decode" else cache / self.ledger.options.batch,
+            products=rows * linear,
+            attention=rows * seen * entries,
+            elements=rows * widths,
+            wide=wide,
         )
-        stored = rig.device(placement.stored_on)
-        for phase, device_name in (("decode", placement.decode_on), ("prefill", placement.prefill_on)):
-            rates = rig.device(device_name).rates
-            read = ledger.weights(part.name) if matrices else 0
-            seconds = read / stored.rates.bandwidth if stored.kind == "disk" else read / rates.bandwidth
-            rate = rates.int8 if placement.stored_as == "int8" else rates.fp16
-            if phase == "decode":
-                decode += max(seconds + ledger.kv(placement.part) / rates.bandwidth, 2 * matrices * batch / rate)
-                decode += HOP_SECONDS if previous and previous != device_name else 0
-                previous = device_name
-            else:  # one chunk of the prompt; its head is computed for the last position alone
-                rows = batch if _is_head(placement) else chunk
-                prefill += max(seconds, 2 * matrices * rows / rate)
-    load = spec.parameters * (4 if spec.checkpoint_dtype == "float32" else 2) / ASSUMED_DISK.bandwidth
-    assumptions = (
-        *rig.assumptions,
-        f"cpu reads {ASSUMED_CPU.bandwidth / GB:.0f} GB/s, disk {ASSUMED_DISK.bandwidth / GB:.0f} GB/s (assumed, not measured)",
-        "speeds are roofs: bytes over bandwidth and operations over rate",
-    )
-    return Predicted(chunk / prefill, batch / decode, load, assumptions)
 
+    def _experts(self, part: str, block: Block, nbytes: int, wide: bool) -> Work:
+        experts = block.experts
+        assert experts is not None, "a part of experts belongs to a mixture"
+        rows, share = self.phase.rows, experts.active / experts.count
+        touched = 1.0 - (1.0 - share) ** rows
+        linear = sum(t.count for t in self.spec.part(part).tensors if t.role == "linear") * share
+        return Work(
+            weights=nbytes * touched,
+            products=rows * linear,
+            elements=rows * experts.active * (2 * block.hidden + 3 * experts.intermediate),
+            wide=wide,
+        )
 
-def _is_head(placement: Placement) -> bool:
-    return placement.part == "head"
+    def hop(self, link: float) -> float:
+        """Seconds that the residual stream of a step takes from one device to the next."""
+        launch = LOCAL if math.isinf(link) else LAUNCH
+        return launch + self.phase.rows * self.spec.hidden * 4 / link

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bigrun.model.layout import Layout, layout
-from bigrun.model.memory import kv_buffers, kv_dtype, step_buffers, total
-from bigrun.model.spec import ModelSpec
+from bigrun.model.layout import ALIGNMENT, Layout, layout, round_up
+from bigrun.model.memory import PAGE_TOKENS, kv_buffers, kv_dtype, step_buffers, total
+from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import Options
 
 
@@ -29,21 +29,57 @@ class Ledger:
             result[part.name] = replace(cache[key], part=part.name)
         return result
 
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """Part → a number that parts share where everything about them is equal but their place."""
+        numbers: dict[tuple, int] = {}
+        result = {}
+        for part in self.spec.parts:
+            layout = self.layouts[part.name]
+            block = self.spec.block_of(part.name)
+            ends = part.name if block is None else part.name.endswith(".experts")
+            key = (block, ends, layout.nbytes, layout.stored_as)
+            result[part.name] = numbers.setdefault(key, len(numbers))
+        return result
+
     def weights(self, part: str) -> int:
         return self.layouts[part].nbytes
 
+    def slice_bytes(self, part: str, experts: int) -> int:
+        """Some of the experts of a part: each array's share, at its own boundary."""
+        count = self.spec.expert_count(part)
+        return sum(round_up(-(-a.nbytes * experts // count), ALIGNMENT) for a in self.layouts[part].arrays)
+
+    def wide(self, part: str) -> bool:
+        """Whether a part's linears are kept in 16 or 32 bits."""
+        stored = self.layouts["embed" if part == "head" and self.spec.tied else part].stored_as
+        return stored != "int8"
+
     @cached_property
-    def _kv(self) -> dict:
+    def _kv(self) -> dict[Block, int]:
         dtype = kv_dtype(self.options.kv, self.options.storage.weights)
         context, batch = self.options.context, self.options.batch
         return {block: total(kv_buffers(block, context, batch, dtype)) for block in set(self.spec.blocks)}
 
     def kv(self, part: str) -> int:
         """Keys and values of a block for the whole context of every sequence, in whole pages; 0 for other parts."""
-        kind, _, number = part.partition(".")
-        return self._kv[self.spec.blocks[int(number)]] if kind == "blocks" else 0
+        block = self.spec.block_of(part)
+        return 0 if block is None or part.endswith(".experts") else self._kv[block]
+
+    def kept_tokens(self, block: Block) -> int:
+        """Tokens that a sequence's pages of one block have room for."""
+        dtype = kv_dtype(self.options.kv, self.options.storage.weights)
+        pages = kv_buffers(block, self.options.context, 1, dtype)[0].shape[0]
+        return pages * PAGE_TOKENS
 
     def workspace(self, chunk: int, blocks: bool, head: bool) -> int:
         """Buffers of the largest step on a device that computes blocks, the head, both, or only the embedding."""
-        batch, context = self.options.batch, self.options.context
-        return total(step_buffers(self.spec, max(chunk, batch), batch, context, blocks, head))
+        key = (chunk, blocks, head)
+        if key not in self._workspaces:
+            batch, context = self.options.batch, self.options.context
+            self._workspaces[key] = total(step_buffers(self.spec, max(chunk, batch), batch, context, blocks, head))
+        return self._workspaces[key]
+
+    @cached_property
+    def _workspaces(self) -> dict[tuple[int, bool, bool], int]:
+        return {}

@@ -1,11 +1,13 @@
 """A plan as a person reads it: a verdict, a memory bar for each device, where the parts are, what was assumed."""
 
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.planning.plan import DevicePlan, Placement, Plan
 from bigrun.sizes import format_size
 
 BAR = 28
@@ -87,25 +89,31 @@ def memory_bar(device: DevicePlan) -> Text:
 
 
 def describe_parts(parts: tuple[str, ...]) -> str:
-    """embed, blocks 0-8, norm, head."""
+    """embed, blocks 0-8, experts 0-8, norm, head."""
     words: list[str] = []
-    runs: list[list[int]] = []
+    numbers: dict[str, list[int]] = {"blocks": [], "experts": []}
     for part in parts:
-        kind, _, number = part.partition(".")
+        kind, _, rest = part.partition(".")
         if kind != "blocks":
-            continue
-        if runs and int(number) == runs[-1][1] + 1:
-            runs[-1][1] += 1
-        else:
-            runs.append([int(number), int(number)])
-    blocks = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
-    for part in parts:
-        if not part.startswith("blocks."):
             words.append(part)
-        elif blocks:
-            words.append(f"blocks {blocks}")
-            blocks = ""
-    return ", ".join(words) or "nothing"
+            continue
+        number, _, experts = rest.partition(".")
+        name = experts or kind
+        if not numbers[name]:
+            words.append(name)
+        numbers[name].append(int(number))
+    return ", ".join(f"{word} {_runs(numbers[word])}" if word in numbers else word for word in words) or "nothing"
+
+
+def _runs(numbers: list[int]) -> str:
+    """0-3, 5, 7-9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
 
 
 def _legend(plan: Plan) -> Text:
@@ -118,6 +126,8 @@ def _legend(plan: Plan) -> Text:
 
 def _notes(plan: Plan) -> list[RenderableType]:
     notes: list[RenderableType] = []
+    if plan.answer is not None:
+        notes += _answer(plan.answer)
     if not plan.fits:
         blocks = describe_parts(plan.unplaced)
         notes.append(Text.assemble(("no place for ", "bold"), blocks))
@@ -127,10 +137,86 @@ def _notes(plan: Plan) -> list[RenderableType]:
     assert predicted is not None, "a plan that fits has a prediction"
     notes.append(
         Text.assemble(
-            ("at most ", "bold"),
-            f"{predicted.decode_tokens_per_s:.3g} tokens/s decoding, {predicted.prefill_tokens_per_s:.3g} tokens/s of prompt "
-            f"(in chunks of {plan.prefill_chunk_tokens}), {predicted.load_seconds:.3g} s to load",
+            ("predicted: ", "bold"), (f"{rate(predicted.decode_tokens_per_s)} tokens/s", "bold green"),
+            f" decoding, {rate(predicted.prefill_tokens_per_s)} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens}); "
+            f"{duration(predicted.request_seconds)} for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens; "
+            f"{duration(predicted.load_seconds)} to load",
         )
-    )
+    )  # fmt: skip
+    streamed = [p for p in plan.placements if p.prefill_on not in (p.stored_on, "cpu")]
+    if streamed:
+        through = ", ".join(dict.fromkeys(p.prefill_on for p in streamed))
+        both = all(p.decode_on == p.prefill_on for p in streamed)
+        notes.append(Text(f"streamed through {through} for {'every step' if both else 'prompts'}: {_short(streamed)}"))
+    notes += [Text.from_markup(f"[bright_black]measured: {escape(line)}[/]") for line in predicted.measured]
     notes += [Text.from_markup(f"[bright_black]assumed: {escape(line)}[/]") for line in predicted.assumptions]
     return notes
+
+
+def _short(placements: list[Placement]) -> str:
+    return describe_parts(tuple(dict.fromkeys(p.part for p in placements)))
+
+
+def rate(value: float) -> str:
+    """Three figures of tokens a second, or all of a thousand and more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Three figures of what people say: 38.2 s, 12.4 min, 3.1 h."""
+    for unit, size, limit in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < limit * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:.3g} days"
+
+
+def _answer(answer: dict[str, Any]) -> list[RenderableType]:
+    """The answer to a question, in a line or two."""
+    if "before" in answer:
+        lines = []
+        for name in ("before", "after"):
+            found = answer[name]
+            if found["fits"]:
+                decode, prefill = rate(found["decode_tokens_per_s"]), rate(found["prefill_tokens_per_s"])
+                what = (
+                    f"{decode} tokens/s decoding, {prefill} of prompt, {duration(found['request_seconds'])} a request, "
+                )
+                what += f"{found['blocks_on_gpus']} of {found['blocks']} blocks on GPUs"
+            else:
+                what = "does not fit"
+            lines.append(Text.assemble((f"{name:6} ", "bold"), what))
+        ratio = [answer[name]["request_seconds"] for name in ("before", "after")]
+        if None not in ratio:
+            lines.append(
+                Text.assemble(
+                    ("so     ", "bold"), f"{answer['change']} makes a request {ratio[0] / ratio[1]:.2f} times as fast"
+                )
+            )
+        return [*lines, Text()]
+    if "target_tokens_per_s" in answer:
+        how = "today's rig reaches it" if not answer["option"] else f"{answer['change']} ({answer['option']})"
+        return [Text.assemble((f"{answer['target_tokens_per_s']:g} tokens/s: ", "bold"), how), Text()]
+    words = {"context_tokens": "tokens of context at most", "batch": "sequences at most"}
+    if "gpus" in answer:
+        beside = answer["gpus_beside_the_host"]
+        text = f" of these hold everything that is computed; {beside} are enough if the host computes the rest"
+        return [Text.assemble((f"{answer['gpus']}", "bold"), text), Text()]
+    name, value = next(iter(answer.items()))
+    return [Text.assemble((f"{value:,}", "bold"), f" {words[name]}"), Text()]
+
+
+def compared_view(other: dict[str, Any]) -> RenderableType:
+    """What accelerate's map would do, device by device (compare.py)."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), title_justify="left")
+    table.title = "accelerate's infer_auto_device_map under the same budgets"
+    for name in ("device", "of", "weights", "needed in a run", "verdict", "holds"):
+        table.add_column(name, justify="right" if name in ("of", "weights", "needed in a run") else "left")
+    for row in other["devices"]:
+        over = row["needed_bytes"] - row["budget_bytes"]
+        verdict = f"runs out by {format_size(over)}" if over > 0 else "holds"
+        table.add_row(
+            row["name"], format_size(row["budget_bytes"]), format_size(row["counted_bytes"]),
+            format_size(row["needed_bytes"]), Text(verdict, "red" if over > 0 else "green"),
+            describe_parts(tuple(row["parts"])),
+        )  # fmt: skip
+    return Group(Text(), table, Text(other["summary"]))

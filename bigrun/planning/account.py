@@ -1,0 +1,90 @@
+"""What a placement takes: every device's bytes, and the seconds of a prompt, a step and a request."""
+
+from bigrun.planning.plan import DevicePlan, Placement, Plan, Predicted
+from bigrun.planning.search import STAGING_SLOTS, Problem
+
+
+def predict(problem: Problem, placements: list[Placement]) -> Predicted:
+    """Seconds of a complete placement, part after part, and of every hop: from the host to the embedding, from device to
+    device, out to experts and back, and from the head to the host."""
+    spec, options, rig = problem.ledger.spec, problem.ledger.options, problem.rig
+    totals: list[float] = [0.0, 0.0]
+    where = ["cpu", "cpu"]
+    hops = [costs.hop(problem.link) for costs in (problem.decode, problem.prefill)]
+    times = [1, problem.prefill.phase.steps]
+    for placement in placements:
+        decode, prefill, _, _ = problem.part_seconds(placement.part, rig.device(placement.stored_on))
+        share = 1.0
+        if placement.slice:
+            share = (placement.slice[1] - placement.slice[0]) / spec.expert_count(placement.part)
+        spent = (decode * share, prefill * share)
+        for i, device in enumerate((placement.decode_on, placement.prefill_on)):
+            totals[i] += spent[i]
+            if placement.part.endswith(".experts"):
+                totals[i] += 2 * hops[i] * times[i] if device != where[i] else 0.0
+            elif device != where[i]:
+                totals[i] += hops[i] * times[i]
+                where[i] = device
+    totals = [
+        total + hop * time * (device != "cpu")
+        for total, hop, time, device in zip(totals, hops, times, where, strict=True)
+    ]
+    nbytes = spec.checkpoint_bytes or spec.parameters * (4 if spec.checkpoint_dtype == "float32" else 2)
+    return Predicted(
+        prefill_tokens_per_s=options.prompt_tokens / totals[1],
+        decode_tokens_per_s=options.batch / totals[0],
+        request_seconds=totals[1] + problem.new * totals[0],
+        load_seconds=nbytes / rig.load,
+        assumptions=rig.assumptions,
+        measured=rig.measured,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=problem.new,
+    )
+
+
+def account(problem: Problem, placements: list[Placement]) -> tuple[DevicePlan, ...]:
+    """Every device's bytes, from the placements alone."""
+    ledger = problem.ledger
+    streamed = any(p.stored_on not in (p.prefill_on, p.decode_on) and _on_gpu(p) for p in placements)
+    from_disk = any(p.stored_on == "disk" and p.part != "embed" for p in placements)
+    result = []
+    for device in problem.rig.devices:
+        here = [p for p in placements if p.stored_on == device.name]
+        computed = [p.part for p in placements if device.name in (p.decode_on, p.prefill_on)]
+        blocks = any(name.startswith("blocks.") for name in computed)
+        workspace = ledger.workspace(problem.chunk, blocks, "head" in computed) if computed else 0
+        ring = STAGING_SLOTS * problem.slot
+        to_here = any(device.name in (p.prefill_on, p.decode_on) and p.stored_on != device.name for p in placements)
+        pinned = ring if device.kind == "cpu" and streamed else 0
+        read_here = device.kind == "cpu" and from_disk and not pinned  # a pinned ring serves both
+        staging = ring if (device.kind == "gpu" and to_here) or read_here else 0
+        weights = sum(p.weights_bytes for p in here)
+        kv = sum(p.kv_cache_bytes for p in placements if p.kv_on == device.name)
+        used = weights + kv + workspace + staging + pinned + device.reserve_bytes
+        result.append(
+            DevicePlan(
+                name=device.name,
+                kind=device.kind,
+                virtual=device.virtual,
+                budget_bytes=device.budget_bytes,
+                used_bytes=used,
+                free_bytes=device.budget_bytes - used,
+                weights_bytes=weights,
+                kv_cache_bytes=kv,
+                workspace_bytes=workspace,
+                staging_bytes=staging,
+                pinned_bytes=pinned,
+                reserve_bytes=device.reserve_bytes,
+                parts=tuple(dict.fromkeys(p.part for p in here)),
+            )
+        )
+    return tuple(result)
+
+
+def _on_gpu(placement: Placement) -> bool:
+    return any(name.startswith("cuda") for name in (placement.prefill_on, placement.decode_on))
+
+
+def rated(plan: Plan) -> tuple[int, float]:
+    """What makes a plan better than another: fewer parts without a place, then a quicker request."""
+    return len(plan.unplaced), plan.predicted.request_seconds if plan.predicted else 0.0

@@ -1,0 +1,88 @@
+"""Learning a host's rates from its own runs: what steps took, against what they were made of.
+
+A run is a step (or a prompt) as counts of equal parts and their Work, with the seconds it took. `fit` finds the rates
+whose predictions are nearest to all runs, in ratios; what the runs say little about stays near the measured roofs.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bigrun.planning.cost import Costs, Phase, Work, seconds
+from bigrun.planning.ledger import Ledger
+from bigrun.rates import Rates
+
+LEARNED = ("read", "cache", "int8", "attention", "elements", "block")
+PRIOR = 0.01  # what a doubling of a rate weighs beside a run that is predicted at half its time
+MOST_RUNS = 64  # that a host file keeps: the latest
+FINEST = 1e-4  # of the logarithm of a rate
+
+
+@dataclass(frozen=True)
+class Run:
+    """`parts`: (how many, the work of each); `seconds` that all of them took together."""
+
+    name: str
+    parts: tuple[tuple[int, Work], ...]
+    seconds: float
+
+    def predicted(self, rates: Rates) -> float:
+        return sum(count * seconds(work, rates) for count, work in self.parts)
+
+
+def observe(name: str, ledger: Ledger, phase: Phase, measured: float) -> Run:
+    """A run of a whole model on one device."""
+    costs = Costs(ledger, phase)
+    counts: dict[Work, int] = {}
+    for part in ledger.spec.parts:
+        work = costs.work(part.name)
+        times = phase.steps if part.name not in ("norm", "head") else 1
+        counts[work] = counts.get(work, 0) + times
+    return Run(name, tuple((count, work) for work, count in counts.items()), measured)
+
+
+def fit(runs: Sequence[Run], start: Rates) -> Rates:
+    """The rates that these runs teach, from `start` on: a pattern search over their logarithms. The same runs give the
+    same rates."""
+    if not runs:
+        return start
+
+    def apart(shift: dict[str, float]) -> float:
+        rates = _shifted(start, shift)
+        wrong = sum(math.log(run.predicted(rates) / run.seconds) ** 2 for run in runs)
+        return wrong + PRIOR * sum(value**2 for value in shift.values())
+
+    shift = dict.fromkeys(LEARNED, 0.0)
+    best, step = apart(shift), 0.5
+    while step > FINEST:
+        improved = False
+        for name in LEARNED:
+            for sign in (step, -step):
+                tried = {**shift, name: shift[name] + sign}
+                found = apart(tried)
+                if found < best * (1 - 1e-9):
+                    shift, best, improved = tried, found, True
+                    break
+        step = step if improved else step / 2
+    return replace(_shifted(start, shift), source=f"learned from {len(runs)} runs")
+
+
+def _shifted(start: Rates, shift: dict[str, float]) -> Rates:
+    return replace(start, **{name: getattr(start, name) * math.exp(value) for name, value in shift.items()})
+
+
+def to_data(runs: Iterable[Run]) -> tuple[Any, ...]:
+    """Runs as JSON holds them."""
+    return tuple(
+        {"name": r.name, "seconds": r.seconds, "parts": [[count, asdict(work)] for count, work in r.parts]}
+        for r in runs
+    )
+
+
+def from_data(data: Iterable[Any]) -> tuple[Run, ...]:
+    """The inverse; ValueError, TypeError or KeyError where it is not such data."""
+    return tuple(
+        Run(str(d["name"]), tuple((int(count), Work(**work)) for count, work in d["parts"]), float(d["seconds"]))
+        for d in data
+    )

@@ -1,0 +1,238 @@
+"""Questions of a plan: the longest context, the largest batch, how many cards, what a change would give, what it takes to
+reach a speed, and why a model does not fit. Every answer is verified by planning again with it."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.ledger import Ledger
+from bigrun.planning.plan import Options, Plan
+from bigrun.planning.planner import MOST_BATCH, best_plan, check, fits, make_plan
+from bigrun.rig import Device, Rig, parse_gpus
+from bigrun.sizes import format_size, parse_size
+
+QUESTIONS = ("context", "batch", "gpus")
+MOST_MORE = 64  # cards that are tried
+LEAST_CONTEXT = 256  # tokens: a shorter context mends nothing for anybody
+TARGET = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:tok(?:en)?s?\s*/\s*s)?\s*", re.IGNORECASE | re.ASCII)
+CANDIDATES = ("RTX3060", "RTX3090", "RTX4090", "RTX5090")  # cards to add where the rig names none
+
+
+def solve(question: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    """--solve: the plan that answers it, with `answer`; a plan that does not fit where there is no answer."""
+    if question not in QUESTIONS:
+        raise CallError(f"--solve {question!r}: choose one of {', '.join(QUESTIONS)}")
+    return {"context": _context, "batch": _batch, "gpus": _gpus}[question](spec, rig, options)
+
+
+def _largest(low: int, high: int, good: Callable[[int], bool]) -> int:
+    """The largest number in [low, high] that is good, where all below a good one are; 0 if none is."""
+    if not good(low):
+        return 0
+    step = 1
+    while low < high and good(min(high, low + step)):
+        low, step = min(high, low + step), step * 2
+    high = min(high, low + step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def _smallest(high: int, good: Callable[[int], bool]) -> int:
+    """The smallest number in [1, high] that is good, where all above a good one are; 0 if none is."""
+    if not good(high):
+        return 0
+    return high - _largest(0, high - 1, lambda n: good(high - n))
+
+
+def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    change = lambda tokens: replace(options, context=tokens, prompt=None)  # noqa: E731
+    check(spec, change(1))
+    tokens = _largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
+    if not tokens:
+        return make_plan(spec, rig, change(1))
+    return replace(make_plan(spec, rig, change(tokens)), answer={"context_tokens": tokens})
+
+
+def _batch(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    check(spec, options)
+    batch = _largest(1, MOST_BATCH, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
+    if not batch:
+        return make_plan(spec, rig, options)
+    return replace(make_plan(spec, rig, replace(options, batch=batch)), answer={"batch": batch})
+
+
+def _gpus(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    """How many of the (one kind of) card of the rig hold everything that is computed: blocks, experts and the head."""
+    check(spec, options)
+    kinds = {(gpu.budget_bytes, gpu.rates) for gpu in rig.gpus}
+    if len(kinds) != 1:
+        raise CallError("--solve gpus: name one kind of card, as in --gpus RTX3090 or --gpus 24GB")
+    card, ledger = rig.gpus[0], Ledger(spec, options)
+    count = _smallest(MOST_MORE, lambda n: fits(ledger, _on_gpus_alone(ledger, rig.with_gpus([card] * n))))
+    if not count:
+        raise PlanDoesNotFit(f"--solve gpus: {MOST_MORE} x {card.label} do not hold all blocks of {spec.name}")
+    least = _smallest(count, lambda n: fits(ledger, rig.with_gpus([card] * n)))
+    if fits(ledger, rig.with_gpus([])):
+        least = 0
+    plan = make_plan(spec, rig.with_gpus([card] * count), options)
+    return replace(plan, answer={"gpus": count, "gpus_beside_the_host": least})
+
+
+def _on_gpus_alone(ledger: Ledger, rig: Rig) -> Rig:
+    """The rig with just as much on the host as a lookup takes, and no disk."""
+    rows = ledger.workspace(1, False, False)
+    room = 0 if ledger.spec.tied else (ledger.weights("embed") + rows) * 100 // 99 + 100
+    cpu = min(rig.device("cpu").budget_bytes, room)
+    devices = (d for d in rig.with_budget("cpu", cpu).devices if d.kind != "disk")
+    return replace(rig, devices=tuple(devices))
+
+
+def what_if(change: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    """--what-if: the plan after a change of the rig, with `answer` = what was before and what is after."""
+    before, after = make_plan(spec, rig, options), make_plan(spec, changed(rig, change), options)
+    return replace(after, answer={"change": change, "before": summary(before), "after": summary(after)})
+
+
+def changed(rig: Rig, change: str) -> Rig:
+    """A rig after "+1xRTX4090", "-1x24GB", "cpu=128GB" or "disk=1TB" (several with commas)."""
+    how = "write +1xRTX4090, -1x24GB, cpu=128GB or disk=1TB"
+    for item in change.split(","):
+        word = item.strip()
+        if word[:1] == "+":
+            rig = rig.with_gpus([*rig.gpus, *_like(rig, parse_gpus(word[1:]))])
+        elif word[:1] == "-":
+            left = list(rig.gpus)
+            for gone in parse_gpus(word[1:]):
+                same = [g for g in left if g.budget_bytes == gone.budget_bytes and g.label in (gone.label, "")]
+                if not same:
+                    raise CallError(f"--what-if {change!r}: the rig has no {gone.label} to take out")
+                left.remove(same[-1])
+            rig = rig.with_gpus(left)
+        elif match := re.fullmatch(r"(cpu|disk)\s*=\s*(.+)", word):
+            size = parse_size(match[2], f"--what-if {match[1]}")
+            if match[1] == "disk" and not any(d.kind == "disk" for d in rig.devices):
+                from bigrun.rates import ASSUMED_DISK
+                from bigrun.rig import disk_rates
+
+                rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", size, disk_rates(ASSUMED_DISK))))
+            rig = rig.with_budget(match[1], size)
+        else:
+            raise CallError(f"--what-if {change!r}: {item!r} makes no sense; {how}")
+    return rig
+
+
+def _like(rig: Rig, more: tuple[Device, ...]) -> list[Device]:
+    """New GPUs are virtual where the rig's are."""
+    if rig.gpus and all(gpu.virtual for gpu in rig.gpus):
+        return [replace(gpu, virtual=True) for gpu in more]
+    return list(more)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What one looks at first."""
+    found: dict[str, Any] = {"fits": plan.fits}
+    blocks = [p for p in plan.placements if p.part.startswith("blocks.") and not p.part.endswith(".experts")]
+    found["blocks_on_gpus"] = sum(p.decode_on.startswith("cuda") for p in blocks)
+    found["blocks"] = len({name for name in plan.part_names if name.startswith("blocks.") and name.count(".") == 1})
+    for name in ("decode_tokens_per_s", "prefill_tokens_per_s", "request_seconds"):
+        found[name] = getattr(plan.predicted, name) if plan.predicted else None
+    return found
+
+
+def target(text: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+    """--target: the plan after the least change that decodes as fast as that."""
+    match = TARGET.fullmatch(text) if isinstance(text, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise CallError(f"--target {str(text)[:40]!r}: write a speed such as 5tok/s")
+    wanted = float(match[1])
+    check(spec, options)
+    best: tuple[float, str] = (0.0, "")
+    for change, option, other, kind in _changes(rig, options):
+        ledger = Ledger(spec, kind)
+        if not fits(ledger, other):
+            continue
+        plan = best_plan(ledger, other)
+        rate = plan.predicted.decode_tokens_per_s if plan.predicted else 0.0
+        if rate >= wanted:
+            found = {"target_tokens_per_s": wanted, "change": change, "option": option, "decode_tokens_per_s": rate}
+            return replace(plan, answer=found)
+        best = max(best, (rate, change))
+    reached = f"the best is {best[0]:.3g} with {best[1]}" if best[1] else "with none of them the model even fits"
+    raise PlanDoesNotFit(f"--target: no change that was tried reaches {wanted:g} tokens/s; {reached}")
+
+
+def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Options]]:
+    """Changes from the least to the largest: (in words, as an option, rig, options)."""
+    yield "nothing", "", rig, options
+    if options.kv == "16bit":
+        yield "keys and values in int8", "--kv int8", rig, replace(options, kv="int8")
+    cpu = rig.device("cpu").budget_bytes
+    for factor in (2, 4):
+        if cpu:
+            size = f"{cpu * factor // 10**9}GB"
+            yield f"{size} of host memory", f"--cpu {size}", rig.with_budget("cpu", cpu * factor), options
+    cards = list(dict.fromkeys(gpu.label for gpu in rig.gpus if gpu.label)) or list(CANDIDATES)
+    faster = [name for name in CANDIDATES if name not in cards]
+    for count in (1, 2, 3, 4, 6, 8):
+        for name in (*cards, *faster):
+            change = f"+{count}x{name}"
+            other = changed(rig, change)
+            yield f"{count} more {name}", f"--gpus {other.gpus_text}", other, options
+    for name in CANDIDATES:
+        if rig.gpus:
+            other = changed(rig.with_gpus([]), f"+{len(rig.gpus)}x{name}")
+            yield f"{len(rig.gpus)} {name} instead", f"--gpus {other.gpus_text}", other, options
+
+
+def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
+    """A plan that does not fit, with what each device needs and has, and the changes that mend it, the smallest first."""
+    blocks = sum(name.startswith("blocks.") for name in plan.unplaced)
+    others = [name for name in plan.unplaced if not name.startswith("blocks.")]
+    what = " and ".join(filter(None, [f"{blocks} blocks" if blocks else "", ", ".join(others)]))
+    placed = {(p.part, p.slice) for p in plan.placements}
+    bytes_of = {name: ledger.weights(name) + ledger.kv(name) for name in plan.unplaced}
+    missing = sum(bytes_of.values()) - sum(
+        p.weights_bytes for p in plan.placements if (p.part, p.slice) in placed and p.part in bytes_of
+    )
+    left = ", ".join(
+        f"{d.name} has {format_size(max(0, d.free_bytes))} of {format_size(d.budget_bytes)} left"
+        for d in plan.devices[:4]
+    )
+    left += f" and {len(plan.devices) - 4} more" if len(plan.devices) > 4 else ""
+    mends = list(_mends(ledger, rig))
+    advice = f"give {', or '.join(mends)}" if mends else "no change of --cpu, --gpus, --kv or --context alone mends it"
+    return replace(plan, hint=f"{format_size(missing)} are missing for {what}: {left}; {advice}")
+
+
+def _mends(ledger: Ledger, rig: Rig) -> Iterator[str]:
+    """Single changes that make it fit, each of them planned again."""
+    spec, options = ledger.spec, ledger.options
+    if options.kv == "16bit" and fits(Ledger(spec, replace(options, kv="int8")), rig):
+        yield "--kv int8"
+    have = rig.device("cpu").budget_bytes
+    total = sum(ledger.weights(p.name) + ledger.kv(p.name) for p in spec.parts) + 2 * ledger.workspace(32, True, True)
+    unit = 10**9 if total > 10**10 else 10**6
+    base = -(-have // unit)
+    more = _smallest(
+        -(-total * 102 // 100 // unit) + 1, lambda n: fits(ledger, rig.with_budget("cpu", (base + n) * unit))
+    )
+    if more:
+        yield f"--cpu {base + more}{'GB' if unit == 10**9 else 'MB'}"
+    if rig.gpus:
+        last = rig.gpus[-1]
+        count = _smallest(MOST_MORE, lambda n: fits(ledger, rig.with_gpus([*rig.gpus, *[last] * n])))
+        if count:
+            yield f"--gpus {rig.with_gpus([*rig.gpus, *[last] * count]).gpus_text}"
+    shorter = lambda n: Ledger(spec, replace(options, context=n, prompt=None))  # noqa: E731
+    if options.context > LEAST_CONTEXT and fits(shorter(LEAST_CONTEXT), rig):
+        tokens = _largest(LEAST_CONTEXT, options.context, lambda n: fits(shorter(n), rig))
+        yield f"--context {tokens}"
+    if options.batch > 1:
+        batch = _largest(1, options.batch, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
+        if batch:
+            yield f"--batch {batch}"
