@@ -168,6 +168,7 @@ def _compared(made: Any, given: dict[str, Any]) -> Any:
 @rig_options
 @run_options
 @as_json
+@click.option("--plan", "plan_file", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
 @click.option("--prompt", metavar="TEXT", help="Default: standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
@@ -296,7 +297,13 @@ def _runner(given: dict[str, Any]) -> Any:
 
     arguments = _rig(dict(given))
     arguments.pop("debug")
-    return Runner(arguments.pop("model"), progress=not arguments.pop("quiet"), **arguments)
+    model, plan_file = arguments.pop("model"), arguments.pop("plan_file", None)
+    if plan_file is not None:
+        from bigrun.planning.plan import Plan
+
+        arguments["plan"] = Plan.load(plan_file)
+        model = None if model == DEFAULT_MODEL else model  # the plan names its model
+    return Runner(model, progress=not arguments.pop("quiet"), **arguments)
 
 
 def _prompt(prompt: str | None) -> str:

@@ -41,7 +41,11 @@ def known(path: Path) -> Host:
 
 def taught(host: Host, runs: Sequence[Run], loaded: float = 0.0) -> Host:
     """A host with these runs added and its rates fitted anew; `loaded`: bytes/s of a checkpoint that became int8."""
-    kept = (*from_data(host.runs), *runs)[-MOST_RUNS:]
+    try:
+        before = from_data(host.runs)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CallError(f"--learn: {host.where}: its runs are damaged ({str(error)[:60]}); delete it") from error
+    kept = (*before, *runs)[-MOST_RUNS:]
     roofs = host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s
     learned = fit(kept, cpu_rates(*roofs, "measured"))
     return replace(

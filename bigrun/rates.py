@@ -41,9 +41,10 @@ class Rates:
 
     def together(self, reading: float, computing: float) -> float:
         """Seconds of both."""
-        if math.isinf(self.overlap):
-            return max(reading, computing)
-        return float((reading**self.overlap + computing**self.overlap) ** (1 / self.overlap))
+        longer, shorter = max(reading, computing), min(reading, computing)
+        if math.isinf(self.overlap) or not shorter:
+            return longer
+        return float(longer * (1 + (shorter / longer) ** self.overlap) ** (1 / self.overlap))
 
 
 def gpu_rates(card: Card) -> Rates:

@@ -169,18 +169,18 @@ class Runner:
                 "16bit",
             ):
                 raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
-            self.model = resolve(model_id or plan.model_id or plan.model)
+            self.model = resolve(plan.model_id or plan.model if model_id is None else model_id)
             self.checkpoint, self.spec = open_checkpoint(self.model, revision or plan.revision)
             self.options = options_of(plan, self.spec)
             check_plan(plan, self.spec, self.options)
             self.plan = plan
         else:
-            self.model = resolve(model_id or DEFAULT)
+            self.model = resolve(DEFAULT if model_id is None else model_id)
             devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
             self.checkpoint, self.spec = open_checkpoint(self.model, revision)
             self.options = make_options(self.spec, context, batch, weights, head, skip, kv, prompt_tokens)
             made = make_plan(self.spec, devices, self.options)
-            self.plan = replace(made, model_id=model_id or DEFAULT, revision=revision)
+            self.plan = replace(made, model_id=DEFAULT if model_id is None else model_id, revision=revision)
         self.threads = threads
         self._load(mode, threshold, progress)
         self.load_seconds = time.perf_counter() - started

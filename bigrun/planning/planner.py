@@ -66,8 +66,7 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     """The best of all chunks, stream targets and sinks; nothing is said of why it may not fit."""
     chunks = _chunks(ledger)
     smallest = Problem(ledger, rig, chunks[-1])
-    plans = {sink: plan for sink in _sinks(smallest) if (plan := _plan(smallest, sink))}
-    sink, best = min(plans.items(), key=lambda item: rated(item[1]))
+    best, sink = _first(smallest)
     targets = _targets(best, rig)
     for chunk in chunks:
         for through in (None, *targets):
@@ -88,13 +87,23 @@ def _targets(plan: Plan, rig: Rig) -> list[str]:
     return [best[key] for key in sorted(best, reverse=True)[:STREAM_TARGETS]]
 
 
-def _sinks(problem: Problem) -> list[float]:
-    """What the last expert may cost: the price at which others give way to it, one for each place where it could be."""
+def _first(problem: Problem) -> tuple[Plan, float]:
+    """The best plan of the chunk that leaves most room, and what its last expert costs: the price at which others give
+    way to it. The last expert is on the host nearly always; where it is not, every device is tried."""
     if not problem.experts:
-        return [0.0]
+        plan = _plan(problem, 0.0)
+        assert plan is not None, "without streaming nothing is staged that might not fit"
+        return plan, 0.0
     search = Search(problem, 0.0)
-    costs = sorted({search.expert_cost(device) for device in problem.rig.devices if device.budget_bytes})
-    return [*costs, NOWHERE / search.each]
+    hosts = {search.expert_cost(d) for d in problem.rig.devices if d.kind != "gpu" and d.budget_bytes}
+    sinks = [*sorted(hosts), NOWHERE / search.each]
+    found = [(plan, sink) for sink in sinks if (plan := _plan(problem, sink))]
+    best = min(found, key=lambda pair: rated(pair[0]))
+    if best[0].fits and all(p.stored_on.startswith("cuda") for p in best[0].placements if p.part.endswith(".experts")):
+        for sink in sorted({search.expert_cost(gpu) for gpu in problem.rig.gpus}):
+            plan = _plan(problem, sink)
+            best = min(best, (plan, sink), key=lambda pair: rated(pair[0])) if plan else best
+    return best
 
 
 def _plan(problem: Problem, sink: float) -> Plan | None:

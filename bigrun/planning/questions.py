@@ -104,10 +104,10 @@ def changed(rig: Rig, change: str) -> Rig:
     for item in change.split(","):
         word = item.strip()
         if word[:1] == "+":
-            rig = rig.with_gpus([*rig.gpus, *_like(rig, parse_gpus(word[1:]))])
+            rig = rig.with_gpus([*rig.gpus, *_like(rig, _cards(word[1:]))])
         elif word[:1] == "-":
             left = list(rig.gpus)
-            for gone in parse_gpus(word[1:]):
+            for gone in _cards(word[1:]):
                 same = [g for g in left if g.budget_bytes == gone.budget_bytes and g.label in (gone.label, "")]
                 if not same:
                     raise CallError(f"--what-if {change!r}: the rig has no {gone.label} to take out")
@@ -124,6 +124,13 @@ def changed(rig: Rig, change: str) -> Rig:
         else:
             raise CallError(f"--what-if {change!r}: {item!r} makes no sense; {how}")
     return rig
+
+
+def _cards(text: str) -> tuple[Device, ...]:
+    try:
+        return parse_gpus(text)
+    except CallError as error:
+        raise CallError(str(error).replace("--gpus", "--what-if", 1)) from error
 
 
 def _like(rig: Rig, more: tuple[Device, ...]) -> list[Device]:

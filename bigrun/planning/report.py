@@ -135,14 +135,11 @@ def _notes(plan: Plan) -> list[RenderableType]:
         return notes
     predicted = plan.predicted
     assert predicted is not None, "a plan that fits has a prediction"
-    notes.append(
-        Text.assemble(
-            ("predicted: ", "bold"), (f"{rate(predicted.decode_tokens_per_s)} tokens/s", "bold green"),
-            f" decoding, {rate(predicted.prefill_tokens_per_s)} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens}); "
-            f"{duration(predicted.request_seconds)} for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens; "
-            f"{duration(predicted.load_seconds)} to load",
-        )
-    )  # fmt: skip
+    decode, prefill = rate(predicted.decode_tokens_per_s), rate(predicted.prefill_tokens_per_s)
+    speed = f" decoding, {prefill} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens})"
+    notes.append(Text.assemble(("predicted: ", "bold"), (f"{decode} tokens/s", "bold green"), speed))
+    request = f"{duration(predicted.request_seconds)} for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens"
+    notes.append(Text(f"           {request}; {duration(predicted.load_seconds)} to load"))
     streamed = [p for p in plan.placements if p.prefill_on not in (p.stored_on, "cpu")]
     if streamed:
         through = ", ".join(dict.fromkeys(p.prefill_on for p in streamed))

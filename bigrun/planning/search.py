@@ -63,7 +63,7 @@ class Problem:
         """Bytes/s that the residual stream hops with: the slowest of the rig's."""
         return min((gpu.rates.link for gpu in self.rig.gpus), default=float("inf"))
 
-    @property
+    @cached_property
     def new(self) -> int:
         """Tokens that a request generates after its prompt."""
         return self.ledger.options.new_tokens
@@ -142,10 +142,17 @@ class Search:
         embed, head = ledger.weights("embed"), ledger.weights("head") + ledger.weights("norm")
         self.ends = {0: 0, EMBED: embed, HEAD: head, BOTH: embed + head}
         self.adds = (0, BOTH) if spec.tied else (0, EMBED, HEAD, BOTH)
+        # A lookup on the host costs no hop and no time; where its memory or the disk has room for all, no GPU need do it.
+        whole = int(self.weights[-1] + self.kv[-1]) + self.ends[BOTH] + sum(ledger.weights(p) for p in problem.experts)
+        whole += problem.staging(problem.rig.device("cpu")) + STAGING_SLOTS * SLOT_BYTES
+        whole += ledger.workspace(problem.chunk, True, True)
+        roomy = any(d.kind != "gpu" and d.budget_bytes - d.reserve_bytes >= whole for d in problem.rig.devices)
+        self.gpu_adds = tuple(add for add in self.adds if add in (0, HEAD)) if roomy and not spec.tied else self.adds
         rows = np.arange(self.count + 1)
         self.length = rows[None, :] - rows[:, None]
         self.run = (self.weights + self.kv)[None, :] - (self.weights + self.kv)[:, None]
-        self.run_weights = self.weights[None, :] - self.weights[:, None]
+        self.some, self.valid = self.length > 0, self.length >= 0
+        self._prefixes: dict[str, np.ndarray] = {}
         self.each = 0  # experts of a block, their bytes and where they are
         if problem.experts:
             self.each = spec.expert_count(problem.experts[0])
@@ -158,8 +165,14 @@ class Search:
         return self.problem.cost(part, home) / self.each
 
     def _prefix(self, home: Device) -> np.ndarray:
-        costs = [self.problem.cost(part, home) for part in self.problem.blocks]
-        return np.concatenate([[0.0], np.cumsum(costs)])
+        """Seconds of a request in the first i blocks, if they are all stored there."""
+        if home.name not in self._prefixes:
+            kinds = self.problem.ledger.kinds
+            each = {kinds[part]: part for part in self.problem.blocks}
+            cost = {kind: self.problem.cost(part, home) for kind, part in each.items()}
+            costs = [cost[kinds[part]] for part in self.problem.blocks]
+            self._prefixes[home.name] = np.concatenate([[0.0], np.cumsum(costs)])
+        return self._prefixes[home.name]
 
     def _end_cost(self, add: int, home: Device) -> float:
         cost = self.problem.cost("head", home) + self.problem.cost("norm", home) if add & HEAD else 0.0
@@ -174,41 +187,49 @@ class Search:
     def _room(self, free: np.ndarray, idle: int) -> np.ndarray:
         """Experts that fit what is free; `idle`: the workspace that a device without blocks would need for them."""
         if not self.each:
-            return np.zeros_like(free)
+            return free
         free = free - np.where(self.length == 0, idle, 0)
         return np.clip(free // self.expert_bytes, 0, self.all_experts)
 
-    def _gain(self, room: np.ndarray, home: Device) -> np.ndarray:
+    def _gain(self, room: np.ndarray, home: Device) -> np.ndarray | float:
         """Seconds saved by experts in that room; those of blocks that are elsewhere cost two hops a block."""
         if not self.each:
-            return np.zeros(room.shape)
+            return 0.0
         strangers = np.ceil(np.maximum(room - self.length * self.each, 0) / self.each)
         saved = room * (self.sink - self.expert_cost(home)) - 2 * self.problem.hop * strangers
-        return np.maximum(saved, 0.0)
+        gain: np.ndarray = np.maximum(saved, 0.0)
+        return gain
 
     def gpu(self, device: Device, add: int) -> tuple[np.ndarray, np.ndarray]:
         """(cost, room for experts) [first, stop] of a GPU that takes a run of blocks and the ends in `add`."""
-        hop, length = self.problem.hop, self.length
+        hop = self.problem.hop
         fixed = self.ends[add] + device.reserve_bytes + self.problem.staging(device)
         busy, idle = self._workspace(True, add), self._workspace(False, add)
-        free = device.budget_bytes - fixed - self.run - np.where(length > 0, busy, idle)
+        free = (device.budget_bytes - fixed - busy) - self.run
+        np.fill_diagonal(free, device.budget_bytes - fixed - idle)
         prefix = self._prefix(device)
-        cost = prefix[None, :] - prefix[:, None] + self._end_cost(add, device) + hop * ((length > 0) | bool(add))
+        cost = prefix[None, :] - (prefix[:, None] - (self._end_cost(add, device) + hop))
+        if not add:
+            np.fill_diagonal(cost, 0.0)
         if add == BOTH:  # the way leads out to the other blocks and back
-            cost = cost + hop * (length < self.count)
+            cost += hop
+            cost[0, self.count] -= hop
         room = self._room(free, busy - idle)
-        return np.where((length >= 0) & (free >= 0), cost - self._gain(room, device), np.inf), room
+        if self.each:
+            cost -= self._gain(room, device)
+        cost[~self.valid | (free < 0)] = np.inf
+        return cost, room
 
     def host(self, add: int, embed_on_disk: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The same of the CPU and the disk together: blocks that the CPU cannot store are read from the disk for each
         step. (cost, room, disk room, first block on the disk) [first, stop]."""
-        rig, hop, length = self.problem.rig, self.problem.hop, self.length
+        rig, hop = self.problem.rig, self.problem.hop
         cpu = rig.device("cpu")
         disk = next((d for d in rig.devices if d.kind == "disk"), None)
         stored = self.ends[add] - (self.ends[EMBED] if embed_on_disk else 0)
         fixed = stored + cpu.reserve_bytes + self.problem.staging(cpu)
         busy, idle = self._workspace(True, add), self._workspace(False, add)
-        have = cpu.budget_bytes - fixed - np.where(length > 0, busy, idle)
+        have = cpu.budget_bytes - fixed - np.where(self.some, busy, idle)
         free = have - self.run
         cut = np.broadcast_to(np.arange(self.count + 1)[None, :], free.shape).copy()
         prefix = self._prefix(cpu)
@@ -234,7 +255,7 @@ class Search:
             ok = ok & (disk_free >= 0)
         cost = cost + hop  # from here to the GPUs, once; taken off where nothing is there
         if not add:
-            cost = cost + hop * (length > 0)  # both ends elsewhere: the way leads here and back
+            cost = cost + hop * self.some  # both ends elsewhere: the way leads here and back
         if add == BOTH:
             cost[0, self.count] -= hop
         room = self._room(free, busy - idle)
@@ -242,11 +263,11 @@ class Search:
         disk_room = self._room(disk_free, 0) if disk is not None else np.zeros_like(room)
         if disk is not None and self.each:
             gain = gain + np.maximum(disk_room * (self.sink - self.expert_cost(disk)), 0.0)
-        return np.where((length >= 0) & ok, cost - gain, np.inf), room, disk_room, cut
+        return np.where(self.valid & ok, cost - gain, np.inf), room, disk_room, cut
 
     def nowhere(self, add: int) -> np.ndarray:
         names = {0: 0, EMBED: 1, HEAD: 2, BOTH: 3}[add]
-        return np.where(self.length >= 0, NOWHERE * (self.length + names), np.inf)
+        return np.where(self.valid, NOWHERE * (self.length + names), np.inf)
 
     def solve(self) -> list[Load] | None:
         """The loads of the cheapest placement, in the rig's order; what has no place is on the device "". None where
@@ -258,7 +279,7 @@ class Search:
         for gpu in self.problem.rig.gpus:
             key = (gpu.budget_bytes, gpu.rates, self.problem.staging(gpu))
             if key not in made:
-                made[key] = [(add, *self.gpu(gpu, add)) for add in self.adds]
+                made[key] = [(add, *self.gpu(gpu, add)) for add in self.gpu_adds]
             layers.append((gpu.name, made[key]))
         host: list[tuple] = [(add, *self.host(add, False)) for add in self.adds]
         if any(d.kind == "disk" for d in self.problem.rig.devices) and not self.problem.ledger.spec.tied:
