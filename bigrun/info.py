@@ -110,7 +110,8 @@ def describe(found: dict[str, Any]) -> str:
         "kernels": f"{found['kernels']}, {found['thread_pool']} threads",
         "memory": f"{format_size(found['memory_bytes'])}, of which bigrun would use {format_size(found['budget_bytes'])}",
         "gpus": ", ".join(gpus) or "none found",
-        "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory, {measured['disk_bytes_per_s'] / 1e9:.2f} GB/s of disk",
+        "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory, "
+        f"{measured['disk_bytes_per_s'] / 1e9:.2f} GB/s of disk",
         "computes": f"{measured['int8_products_per_s'] / 1e9:.0f} G multiply-adds/s with int8 weights, "
         f"{measured['wide_products_per_s'] / 1e9:.0f} with 16-bit ones",
     }

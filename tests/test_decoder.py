@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from bigrun import Runner
-from bigrun.model.catalog import ENTRIES
 from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
 from bigrun.model.memory import PAGE_TOKENS, step_buffers
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors

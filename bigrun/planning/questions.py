@@ -10,7 +10,7 @@ from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
-from bigrun.planning.planner import MOST_BATCH, best_plan, check, fits, make_plan
+from bigrun.planning.planner import CHUNKS, MOST_BATCH, best_plan, check, fits, make_plan
 from bigrun.rig import Device, Rig, parse_gpus
 from bigrun.sizes import format_size, parse_size
 
@@ -85,7 +85,7 @@ def _gpus(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
 
 def _on_gpus_alone(ledger: Ledger, rig: Rig) -> Rig:
     """The rig with just as much on the host as a lookup takes, and no disk."""
-    rows = ledger.workspace(1, False, False)
+    rows = ledger.workspace(CHUNKS[-1], False, False)
     room = 0 if ledger.spec.tied else (ledger.weights("embed") + rows) * 100 // 99 + 100
     cpu = min(rig.device("cpu").budget_bytes, room)
     devices = (d for d in rig.with_budget("cpu", cpu).devices if d.kind != "disk")
