@@ -21,7 +21,10 @@ from bigrun.errors import (
 )
 
 if TYPE_CHECKING:
-    from bigrun.runner import Generation, Runner, plan
+    from bigrun.dry_run import plan
+    from bigrun.generation import Generation
+    from bigrun.planning.plan import Plan
+    from bigrun.runner import Runner
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,16 +33,23 @@ __all__ = [
     "CallError",
     "CheckpointError",
     "Generation",
+    "Plan",
     "PlanDoesNotFit",
     "RunError",
     "Runner",
     "TokenizerError",
     "plan",
 ]
+HOMES = {
+    "Generation": "bigrun.generation",
+    "Plan": "bigrun.planning.plan",
+    "Runner": "bigrun.runner",
+    "plan": "bigrun.dry_run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Runner, plan and Generation, imported when first asked for: `import bigrun` stays quick."""
-    if name in ("Runner", "plan", "Generation"):
-        return getattr(import_module("bigrun.runner"), name)
+    """Runner, plan, Plan and Generation, imported when first asked for: `import bigrun` stays quick."""
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'bigrun' has no attribute {name!r}")

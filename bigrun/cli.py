@@ -125,7 +125,7 @@ def plan_command(as_json: bool, svg: str | None, compare: str | None, **given: A
 
     Exit status 3 if the model does not fit.
     """
-    from bigrun.runner import plan
+    from bigrun.dry_run import plan
 
     for name in ("quiet", "debug"):
         given.pop(name)
@@ -154,9 +154,9 @@ def _write_svg(made: Any, path: str) -> None:
 
 def _compared(made: Any, given: dict[str, Any]) -> Any:
     from bigrun.checkpoint.open import model_config
+    from bigrun.dry_run import planning_inputs
     from bigrun.model.resolve import resolve
     from bigrun.planning.compare import accelerate_plan
-    from bigrun.runner import planning_inputs
 
     if any(given[name] is not None for name in ("solve", "what_if", "target")):
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")

@@ -1,19 +1,20 @@
 """Runner: a model on a rig, from its name to its tokens. spec → rig → plan → load → execute."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigrun.dry_run import make_options, plan
 from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.generation import Generation, Stats, Stream
 from bigrun.model.families import BY_NAME
-from bigrun.model.layout import Storage
 from bigrun.model.resolve import DEFAULT, resolve
 from bigrun.model.spec import ModelSpec
-from bigrun.planning.plan import Options, Plan
-from bigrun.rig import Rig, make_rig
+from bigrun.planning.plan import Plan
+from bigrun.rig import make_rig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,103 +23,7 @@ if TYPE_CHECKING:
     from bigrun.text.tokenizer import Tokenizer
     from bigrun_kernels.ops import CpuOps
 
-DEFAULT_CONTEXT = 2048
 MODES = ("auto", "exact", "llm.int8")
-
-
-@dataclass(frozen=True)
-class Stats:
-    prompt_tokens: int
-    new_tokens: int
-    load_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What `generate` returns: the new text, its tokens (the stop token not among them), and what it took."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    stats: Stats
-
-
-def make_options(
-    spec: ModelSpec, context: int | None, batch: int, weights: str, head: str, skip: Sequence[str], kv: str,
-    prompt_tokens: int | None = None,
-) -> Options:  # fmt: skip
-    """The planner's options; the context defaults to what the model has, 2,048 tokens at most."""
-    storage = Storage(weights, head, tuple(skip), spec.checkpoint_dtype)
-    tokens = min(DEFAULT_CONTEXT, spec.context_limit) if context is None else context
-    return Options(tokens, batch, storage, kv, prompt_tokens)
-
-
-def plan(
-    model: str = DEFAULT,
-    gpus: str | None = None,
-    cpu: str | int | None = None,
-    disk: str | int | None = None,
-    max_memory: Mapping[int | str, str | int] | None = None,
-    context: int | None = None,
-    batch: int = 1,
-    weights: str = "int8",
-    head: str = "int8",
-    skip: Sequence[str] = (),
-    kv: str = "16bit",
-    virtual: bool = False,
-    revision: str | None = None,
-    *,
-    rig: str | Path | None = None,
-    host: str | Path | None = None,
-    prompt_tokens: int | None = None,
-    solve: str | None = None,
-    what_if: str | None = None,
-    target: str | None = None,
-) -> Plan:
-    """A dry run: the Plan of a model on a rig, from its configuration alone (no weights, no torch).
-
-    Sizes are "24GB" (10⁹), "24GiB" (2³⁰) or bytes. A plan that does not fit is returned too, with `fits` False. `rig` is a
-    file that describes the devices, `host` one with what was measured (docs/planning.md). A question (`solve`: context,
-    batch or gpus; `what_if`: "+1xRTX4090"; `target`: "5tok/s") gives the plan that answers it, with `answer`.
-    """
-    from bigrun.planning import questions
-    from bigrun.planning.planner import make_plan
-
-    if sum(question is not None for question in (solve, what_if, target)) > 1:
-        raise CallError("--solve, --what-if and --target are questions of their own: ask one at a time")
-    if solve == "context" and context is not None:
-        raise CallError("--solve context finds the context: leave out --context")
-    if solve == "batch" and batch != 1:
-        raise CallError("--solve batch finds the batch: leave out --batch")
-    spec, devices, options = planning_inputs(
-        model, gpus, cpu, disk, max_memory, context, batch, weights, head, skip, kv, virtual, revision, rig, host,
-        prompt_tokens,
-    )  # fmt: skip
-    if solve is not None:
-        made = questions.solve(solve, spec, devices, options)
-    elif what_if is not None:
-        made = questions.what_if(what_if, spec, devices, options)
-    elif target is not None:
-        made = questions.target(target, spec, devices, options)
-    else:
-        made = make_plan(spec, devices, options)
-    return replace(made, model_id=model, revision=revision)
-
-
-def planning_inputs(
-    model: str, gpus: str | None = None, cpu: str | int | None = None, disk: str | int | None = None,
-    max_memory: Mapping[int | str, str | int] | None = None, context: int | None = None, batch: int = 1,
-    weights: str = "int8", head: str = "int8", skip: Sequence[str] = (), kv: str = "16bit", virtual: bool = False,
-    revision: str | None = None, rig: str | Path | None = None, host: str | Path | None = None,
-    prompt_tokens: int | None = None, **_: Any,
-) -> tuple[ModelSpec, Rig, Options]:  # fmt: skip
-    """What the planner takes, from what the user gave."""
-    from bigrun.checkpoint.open import model_spec
-
-    spec = model_spec(resolve(model), revision)
-    devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
-    return spec, devices, make_options(spec, context, batch, weights, head, skip, kv, prompt_tokens)
 
 
 class Runner:
@@ -252,7 +157,7 @@ class Runner:
 
     def stream(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
-    ) -> "Stream":
+    ) -> Stream:
         """The same as an iterator over pieces of text, as they come."""
         chosen = check_generation(max_new_tokens, sampling)
         ids = self.encode(prompt, raw) if isinstance(prompt, str) else self._checked(prompt)
@@ -298,46 +203,6 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Stream:
-    """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
-
-    def __init__(self, runner: Runner, ids: list[int], max_new_tokens: int, sampling: "Sampling"):
-        self.token_ids: list[int] = []
-        self.stats = Stats(len(ids), 0, runner.load_seconds, 0.0, 0.0)
-        self._pieces = self._run(runner, ids, max_new_tokens, sampling)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def _run(self, runner: Runner, ids: list[int], limit: int, sampling: "Sampling") -> Iterator[str]:
-        from bigrun.text.sampling import choose
-
-        executor, text = runner.executor, runner.tokenizer.stream()
-        limit = min(limit, runner.plan.context_tokens - len(ids) + 1)
-        runner._use_threads()
-        executor.clear(0)
-        started = time.perf_counter()
-        logits = executor.feed({0: ids})[0]
-        self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
-        started = time.perf_counter()
-        for i in range(limit):
-            token = choose(logits, sampling, 0, len(ids) + i)
-            if token in runner.tokenizer.stop_ids:
-                break
-            self.token_ids.append(token)
-            self.stats = replace(self.stats, new_tokens=i + 1, decode_seconds=time.perf_counter() - started)
-            if piece := text.push(token):
-                yield piece
-            if i + 1 < limit:
-                logits = executor.feed({0: [token]})[0]
-        self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
-        if piece := text.finish():
-            yield piece
 
 
 @cache

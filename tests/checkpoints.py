@@ -240,7 +240,7 @@ def iterate_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **
     from bigrun.planning.ledger import Ledger
     from bigrun.planning.planner import make_plan
     from bigrun.rig import make_rig
-    from bigrun.runner import make_options
+    from bigrun.dry_run import make_options
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
     rig = make_rig(gpus, cpu, virtual=gpus is not None)

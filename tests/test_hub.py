@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from checkpoints import edit_config, llama
 
-from bigrun.checkpoint.hub import FIRST_BYTES, Headers, check
+from bigrun.checkpoint.headers import FIRST_BYTES, Headers, check
 from bigrun.errors import CheckpointError
 from bigrun.model.families import BY_NAME, spec_from_config
 
@@ -396,20 +396,20 @@ def test_headers_that_lie(bad: dict[str, tuple[int, str, str]], name: str) -> No
 
 
 def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bigrun.checkpoint import hub
+    from bigrun.checkpoint import headers
 
     read = []
     content = json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(2000)}}).encode()
-    monkeypatch.setattr(hub, "_read", lambda *_: (content, None))
-    monkeypatch.setattr(hub, "_header", lambda _repo, file, _revision: read.append(file) or (2**25, {}))
+    monkeypatch.setattr(headers, "read_range", lambda *_: (content, None))
+    monkeypatch.setattr(headers, "_header", lambda _repo, file, _revision: read.append(file) or (2**25, {}))
     with pytest.raises(CheckpointError, match="256 MiB"):
-        hub.headers("some/one", None)
+        headers.headers("some/one", None)
     assert len(read) == 16
 
 
 def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
     program = (
-        "from bigrun.checkpoint.hub import headers; from bigrun.checkpoint.open import model_spec\n"
+        "from bigrun.checkpoint.headers import headers; from bigrun.checkpoint.open import model_spec\n"
         "from bigrun.model.resolve import resolve; found = headers('some/one', None)\n"
         "print(found.files, found.bytes, found.dtypes, len(found.shapes), found.shapes['model.norm.weight'])\n"
         "print(model_spec(resolve('some/one')).checkpoint_bytes, headers('some/none', None))"

@@ -22,7 +22,7 @@ def test_transformers_imports_its_llama_from_the_roots_folder() -> None:
 def test_plan_stays_a_function_whatever_is_imported() -> None:
     import bigrun
 
-    for module in ("bigrun.planning.plan", "bigrun.planning.planner", "bigrun.runner", "bigrun.cli"):
+    for module in ("bigrun.planning.plan", "bigrun.planning.planner", "bigrun.runner", "bigrun.dry_run", "bigrun.cli"):
         importlib.import_module(module)
     assert callable(bigrun.plan)
 

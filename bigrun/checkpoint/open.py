@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from bigrun.checkpoint.base import Checkpoint
-from bigrun.checkpoint.hub import check, config, fetch, headers
+from bigrun.checkpoint.headers import check, headers
+from bigrun.checkpoint.hub import config, fetch
 from bigrun.model.families import spec_from_config
 from bigrun.model.resolve import Model
 from bigrun.model.spec import ModelSpec

@@ -14,10 +14,13 @@ from typing import Any
 from bigrun.errors import CallError
 from bigrun.model.families import BY_NAME
 from bigrun.model.spec import ModelSpec
+from bigrun.planning.cost import LAUNCH, seconds
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
+from bigrun.planning.report import rate
 from bigrun.planning.search import Problem
-from bigrun.rig import Rig
+from bigrun.rates import ASSUMED_DISK
+from bigrun.rig import Device, Rig, disk_rates
 
 
 def accelerate_plan(
@@ -27,7 +30,12 @@ def accelerate_plan(
     `device_map`, whether it `fits` a run, `decode_tokens_per_s` by our cost model, and a `summary`."""
     found = infer(config, rig, options)
     homes = part_homes(spec, found)
-    ledger, main = Ledger(spec, options), rig.gpus[0].name if rig.gpus else "cpu"
+    if "disk" in homes.values() and not any(device.kind == "disk" for device in rig.devices):
+        # it spills onto a disk whether there is one or not
+        rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", 0, disk_rates(ASSUMED_DISK))))
+    # what is on the CPU or the disk is computed by the first card that holds anything, and by the CPU if none does
+    main = next((gpu.name for gpu in rig.gpus if gpu.name in homes.values()), "cpu")
+    ledger = Ledger(spec, options)
     problem = Problem(ledger, rig, plan.prefill_chunk_tokens)
     rows: list[dict[str, Any]] = []
     for device in rig.devices:
@@ -51,8 +59,8 @@ def accelerate_plan(
     bad = [row["name"] for row in rows if row["needed_bytes"] > row["budget_bytes"]]
     summary = f"accelerate's map runs out of memory on {', '.join(bad)}" if bad else "accelerate's map holds in a run"
     theirs = options.batch / seconds
-    summary += f"; by our cost model it decodes {theirs:.3g} tokens/s"
-    summary += f", this plan {ours:.3g}" if ours else ""
+    summary += f"; by our cost model it decodes {rate(theirs)} tokens/s"
+    summary += f", this plan {rate(ours)}" if ours else ""
     return {
         "device_map": found, "devices": rows, "fits": fits, "decode_tokens_per_s": theirs, "summary": summary,
     }  # fmt: skip
@@ -76,7 +84,7 @@ def infer(config: Mapping[str, Any], rig: Rig, options: Options) -> dict[str, An
         logger.setLevel(logging.ERROR)
     try:
         made = kind.config_class(**{key: value for key, value in config.items() if key != "quantization_config"})
-        with init_empty_weights():
+        with init_empty_weights(include_buffers=True):  # else each tensor is made in memory before it is dropped
             model = kind(made)
         model.tie_weights()
         budgets: dict[Any, int] = {}
@@ -84,7 +92,7 @@ def infer(config: Mapping[str, Any], rig: Rig, options: Options) -> dict[str, An
             key: Any = int(device.name.partition(":")[2]) if device.kind == "gpu" else device.name
             budgets[key] = device.budget_bytes
         budgets.setdefault("disk", 0)
-        dtype = torch.int8 if options.storage.weights == "int8" else torch.float16
+        dtype = {"int8": torch.int8, "16bit": torch.float16, "float32": torch.float32}[options.storage.weights]
         whole = sorted(getattr(model, "_no_split_modules", None) or [])
         return dict(infer_auto_device_map(model, max_memory=budgets, no_split_module_classes=whole, dtype=dtype))
     finally:
@@ -111,16 +119,16 @@ def part_homes(spec: ModelSpec, device_map: Mapping[str, Any]) -> dict[str, str]
 
 
 def _decode_seconds(problem: Problem, homes: Mapping[str, str], main: str) -> float:
-    """A decode step by our cost model: what lies on the host or the disk is copied to the first card each time."""
-    from bigrun.planning.cost import seconds, streamed_seconds
-
+    """A decode step by our cost model: what lies on the host or the disk is copied to the first card each time, and then
+    computed."""
     total, rig = 0.0, problem.rig
     for part, home in homes.items():
         work = problem.decode.work(part)
         device = rig.device(home if home.startswith("cuda") else main)
         found = seconds(work, device.rates)
         if home != device.name and part != "embed":
-            rate = min(device.rates.link, rig.device(home).rates.read if home == "disk" else device.rates.link)
-            found = streamed_seconds(replace(work, cache=0.0), work.weights, device.rates, rate) + found
+            link = min(device.rates.link, rig.device(home).rates.read if home == "disk" else device.rates.link)
+            whole = max(problem.ledger.weights(part), work.weights)  # all experts of a block, not those that are chosen
+            found += whole / link + LAUNCH
         total += found
     return total

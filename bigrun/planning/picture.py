@@ -32,6 +32,7 @@ NAMES = {
     "reserve": "reserve",
 }
 LEAST = 13  # points: a lower piece has no room for a word
+WIDEST = 0.68  # of the size of a font: how wide its letters are on average, if they are wide ones
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,26 @@ def plan_svg(plan: Plan) -> str:
     text = "\n".join(body)
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:.0f} {height:.0f}' width='{width:.0f}' "
-        f"height='{height:.0f}' {FONT}>\n<title>{escape(plan.model)}: where it goes</title>\n"
+        f"height='{height:.0f}' {FONT}>\n<title>{escape(_printable(plan.model))}: where it goes</title>\n"
         f"<rect width='100%' height='100%' fill='{PAPER}'/>\n{text}\n</svg>\n"
     )
 
 
+def _printable(text: str) -> str:
+    """What cannot be printed, which XML may not hold, is escaped as Python does."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _cut(text: str, width: float, size: float) -> str:
+    """As much of a text as surely fits a width."""
+    text, most = _printable(text), int(width / (WIDEST * size))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _text(x: float, y: float, text: str, size: float, colour: str = INK, more: str = "") -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size:g}' fill='{colour}' {more}>{escape(text)}</text>"
+    return (
+        f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size:g}' fill='{colour}' {more}>{escape(_printable(text))}</text>"
+    )
 
 
 def _rect(x: float, y: float, width: float, height: float, colour: str, more: str = "") -> str:
@@ -77,13 +91,14 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, more: st
 
 def _title(plan: Plan, width: float) -> list[str]:
     weights = sum(device.weights_bytes for device in plan.devices)
-    what = f"{plan.parameters / 1e9:.4g} B parameters, {format_size(weights)} in {plan.weights}"
+    what = f"{plan.parameters / 1e9:.4g} B parameters in {plan.weights}"
+    what += f" = {format_size(weights)}" if plan.fits else ""
     what += f", {plan.context_tokens:,} tokens of context"
     what += f", {plan.batch} sequences" if plan.batch > 1 else ""
     verdict, colour = ("fits", "#1a7f4b") if plan.fits else ("does not fit", "#c0362c")
     badge = 20 + 8.2 * len(verdict)
     return [
-        _text(MARGIN, 44, plan.model, 25, INK, "font-weight='700'"),
+        _text(MARGIN, 44, _cut(plan.model, width - 3 * MARGIN - badge, 25), 25, INK, "font-weight='700'"),
         _text(MARGIN, 68, what, 14, MUTED),
         _rect(width - MARGIN - badge, 24, badge, 28, colour, "rx='14'"),
         _text(width - MARGIN - badge / 2, 43, verdict, 14, PAPER, "text-anchor='middle' font-weight='600'"),
@@ -118,7 +133,9 @@ def _column(device: DevicePlan, pieces: list[Piece], x: float, y: float) -> list
     share = device.used_bytes / max(device.budget_bytes, 1)
     body = [
         _rect(x, y, COLUMN, HEIGHT, EMPTY, "rx='6'"),
-        _text(x + COLUMN / 2, y + HEIGHT + 22, name, 15, INK, "text-anchor='middle' font-weight='600'"),
+        _text(
+            x + COLUMN / 2, y + HEIGHT + 22, name, 12.5 if device.virtual else 15, INK, "text-anchor='middle' font-weight='600'"
+        ),
         _text(
             x + COLUMN / 2, y + HEIGHT + 40, f"{format_size(device.used_bytes)} of {format_size(device.budget_bytes)}", 12,
             MUTED, "text-anchor='middle'",
@@ -137,7 +154,7 @@ def _column(device: DevicePlan, pieces: list[Piece], x: float, y: float) -> list
                 body.append(_rect(x, line, COLUMN, 0.7, PAPER, "opacity='0.45'"))
         if high >= LEAST:
             label = piece.label if len(piece.label) <= 19 else piece.label[:18] + "…"
-            middle, wide = bottom + high / 2, 6.6 * len(label)
+            middle, wide = bottom + high / 2, min(6.6 * len(label), COLUMN - 2)
             body.append(
                 _rect(x + (COLUMN - wide) / 2, middle - 6, wide, 12, COLOURS[piece.kind])
             )  # no line through a word
@@ -152,7 +169,8 @@ def _foot(plan: Plan, kinds: list[str], width: float, y: float) -> list[str]:
         x += 40 + 6.6 * len(NAMES[kind])
     predicted = plan.predicted
     if predicted is None:
-        return [*body, _text(MARGIN, y + 48, f"no place for {describe_parts(plan.unplaced)}", 14)]
+        missing = f"no place for {describe_parts(plan.unplaced)}"
+        return [*body, _text(MARGIN, y + 48, _cut(missing, width - 2 * MARGIN, 14), 14)]
     figures = (
         (rate(predicted.decode_tokens_per_s), "tokens/s decoding"),
         (rate(predicted.prefill_tokens_per_s), "tokens/s of prompt"),

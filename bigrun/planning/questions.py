@@ -11,6 +11,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
 from bigrun.planning.planner import CHUNKS, MOST_BATCH, best_plan, check, fits, make_plan
+from bigrun.rates import ASSUMED_GPU
 from bigrun.rig import Device, Rig, parse_gpus
 from bigrun.sizes import format_size, parse_size
 
@@ -55,7 +56,8 @@ def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     tokens = _largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
     if not tokens:
         return make_plan(spec, rig, change(1))
-    return replace(make_plan(spec, rig, change(tokens)), answer={"context_tokens": tokens})
+    made = make_plan(spec, rig, replace(change(tokens), prompt=options.prompt))
+    return replace(made, answer={"context_tokens": tokens})
 
 
 def _batch(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
@@ -75,7 +77,8 @@ def _gpus(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     card, ledger = rig.gpus[0], Ledger(spec, options)
     count = _smallest(MOST_MORE, lambda n: fits(ledger, _on_gpus_alone(ledger, rig.with_gpus([card] * n))))
     if not count:
-        raise PlanDoesNotFit(f"--solve gpus: {MOST_MORE} x {card.label} do not hold all blocks of {spec.name}")
+        label = card.label or format_size(card.budget_bytes)
+        raise PlanDoesNotFit(f"--solve gpus: {MOST_MORE} x {label} do not hold all blocks of {spec.name}")
     least = _smallest(count, lambda n: fits(ledger, rig.with_gpus([card] * n)))
     if fits(ledger, rig.with_gpus([])):
         least = 0
@@ -101,6 +104,8 @@ def what_if(change: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
 def changed(rig: Rig, change: str) -> Rig:
     """A rig after "+1xRTX4090", "-1x24GB", "cpu=128GB" or "disk=1TB" (several with commas)."""
     how = "write +1xRTX4090, -1x24GB, cpu=128GB or disk=1TB"
+    if not isinstance(change, str):
+        raise CallError(f"--what-if {change!r:.40}: {how}")
     for item in change.split(","):
         word = item.strip()
         if word[:1] == "+":
@@ -108,9 +113,10 @@ def changed(rig: Rig, change: str) -> Rig:
         elif word[:1] == "-":
             left = list(rig.gpus)
             for gone in _cards(word[1:]):
-                same = [g for g in left if g.budget_bytes == gone.budget_bytes and g.label in (gone.label, "")]
+                same = [card for card in left if _is(card, gone)]
                 if not same:
-                    raise CallError(f"--what-if {change!r}: the rig has no {gone.label} to take out")
+                    has = rig.gpus_text or "no GPU"
+                    raise CallError(f"--what-if {change[:40]!r}: the rig has {has}: no {gone.label} to take out")
                 left.remove(same[-1])
             rig = rig.with_gpus(left)
         elif match := re.fullmatch(r"(cpu|disk)\s*=\s*(.+)", word):
@@ -122,15 +128,24 @@ def changed(rig: Rig, change: str) -> Rig:
                 rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", size, disk_rates(ASSUMED_DISK))))
             rig = rig.with_budget(match[1], size)
         else:
-            raise CallError(f"--what-if {change!r}: {item!r} makes no sense; {how}")
+            raise CallError(f"--what-if {change[:40]!r}: {item[:40]!r} makes no sense; {how}")
     return rig
 
 
 def _cards(text: str) -> tuple[Device, ...]:
     try:
-        return parse_gpus(text)
+        found = parse_gpus(text)
     except CallError as error:
         raise CallError(str(error).replace("--gpus", "--what-if", 1)) from error
+    if not found:
+        raise CallError(f"--what-if: {text!r:.40} names no card; write +1xRTX4090 or -1x24GB")
+    return found
+
+
+def _is(card: Device, named: Device) -> bool:
+    """Whether a card of the rig is one that was named: by its name, or by its memory."""
+    sized = named.rates == ASSUMED_GPU or not card.label
+    return card.label == named.label or (sized and card.budget_bytes == named.budget_bytes)
 
 
 def _like(rig: Rig, more: tuple[Device, ...]) -> list[Device]:
@@ -181,8 +196,10 @@ def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Option
     cpu = rig.device("cpu").budget_bytes
     for factor in (2, 4):
         if cpu:
-            size = f"{cpu * factor // 10**9}GB"
-            yield f"{size} of host memory", f"--cpu {size}", rig.with_budget("cpu", cpu * factor), options
+            unit, name = (10**9, "GB") if cpu * factor >= 10**10 else (10**6, "MB")
+            count = -(-cpu * factor // unit)
+            size = f"{count}{name}"
+            yield f"{size} of host memory", f"--cpu {size}", rig.with_budget("cpu", count * unit), options
     cards = list(dict.fromkeys(gpu.label for gpu in rig.gpus if gpu.label)) or list(CANDIDATES)
     faster = [name for name in CANDIDATES if name not in cards]
     for count in (1, 2, 3, 4, 6, 8):
@@ -192,7 +209,7 @@ def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Option
             yield f"{count} more {name}", f"--gpus {other.gpus_text}", other, options
     for name in CANDIDATES:
         if rig.gpus:
-            other = changed(rig.with_gpus([]), f"+{len(rig.gpus)}x{name}")
+            other = rig.with_gpus(_like(rig, parse_gpus(f"{len(rig.gpus)}x{name}")))
             yield f"{len(rig.gpus)} {name} instead", f"--gpus {other.gpus_text}", other, options
 
 
@@ -238,7 +255,8 @@ def _mends(ledger: Ledger, rig: Rig) -> Iterator[str]:
     shorter = lambda n: Ledger(spec, replace(options, context=n, prompt=None))  # noqa: E731
     if options.context > LEAST_CONTEXT and fits(shorter(LEAST_CONTEXT), rig):
         tokens = _largest(LEAST_CONTEXT, options.context, lambda n: fits(shorter(n), rig))
-        yield f"--context {tokens}"
+        if tokens >= (options.prompt or 1):
+            yield f"--context {tokens}"
     if options.batch > 1:
         batch = _largest(1, options.batch, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
         if batch:
