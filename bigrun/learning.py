@@ -9,7 +9,7 @@ from typing import Any
 from bigrun.errors import CallError
 from bigrun.hostfile import Host, machine, read, write
 from bigrun.info import measure_host
-from bigrun.planning.cost import Phase, prefill_phase
+from bigrun.planning.cost import Phase
 from bigrun.planning.learn import MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
 from bigrun.rates import cpu_rates
@@ -20,23 +20,33 @@ def teach(path: Path, runner: Any, prefill: float, step: float, prompt: int, see
     if any(device.kind == "gpu" and device.parts and not device.virtual for device in runner.plan.devices):
         raise CallError("--learn: only runs on the CPU teach anything yet")
     ledger, batch = Ledger(runner.spec, runner.options), runner.plan.batch
-    chunk = runner.plan.prefill_chunk_tokens
+    steps = -(-batch * prompt // max(batch, runner.plan.prefill_chunk_tokens))  # which sequences share
+    phase = Phase("prefill", steps, batch * prompt / steps, (prompt + 1) / 2, batch)
     runs = [
-        observe(f"{runner.plan.model}: prompt of {prompt}", ledger, prefill_phase(prompt, chunk), prefill / batch),
+        observe(f"{runner.plan.model}: prompt of {prompt}", ledger, phase, prefill),
         observe(f"{runner.plan.model}: decode at {seen}", ledger, Phase("decode", 1, batch, seen, batch), step),
     ]
     loaded = sum(info.nbytes for info in runner.checkpoint.tensors.values()) / runner.load_seconds
-    write(taught(known(path), runs, loaded), path)
+    _keep(taught(known(path), runs, loaded), path)
 
 
 def known(path: Path) -> Host:
     """The host file of this machine, measured and written now if there is none."""
     if not path.is_file():
-        write(measure_host(path), path)
+        _keep(measure_host(path), path)
     host = read(path)
     if (host.cpu, host.cores) != machine():
         raise CallError(f"--learn: {path} is of another machine ({host.cpu}); name another file with --host")
     return host
+
+
+def _keep(host: Host, path: Path) -> None:
+    try:
+        write(host, path)
+    except OSError as error:
+        raise CallError(
+            f"--learn: {path}: cannot be written: {error.strerror}; name another file with --host"
+        ) from error
 
 
 def taught(host: Host, runs: Sequence[Run], loaded: float = 0.0) -> Host:

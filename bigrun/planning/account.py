@@ -8,10 +8,12 @@ def predict(problem: Problem, placements: list[Placement]) -> Predicted:
     """Seconds of a complete placement, part after part, and of every hop: from the host to the embedding, from device to
     device, out to experts and back, and from the head to the host."""
     spec, options, rig = problem.ledger.spec, problem.ledger.options, problem.rig
-    totals: list[float] = [0.0, 0.0]
-    where = ["cpu", "cpu"]
-    hops = [costs.hop(problem.link) for costs in (problem.decode, problem.prefill)]
-    times = [1, problem.prefill.phase.steps]
+    phases = (problem.decode, 1), (problem.prefill, problem.prefill.phase.steps)
+    ways = [
+        {d.name: steps * costs.hop(d.rates.link) if d.kind == "gpu" else 0.0 for d in rig.devices}
+        for costs, steps in phases
+    ]
+    totals, where = [0.0, 0.0], ["cpu", "cpu"]
     for placement in placements:
         decode, prefill, _, _ = problem.part_seconds(placement.part, rig.device(placement.stored_on))
         share = 1.0
@@ -20,15 +22,11 @@ def predict(problem: Problem, placements: list[Placement]) -> Predicted:
         spent = (decode * share, prefill * share)
         for i, device in enumerate((placement.decode_on, placement.prefill_on)):
             totals[i] += spent[i]
-            if placement.part.endswith(".experts"):
-                totals[i] += 2 * hops[i] * times[i] if device != where[i] else 0.0
-            elif device != where[i]:
-                totals[i] += hops[i] * times[i]
-                where[i] = device
-    totals = [
-        total + hop * time * (device != "cpu")
-        for total, hop, time, device in zip(totals, hops, times, where, strict=True)
-    ]
+            if device != where[i]:
+                experts = placement.part.endswith(".experts")
+                totals[i] += (ways[i][device] + ways[i][where[i]]) * (2 if experts else 1)
+                where[i] = where[i] if experts else device
+    totals = [total + way[device] for total, way, device in zip(totals, ways, where, strict=True)]
     nbytes = spec.checkpoint_bytes or spec.parameters * (4 if spec.checkpoint_dtype == "float32" else 2)
     return Predicted(
         prefill_tokens_per_s=options.prompt_tokens / totals[1],
@@ -45,7 +43,7 @@ def predict(problem: Problem, placements: list[Placement]) -> Predicted:
 def account(problem: Problem, placements: list[Placement]) -> tuple[DevicePlan, ...]:
     """Every device's bytes, from the placements alone."""
     ledger = problem.ledger
-    streamed = any(p.stored_on not in (p.prefill_on, p.decode_on) and _on_gpu(p) for p in placements)
+    streamed = any(_on_gpu(p) for p in placements if not p.stored_on.startswith("cuda"))
     from_disk = any(p.stored_on == "disk" and p.part != "embed" for p in placements)
     result = []
     for device in problem.rig.devices:

@@ -7,6 +7,7 @@ keys and values of those blocks and room for the largest of them too (accelerate
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -94,7 +95,9 @@ def infer(config: Mapping[str, Any], rig: Rig, options: Options) -> dict[str, An
         budgets.setdefault("disk", 0)
         dtype = {"int8": torch.int8, "16bit": torch.float16, "float32": torch.float32}[options.storage.weights]
         whole = sorted(getattr(model, "_no_split_modules", None) or [])
-        return dict(infer_auto_device_map(model, max_memory=budgets, no_split_module_classes=whole, dtype=dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dict(infer_auto_device_map(model, max_memory=budgets, no_split_module_classes=whole, dtype=dtype))
     finally:
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)

@@ -14,7 +14,7 @@ from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.rates import Rates
 
-LAUNCH = 20e-6  # seconds of a copy between devices, beside its bytes
+LAUNCH = 10e-6  # seconds of a copy between host memory and a GPU, beside its bytes
 LOCAL = 2e-6  # the same between memories of the host
 
 
@@ -90,8 +90,9 @@ class Costs:
         if part == "head":
             rows = min(self.phase.logits, self.phase.rows)
             return Work(nbytes, 0.0, rows * self.spec.vocab * self.spec.hidden, 0.0, rows * self.spec.hidden, wide)
-        rows = self.phase.rows if part == "embed" else self.phase.logits
-        return Work(elements=rows * self.spec.hidden)
+        if part == "embed":  # a row a token: free wherever it is
+            return Work()
+        return Work(elements=min(self.phase.logits, self.phase.rows) * self.spec.hidden)
 
     def _block(self, part: str, block: Block, nbytes: int, wide: bool) -> Work:
         rows = self.phase.rows
@@ -126,6 +127,7 @@ class Costs:
         )
 
     def hop(self, link: float) -> float:
-        """Seconds that the residual stream of a step takes from one device to the next."""
+        """Seconds that the residual stream of a step takes between host memory and a GPU behind this link. From one GPU
+        to another it takes both ways: few consumer cards reach each other directly."""
         launch = LOCAL if math.isinf(link) else LAUNCH
         return launch + self.phase.rows * self.spec.hidden * 4 / link

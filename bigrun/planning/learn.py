@@ -6,15 +6,17 @@ whose predictions are nearest to all runs, in ratios; what the runs say little a
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from bigrun.planning.cost import Costs, Phase, Work, seconds
 from bigrun.planning.ledger import Ledger
 from bigrun.rates import Rates
 
-LEARNED = ("read", "cache", "int8", "attention", "elements", "block")
-PRIOR = 0.01  # what a doubling of a rate weighs beside a run that is predicted at half its time
+LEARNED = ("read", "cache", "int8", "wide", "attention", "elements", "block", "overlap")
+PRIOR = 0.01  # what a rate e times the measured one weighs beside a run that is predicted at 1/e of its time
+NEAR = 0.03  # runs that are nearer than this are not told apart, and one that was disturbed does not outweigh many
+OVERLAPS = (1.0, 16.0)
 MOST_RUNS = 64  # that a host file keeps: the latest
 FINEST = 1e-4  # of the logarithm of a rate
 
@@ -50,7 +52,7 @@ def fit(runs: Sequence[Run], start: Rates) -> Rates:
 
     def apart(shift: dict[str, float]) -> float:
         rates = _shifted(start, shift)
-        wrong = sum(math.log(run.predicted(rates) / run.seconds) ** 2 for run in runs)
+        wrong = sum(math.hypot(math.log(run.predicted(rates) / run.seconds), NEAR) for run in runs)
         return wrong + PRIOR * sum(value**2 for value in shift.values())
 
     shift = dict.fromkeys(LEARNED, 0.0)
@@ -69,7 +71,9 @@ def fit(runs: Sequence[Run], start: Rates) -> Rates:
 
 
 def _shifted(start: Rates, shift: dict[str, float]) -> Rates:
-    return replace(start, **{name: getattr(start, name) * math.exp(value) for name, value in shift.items()})
+    found = {name: getattr(start, name) * math.exp(value) for name, value in shift.items()}
+    found["overlap"] = min(max(found["overlap"], OVERLAPS[0]), OVERLAPS[1])
+    return replace(start, **found)
 
 
 def to_data(runs: Iterable[Run]) -> tuple[Any, ...]:
@@ -82,7 +86,13 @@ def to_data(runs: Iterable[Run]) -> tuple[Any, ...]:
 
 def from_data(data: Iterable[Any]) -> tuple[Run, ...]:
     """The inverse; ValueError, TypeError or KeyError where it is not such data."""
-    return tuple(
+    runs = tuple(
         Run(str(d["name"]), tuple((int(count), Work(**work)) for count, work in d["parts"]), float(d["seconds"]))
         for d in data
     )
+    for run in runs:
+        figures = [figure for count, work in run.parts for figure in (count, *astuple(work)[:-1])]
+        known = all(0 <= figure < math.inf for figure in (run.seconds, *figures))
+        if not known or not run.seconds or not any(count * sum(astuple(work)[:-1]) for count, work in run.parts):
+            raise ValueError(f"{run.name[:40]!r} is not made of work that takes time")
+    return runs

@@ -6,14 +6,17 @@ through, and (in a mixture) the place where the last expert will be are tried on
 search (search.py) finds the best cuts.
 """
 
+import math
+
 from bigrun.errors import CallError
 from bigrun.model.memory import KV_FORMATS, LONGEST_CHUNK
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.account import account, predict, rated
+from bigrun.planning.exhaustive import is_small, least
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.placing import arrange, place
-from bigrun.planning.plan import Options, Plan
-from bigrun.planning.search import NOWHERE, Problem, Search
+from bigrun.planning.plan import Options, Placement, Plan
+from bigrun.planning.search import EXPERT_NOWHERE, Problem, Search
 from bigrun.rig import Rig
 
 CHUNKS = (LONGEST_CHUNK, 256, 128, 64, 32)  # tokens of a prefill step
@@ -50,12 +53,15 @@ def check(spec: ModelSpec, options: Options) -> None:
 
 
 def fits(ledger: Ledger, rig: Rig) -> bool:
-    """Whether any placement holds everything: the one that leaves most room is asked."""
-    problem = Problem(ledger, rig, _chunks(ledger)[-1])
-    search = Search(problem, 0.0)
-    search.sink = NOWHERE / search.each if search.each else 0.0
-    loads = search.solve()
-    return loads is not None and not place(problem, loads)[1]
+    """Whether any placement holds everything: those that leave most room are asked."""
+    for through in (None, *_targets(rig)):
+        problem = Problem(ledger, rig, _chunks(ledger)[-1], through)
+        search = Search(problem, 0.0)
+        search.sink = EXPERT_NOWHERE / search.each if search.each else 0.0
+        loads = search.solve()
+        if loads is not None and not place(problem, loads)[1]:
+            return True
+    return is_small(problem) and best_plan(ledger, rig).fits
 
 
 def _chunks(ledger: Ledger) -> list[int]:
@@ -67,23 +73,25 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     chunks = _chunks(ledger)
     smallest = Problem(ledger, rig, chunks[-1])
     best, sink = _first(smallest)
-    targets = _targets(best, rig)
+    host = any(p.decode_on == "cpu" and p.part not in ("embed", "norm") for p in best.placements)
+    targets = _targets(rig) if host or not best.fits or is_small(smallest) else []
     for chunk in chunks:
         for through in (None, *targets):
+            problem = Problem(ledger, rig, chunk, through)
             if (chunk, through) != (chunks[-1], None):
-                plan = _plan(Problem(ledger, rig, chunk, through), sink)
+                plan = _plan(problem, sink)
                 best = min(best, plan, key=rated) if plan else best
+            if is_small(problem):
+                best = _exhausted(problem, best)
     return best
 
 
-def _targets(plan: Plan, rig: Rig) -> list[str]:
-    """GPUs worth streaming through: none if nothing is stored on the host; runs on virtual GPUs do not stream yet."""
-    if all(p.stored_on.startswith("cuda") or p.part in ("embed", "norm", "head") for p in plan.placements):
-        return []
-    real = [gpu for gpu in rig.gpus if not gpu.virtual]
-    best: dict[tuple[float, float], str] = {}
-    for gpu in real:
-        best.setdefault((gpu.rates.link, gpu.rates.int8), gpu.name)
+def _targets(rig: Rig) -> list[str]:
+    """GPUs worth streaming through, by their links; runs on virtual GPUs do not stream yet."""
+    best: dict[tuple[float, float, int], str] = {}
+    for gpu in rig.gpus:
+        if not gpu.virtual:
+            best.setdefault((gpu.rates.link, gpu.rates.int8, gpu.budget_bytes), gpu.name)
     return [best[key] for key in sorted(best, reverse=True)[:STREAM_TARGETS]]
 
 
@@ -96,7 +104,7 @@ def _first(problem: Problem) -> tuple[Plan, float]:
         return plan, 0.0
     search = Search(problem, 0.0)
     hosts = {search.expert_cost(d) for d in problem.rig.devices if d.kind != "gpu" and d.budget_bytes}
-    sinks = [*sorted(hosts), NOWHERE / search.each]
+    sinks = [*sorted(hosts), EXPERT_NOWHERE / search.each]
     found = [(plan, sink) for sink in sinks if (plan := _plan(problem, sink))]
     best = min(found, key=lambda pair: rated(pair[0]))
     if best[0].fits and all(p.stored_on.startswith("cuda") for p in best[0].placements if p.part.endswith(".experts")):
@@ -108,11 +116,21 @@ def _first(problem: Problem) -> tuple[Plan, float]:
 
 def _plan(problem: Problem, sink: float) -> Plan | None:
     """The best plan of one problem; None where what it stages does not even fit."""
-    spec, options = problem.ledger.spec, problem.ledger.options
     loads = Search(problem, sink).solve()
     if loads is None:
         return None
-    placements, unplaced = place(problem, arrange(problem, loads))
+    return _written(problem, *place(problem, arrange(problem, loads)))
+
+
+def _exhausted(problem: Problem, best: Plan) -> Plan:
+    """The best of all placements of a toy, if it is better."""
+    below = best.predicted.request_seconds * (1 - 1e-9) if best.predicted else math.inf
+    found = least(problem, below)
+    return best if found is None else _written(problem, found, [])
+
+
+def _written(problem: Problem, placements: list[Placement], unplaced: list[str]) -> Plan:
+    spec, options = problem.ledger.spec, problem.ledger.options
     fits = not unplaced
     return Plan(
         model=spec.name,

@@ -183,7 +183,8 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
         if rate >= wanted:
             found = {"target_tokens_per_s": wanted, "change": change, "option": option, "decode_tokens_per_s": rate}
             return replace(plan, answer=found)
-        best = max(best, (rate, change))
+        if rate > best[0] * (1 + 1e-9):  # of equals the least change
+            best = (rate, change)
     reached = f"the best is {best[0]:.3g} with {best[1]}" if best[1] else "with none of them the model even fits"
     raise PlanDoesNotFit(f"--target: no change that was tried reaches {wanted:g} tokens/s; {reached}")
 

@@ -20,6 +20,7 @@ from bigrun.planning.ledger import Ledger
 from bigrun.rig import Device, Rig
 
 NOWHERE = 1e9  # seconds that a part without a place costs: more than any request takes
+EXPERT_NOWHERE = 1e6  # a block's experts: more than they take anywhere, and less than a block, which comes first
 STAGING_SLOTS, SLOT_BYTES = 4, 32 * 2**20  # what is streamed comes in pieces: some are filled while one is computed
 EMBED, HEAD, BOTH = 1, 2, 3
 
@@ -59,19 +60,16 @@ class Problem:
         return Costs(self.ledger, prefill_phase(self.ledger.options.prompt_tokens, self.chunk))
 
     @cached_property
-    def link(self) -> float:
-        """Bytes/s that the residual stream hops with: the slowest of the rig's."""
-        return min((gpu.rates.link for gpu in self.rig.gpus), default=float("inf"))
-
-    @cached_property
     def new(self) -> int:
         """Tokens that a request generates after its prompt."""
         return self.ledger.options.new_tokens
 
-    @cached_property
-    def hop(self) -> float:
-        """Seconds of a request that one hop takes, in all its steps."""
-        return self.new * self.decode.hop(self.link) + self.prefill.phase.steps * self.prefill.hop(self.link)
+    def crossing(self, device: Device) -> float:
+        """Seconds of a request that the way of its steps into a device and out again takes: none on the host."""
+        if device.kind != "gpu":
+            return 0.0
+        once = self.new * self.decode.hop(device.rates.link)
+        return 2 * (once + self.prefill.phase.steps * self.prefill.hop(device.rates.link))
 
     def part_seconds(self, part: str, home: Device) -> tuple[float, float, str, str]:
         """(decode seconds, prefill seconds of the whole prompt, where each is computed) of a part stored on a device."""
@@ -142,22 +140,33 @@ class Search:
         embed, head = ledger.weights("embed"), ledger.weights("head") + ledger.weights("norm")
         self.ends = {0: 0, EMBED: embed, HEAD: head, BOTH: embed + head}
         self.adds = (0, BOTH) if spec.tied else (0, EMBED, HEAD, BOTH)
-        # A lookup on the host costs no hop and no time; where its memory or the disk has room for all, no GPU need do it.
-        whole = int(self.weights[-1] + self.kv[-1]) + self.ends[BOTH] + sum(ledger.weights(p) for p in problem.experts)
-        whole += problem.staging(problem.rig.device("cpu")) + STAGING_SLOTS * SLOT_BYTES
-        whole += ledger.workspace(problem.chunk, True, True)
-        roomy = any(d.kind != "gpu" and d.budget_bytes - d.reserve_bytes >= whole for d in problem.rig.devices)
-        self.gpu_adds = tuple(add for add in self.adds if add in (0, HEAD)) if roomy and not spec.tied else self.adds
+        self.gpu_adds = tuple(add for add in self.adds if add in (0, HEAD)) if self._free_lookup() else self.adds
         rows = np.arange(self.count + 1)
         self.length = rows[None, :] - rows[:, None]
         self.run = (self.weights + self.kv)[None, :] - (self.weights + self.kv)[:, None]
         self.some, self.valid = self.length > 0, self.length >= 0
         self._prefixes: dict[str, np.ndarray] = {}
         self.each = 0  # experts of a block, their bytes and where they are
+        parts = {part.removesuffix(".experts") for part in problem.experts}
+        mixed = np.concatenate([[0], np.cumsum([part in parts for part in problem.blocks])])
+        self.mixed = mixed[None, :] - mixed[:, None]  # blocks of a run that have experts
         if problem.experts:
             self.each = spec.expert_count(problem.experts[0])
             self.expert_bytes = max(ledger.slice_bytes(p, 1) for p in problem.experts)
             self.all_experts = self.each * len(problem.experts)
+
+    def _free_lookup(self) -> bool:
+        """Whether the host surely has room for the embedding: there a lookup costs no hop and no time, and no GPU need
+        do it. Its own memory holds everything, or a disk does and the memory holds a step's buffers."""
+        problem, ledger = self.problem, self.problem.ledger
+        if ledger.spec.tied:
+            return False
+        cpu = problem.rig.device("cpu")
+        have = cpu.budget_bytes - cpu.reserve_bytes - problem.staging(cpu)
+        buffers = ledger.workspace(problem.chunk, True, True)
+        whole = int(self.weights[-1] + self.kv[-1]) + self.ends[BOTH] + sum(ledger.weights(p) for p in problem.experts)
+        on_disk = any(d.kind == "disk" and d.budget_bytes >= whole for d in problem.rig.devices)
+        return have >= whole + buffers or (on_disk and have >= buffers)
 
     def expert_cost(self, home: Device) -> float:
         """Of one expert of one block, a share of what all take there (the launches of its block aside)."""
@@ -191,79 +200,92 @@ class Search:
         free = free - np.where(self.length == 0, idle, 0)
         return np.clip(free // self.expert_bytes, 0, self.all_experts)
 
-    def _gain(self, room: np.ndarray, home: Device) -> np.ndarray | float:
-        """Seconds saved by experts in that room; those of blocks that are elsewhere cost two hops a block."""
-        if not self.each:
-            return 0.0
+    def _saved(self, room: np.ndarray, home: Device) -> np.ndarray:
+        """Seconds that experts in that room save, against the sink. On a GPU, blocks whose attention is elsewhere cost a
+        way here and back; of its own blocks, those that have all their experts here need no way out."""
+        crossing = self.problem.crossing(home)
         strangers = np.ceil(np.maximum(room - self.length * self.each, 0) / self.each)
-        saved = room * (self.sink - self.expert_cost(home)) - 2 * self.problem.hop * strangers
-        gain: np.ndarray = np.maximum(saved, 0.0)
-        return gain
+        at_home = np.minimum(room // self.each, self.mixed)
+        saved: np.ndarray = room * (self.sink - self.expert_cost(home)) - crossing * (strangers - at_home)
+        return saved
 
     def gpu(self, device: Device, add: int) -> tuple[np.ndarray, np.ndarray]:
         """(cost, room for experts) [first, stop] of a GPU that takes a run of blocks and the ends in `add`."""
-        hop = self.problem.hop
+        crossing = self.problem.crossing(device)
         fixed = self.ends[add] + device.reserve_bytes + self.problem.staging(device)
         busy, idle = self._workspace(True, add), self._workspace(False, add)
+        if device.name == self.problem.target:  # it computes what is streamed through it
+            idle = busy
         free = (device.budget_bytes - fixed - busy) - self.run
         np.fill_diagonal(free, device.budget_bytes - fixed - idle)
         prefix = self._prefix(device)
-        cost = prefix[None, :] - (prefix[:, None] - (self._end_cost(add, device) + hop))
+        cost = prefix[None, :] - (prefix[:, None] - (self._end_cost(add, device) + crossing))
         if not add:
             np.fill_diagonal(cost, 0.0)
         if add == BOTH:  # the way leads out to the other blocks and back
-            cost += hop
-            cost[0, self.count] -= hop
+            cost += crossing
+            cost[0, self.count] -= crossing
         room = self._room(free, busy - idle)
-        if self.each:
-            cost -= self._gain(room, device)
+        if self.each:  # every block goes out to its experts, unless they are here
+            saved = self._saved(room, device)
+            cost += crossing * self.mixed - np.maximum(saved, 0.0)
+            if self.sink != self.expert_cost(device):  # the sink itself takes what nobody else does
+                room = np.where(saved > 0, room, 0)
         cost[~self.valid | (free < 0)] = np.inf
         return cost, room
 
+    def _computes(self, home: Device) -> bool:
+        """Whether any block or expert that is stored here is computed by the CPU."""
+        kinds = {self.problem.ledger.kinds[part]: part for part in (*self.problem.blocks, *self.problem.experts)}
+        return any("cpu" in self.problem.part_seconds(part, home)[2:] for part in kinds.values())
+
     def host(self, add: int, embed_on_disk: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The same of the CPU and the disk together: blocks that the CPU cannot store are read from the disk for each
-        step. (cost, room, disk room, first block on the disk) [first, stop]."""
-        rig, hop = self.problem.rig, self.problem.hop
+        """The same of the CPU and the disk together: what the CPU cannot store is read from the disk for each step.
+        (cost, room, disk room, first block on the disk) [first, stop]."""
+        rig = self.problem.rig
         cpu = rig.device("cpu")
         disk = next((d for d in rig.devices if d.kind == "disk"), None)
         stored = self.ends[add] - (self.ends[EMBED] if embed_on_disk else 0)
         fixed = stored + cpu.reserve_bytes + self.problem.staging(cpu)
         busy, idle = self._workspace(True, add), self._workspace(False, add)
+        if not self._computes(cpu):  # all that is stored here is streamed, in both phases
+            busy = idle
         have = cpu.budget_bytes - fixed - np.where(self.some, busy, idle)
         free = have - self.run
         cut = np.broadcast_to(np.arange(self.count + 1)[None, :], free.shape).copy()
-        prefix = self._prefix(cpu)
-        cost = prefix[None, :] - prefix[:, None] + self._end_cost(add, cpu)
-        ok = free >= 0
-        disk_free = np.full(free.shape, (disk.budget_bytes if disk else 0) - embed_on_disk * self.ends[EMBED])
-        if disk is not None:
-            slots = max(STAGING_SLOTS * self.problem.slot - self.problem.staging(cpu), 0)
-            keys = self.kv[None, :] - self.kv[:, None]
-            left = have - slots - keys + self.weights[:, None]
-            split = np.minimum(np.searchsorted(self.weights, left, side="right") - 1, cut)
-            first = np.arange(self.count + 1)[:, None]
-            on_disk = self.weights[None, :] - self.weights[np.maximum(split, 0)]
-            possible = ~ok & (split >= first) & (have - slots - keys >= 0) & (on_disk <= disk_free)
-            from_disk = self._prefix(disk)
-            split = np.maximum(split, 0)
-            mixed = prefix[split] - prefix[:, None] + from_disk[None, :] - from_disk[split] + self._end_cost(add, cpu)
-            cost = np.where(possible, mixed, cost)
-            free = np.where(possible, 0, free - slots * bool(self.each))
-            cut = np.where(possible, split, cut)
-            disk_free = disk_free - np.where(possible, on_disk, 0)
-            ok = ok | possible
-            ok = ok & (disk_free >= 0)
-        cost = cost + hop  # from here to the GPUs, once; taken off where nothing is there
-        if not add:
-            cost = cost + hop * self.some  # both ends elsewhere: the way leads here and back
-        if add == BOTH:
-            cost[0, self.count] -= hop
+        prefix, ends = self._prefix(cpu), self._end_cost(add, cpu)
+        cost = prefix[None, :] - prefix[:, None] + ends
+        ok, disk_room = free >= 0, np.zeros_like(free)
+        if disk is None:
+            room = self._room(free, busy - idle)
+            if self.each:
+                cost = cost - np.maximum(self._saved(room, cpu), 0.0)
+            return np.where(self.valid & ok, cost, np.inf), room, disk_room, cut
+        slots = max(STAGING_SLOTS * self.problem.slot - self.problem.staging(cpu), 0)
+        keys = self.kv[None, :] - self.kv[:, None]
+        left = have - slots - keys + self.weights[:, None]
+        split = np.minimum(np.searchsorted(self.weights, left, side="right") - 1, cut)
+        possible = ~ok & (split >= np.arange(self.count + 1)[:, None]) & (have - slots - keys >= 0)
+        split = np.maximum(split, 0)
+        on_disk = np.where(possible, self.weights[None, :] - self.weights[split], 0)
+        disk_free = disk.budget_bytes - embed_on_disk * self.ends[EMBED] - on_disk
+        from_disk = self._prefix(disk)
+        mixed = prefix[split] - prefix[:, None] + from_disk[None, :] - from_disk[split] + ends
+        cost, cut = np.where(possible, mixed, cost), np.where(possible, split, cut)
+        free = np.where(possible, left - self.weights[split], free)
+        ok = (ok | possible) & (disk_free >= 0)
         room = self._room(free, busy - idle)
-        gain = self._gain(room, cpu)
-        disk_room = self._room(disk_free, 0) if disk is not None else np.zeros_like(room)
-        if disk is not None and self.each:
-            gain = gain + np.maximum(disk_room * (self.sink - self.expert_cost(disk)), 0.0)
-        return np.where(self.valid & ok, cost - gain, np.inf), room, disk_room, cut
+        if self.each:  # experts on the disk need slots and a step's buffers on the host
+            beside = free - np.where(possible, 0, slots) - np.where(self.some, 0, busy - idle)
+            other = self._room(beside, 0) * (beside >= 0)
+            disk_room = self._room(disk_free, 0) * (beside >= 0)
+            with_disk = np.maximum(disk_room * (self.sink - self.expert_cost(disk)), 0.0)
+            with_disk = with_disk + np.maximum(self._saved(other, cpu), 0.0)
+            without = np.maximum(self._saved(room, cpu), 0.0)
+            cost = cost - np.maximum(with_disk, without)
+            room = np.where(with_disk > without, other, room)
+            disk_room = np.where(with_disk > without, disk_room, 0)
+        return np.where(self.valid & ok, cost, np.inf), room, disk_room, cut
 
     def nowhere(self, add: int) -> np.ndarray:
         names = {0: 0, EMBED: 1, HEAD: 2, BOTH: 3}[add]
