@@ -234,13 +234,13 @@ def load_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **opt
 def iterate_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **options: Any) -> Iterable[LoadedPart]:
     """The loader's own generator over a checkpoint. Its memories are GPUs that are virtual, and the CPU."""
     from bigrun.checkpoint.open import open_checkpoint
+    from bigrun.dry_run import make_options
     from bigrun.loader import load
     from bigrun.memory import HostMemory
     from bigrun.model.resolve import resolve
     from bigrun.planning.ledger import Ledger
     from bigrun.planning.planner import make_plan
     from bigrun.rig import make_rig
-    from bigrun.dry_run import make_options
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
     rig = make_rig(gpus, cpu, virtual=gpus is not None)

@@ -14,7 +14,7 @@ from bigrun.model.catalog import ENTRIES
 from bigrun.model.families import spec_from_config
 from bigrun.model.layout import Storage
 from bigrun.model.spec import Experts, Latent, ModelSpec
-from bigrun.planning import planner
+from bigrun.planning import planner, search
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan, plan_from_json
 from bigrun.planning.planner import best_plan, make_plan
@@ -313,6 +313,24 @@ def test_a_gpu_that_nothing_is_stored_on_is_streamed_through_only_with_room_for_
     assert phases(less) == {ON_GPU, ("cpu", "cpu", "cpu", "cpu")}
 
 
+def test_what_the_disk_is_too_slow_to_stream_is_computed_on_the_cpu_in_its_own_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Host memory is streamed in both phases, the disk in none: the CPU needs a step's buffers for the disk's blocks."""
+    monkeypatch.setattr(search, "SLOT_BYTES", 4096)
+    ring = STAGING_SLOTS * 4096
+    gpu = budget(8 * (BLOCK + KV) + TABLE + NORM + ring + steps(32, head=True))
+    memory = budget(4 * BLOCK + 22 * KV + ring + steps(32))
+    card, cpu = replace(GPU, link=1e12, block=1e-5), replace(SLOW_CPU, block=1e-2)
+    rig = rig_of({0: gpu, "cpu": memory, "disk": GB}, card, cpu=cpu)
+    slow = tuple(replace(d, rates=disk_rates(1e6)) if d.kind == "disk" else d for d in rig.devices)
+    made = make_plan(toy(30), replace(rig, devices=slow), Options(context=64))
+    assert made.fits
+    assert phases(made) == {ON_GPU, ("cpu", "cuda:0", "cuda:0", "cpu"), ("disk", "cpu", "cpu", "cpu")}
+    assert counts(made) == {"cuda:0": 8, "cpu": 4, "disk": 18}
+    assert (made.device("cpu").workspace_bytes, made.device("cpu").free_bytes) == (steps(32), 0)
+
+
 def test_slots_of_a_model_of_some_size_are_pieces_of_32_mib() -> None:
     made = make_plan(ENTRIES["llama-3-70b"].spec(), make_rig(gpus="RTX4090", cpu="96GB"), Options(context=8192))
     assert ("cpu", "cuda:0", "cpu", "cpu") in phases(made)
@@ -398,6 +416,79 @@ def test_experts_on_the_disk_need_slots_and_buffers_on_the_host() -> None:
         less = make_plan(mixture(12), rig_of({**gpu, "cpu": host}, virtual=True), Options(context=16))
         assert not less.fits
         assert all(device.used_bytes <= device.budget_bytes for device in less.devices)
+
+
+def test_a_mixture_on_the_disk_that_fits_still_fits_with_more_host_memory() -> None:
+    fits = []
+    for memory in range(300_000, 1_200_000, 15_000):
+        made = best_plan(Ledger(mixture(8), Options(context=16)), rig_of({"cpu": memory, "disk": GB}))
+        fits.append(made.fits)
+    assert fits == sorted(fits)
+    assert set(fits) == {False, True}
+
+
+def check_parts(made: Plan, spec: ModelSpec) -> None:
+    """Every part has one place or none; the slices of a part of experts are all of them, once."""
+    for part in spec.parts:
+        places = [p for p in made.placements if p.part == part.name]
+        cuts = sorted(p.slice for p in places if p.slice)
+        if not part.name.endswith(".experts"):
+            assert [p.slice for p in places] == [None] * (part.name not in made.unplaced), part.name
+        elif part.name not in made.unplaced and places[0].slice is not None:
+            ends = [0, *(last for _, last in cuts)]
+            assert cuts == list(itertools.pairwise(ends)), part.name
+            assert ends[-1] == spec.expert_count(part.name)
+            assert len(places) == len(cuts)
+        elif part.name not in made.unplaced:
+            assert [p.slice for p in places] == [None], part.name
+
+
+def check_accounts(made: Plan, ledger: Ledger) -> None:
+    for device in made.devices:
+        kinds = ("weights", "kv_cache", "workspace", "staging", "pinned", "reserve")
+        assert device.used_bytes == sum(getattr(device, f"{kind}_bytes") for kind in kinds) <= device.budget_bytes
+        assert device.free_bytes == device.budget_bytes - device.used_bytes
+        stored = [p for p in made.placements if p.stored_on == device.name]
+        computed = [p for p in made.placements if device.name in (p.decode_on, p.prefill_on)]
+        assert sorted(device.parts) == sorted({p.part for p in stored})
+        assert device.weights_bytes == sum(p.weights_bytes for p in stored)
+        assert device.kv_cache_bytes == sum(p.kv_cache_bytes for p in made.placements if p.kv_on == device.name)
+        assert device.kind != "disk" or not computed
+        names = {p.part for p in computed}
+        blocks = any(name.startswith("blocks.") for name in names)
+        work = ledger.workspace(made.prefill_chunk_tokens, blocks, "head" in names) if names else 0
+        assert device.workspace_bytes == work
+        streamed = [p for p in made.placements if {p.prefill_on, p.decode_on} - {p.stored_on, "cpu"}]
+        from_disk = [p for p in made.placements if p.stored_on == "disk" and p.part != "embed"]
+        rings = {
+            "gpu": (any(p.stored_on != device.name for p in computed), False),
+            "cpu": (bool(from_disk) and not streamed, bool(streamed)),
+            "disk": (False, False),
+        }
+        assert (device.staging_bytes > 0, device.pinned_bytes > 0) == rings[device.kind], device.name
+
+
+def check_keys(made: Plan) -> None:
+    for placement in made.placements:
+        if placement.part.startswith("blocks.") and not placement.part.endswith(".experts"):
+            assert placement.kv_on == ("cpu" if placement.stored_on == "disk" else placement.stored_on)
+            assert placement.kv_cache_bytes > 0
+        else:
+            assert (placement.kv_on, placement.kv_cache_bytes) == (None, 0)
+
+
+UNEQUAL = "RTX3090,RTX4090,RTX3060,A100-40GB,T4,3090Ti,48GB,RTX5090"
+
+
+@pytest.mark.parametrize("host", ["64GB", "256GB"])
+@pytest.mark.parametrize("model", ["llama-3.1-405b", "deepseek-v3", "gpt-oss-120b", "bloom-176b", "glm-4.5"])
+def test_big_models_on_eight_unequal_cards_a_host_and_a_disk_keep_to_every_budget(model: str, host: str) -> None:
+    spec, rig = ENTRIES[model].spec(), make_rig(gpus=UNEQUAL, cpu=host, disk="2TB")
+    made = make_plan(spec, rig, Options(context=2048))
+    assert made.fits
+    check_parts(made, spec)
+    check_accounts(made, Ledger(spec, Options(context=2048)))
+    check_keys(made)
 
 
 def test_keys_and_values_are_beside_attention_and_experts_have_none() -> None:
@@ -539,63 +630,13 @@ often = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=25,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # a plan is not the smaller for being made smaller
 )
 
 
-def check_parts(made: Plan, spec: ModelSpec) -> None:
-    """Every part has one place or none; the slices of a part of experts are all of them, once."""
-    for part in spec.parts:
-        places = [p for p in made.placements if p.part == part.name]
-        cuts = sorted(p.slice for p in places if p.slice)
-        if not part.name.endswith(".experts"):
-            assert [p.slice for p in places] == [None] * (part.name not in made.unplaced), part.name
-        elif part.name not in made.unplaced and places[0].slice is not None:
-            ends = [0, *(last for _, last in cuts)]
-            assert cuts == list(itertools.pairwise(ends)), part.name
-            assert ends[-1] == spec.expert_count(part.name)
-            assert len(places) == len(cuts)
-        elif part.name not in made.unplaced:
-            assert [p.slice for p in places] == [None], part.name
-
-
-def check_accounts(made: Plan, ledger: Ledger) -> None:
-    for device in made.devices:
-        kinds = ("weights", "kv_cache", "workspace", "staging", "pinned", "reserve")
-        assert device.used_bytes == sum(getattr(device, f"{kind}_bytes") for kind in kinds) <= device.budget_bytes
-        assert device.free_bytes == device.budget_bytes - device.used_bytes
-        stored = [p for p in made.placements if p.stored_on == device.name]
-        computed = [p for p in made.placements if device.name in (p.decode_on, p.prefill_on)]
-        assert sorted(device.parts) == sorted({p.part for p in stored})
-        assert device.weights_bytes == sum(p.weights_bytes for p in stored)
-        assert device.kv_cache_bytes == sum(p.kv_cache_bytes for p in made.placements if p.kv_on == device.name)
-        assert device.kind != "disk" or not computed
-        names = {p.part for p in computed}
-        blocks = any(name.startswith("blocks.") for name in names)
-        work = ledger.workspace(made.prefill_chunk_tokens, blocks, "head" in names) if names else 0
-        assert device.workspace_bytes == work
-        streamed = [p for p in made.placements if {p.prefill_on, p.decode_on} - {p.stored_on, "cpu"}]
-        from_disk = [p for p in made.placements if p.stored_on == "disk" and p.part != "embed"]
-        rings = {
-            "gpu": (any(p.stored_on != device.name for p in computed), False),
-            "cpu": (bool(from_disk) and not streamed, bool(streamed)),
-            "disk": (False, False),
-        }
-        assert (device.staging_bytes > 0, device.pinned_bytes > 0) == rings[device.kind], device.name
-
-
-def check_keys(made: Plan) -> None:
-    for placement in made.placements:
-        if placement.part.startswith("blocks.") and not placement.part.endswith(".experts"):
-            assert placement.kv_on == ("cpu" if placement.stored_on == "disk" else placement.stored_on)
-            assert placement.kv_cache_bytes > 0
-        else:
-            assert (placement.kv_on, placement.kv_cache_bytes) == (None, 0)
-
-
-@pytest.fixture(params=[True, False], ids=["search alone", "toys exhausted"])
+@pytest.fixture(params=[False], ids=["toys exhausted"])
 def toys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small toys are planned by trying everything (exhaustive.py); models of some size by the search alone."""
     if request.param:
@@ -605,7 +646,7 @@ def toys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize("models", [specs(), mixtures()], ids=["dense", "mixtures"])
 def test_every_part_is_placed_once_or_unplaced_and_every_account_adds_up(models: Any) -> None:
-    @settings(often, max_examples=40)
+    @settings(often, max_examples=30)
     @given(cases(models))
     def check(case: tuple[Ledger, Rig]) -> None:
         ledger, rig = case

@@ -208,7 +208,7 @@ def some_case(
     found = [Device(f"cuda:{i}", "gpu", size(), gpu(rng), virtual) for i in range(words.count("gpu"))]
     found.append(Device("cpu", "cpu", size() if "cpu" in words else 0, replace(cpu(rng), link=math.inf)))
     if "disk" in words:
-        found.append(Device("disk", "disk", size(), disk_rates(anything(rng, 1e8, 1e10))))
+        found.append(Device("disk", "disk", size(), disk_rates(anything(rng, 1e7, 1e10))))
     return ledger, Rig(tuple(found))
 
 
@@ -291,32 +291,29 @@ def compare(
 @pytest.mark.usefixtures("search_alone")
 @pytest.mark.parametrize("rig_name", RIGS)
 def test_no_placement_of_a_dense_toy_is_quicker_than_what_the_search_finds(rig_name: str) -> None:
-    compare(rig_name, "dense", 40, toy, [1, 2, 3, 4, 4, 5], STREAMED_HOPS if rig_name in STREAMING else 0)
+    compare(rig_name, "dense", 16, toy, [1, 2, 3, 4, 4, 5], STREAMED_HOPS if rig_name in STREAMING else 0)
 
 
-@pytest.mark.usefixtures("search_alone")
 @pytest.mark.parametrize("rig_name", sorted(STREAMING))
 def test_none_is_quicker_with_streaming_either_where_hops_are_free(
     rig_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Costs, "hop", lambda self, link: 0.0)
-    compare(rig_name, "free hops", 40, toy, [1, 2, 3, 4, 4, 5])
+    compare(rig_name, "free hops", 6, toy, [1, 2, 3, 4, 4, 5])
 
 
-@pytest.mark.usefixtures("search_alone")
 @pytest.mark.parametrize("rig_name", RIGS)
 def test_of_unlike_blocks_no_runs_in_the_rigs_order_are_quicker_but_for_hops(
     rig_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(rig_name, "unlike", 15, alternating, [2, 3, 4, 5], STREAMED_HOPS, in_order=True)
+    compare(rig_name, "unlike", 4, alternating, [2, 3, 4, 5], STREAMED_HOPS, in_order=True)
     monkeypatch.setattr(Costs, "hop", lambda self, link: 0.0)
-    compare(rig_name, "unlike, free hops", 15, alternating, [2, 3, 4, 5], in_order=True)
+    compare(rig_name, "unlike, free hops", 4, alternating, [2, 3, 4, 5], in_order=True)
 
 
-@pytest.mark.usefixtures("search_alone")
 @pytest.mark.parametrize("rig_name", RIGS)
-def test_no_placement_of_a_mixtures_whole_parts_is_quicker_than_what_the_search_finds(rig_name: str) -> None:
-    compare(rig_name, "mixture", 30, mixture, [1, 2, 2], STREAMED_HOPS if rig_name in STREAMING else 0)
+def test_no_placement_of_a_mixtures_whole_parts_is_quicker(rig_name: str) -> None:
+    compare(rig_name, "mixture", 6, mixture, [1, 2, 2], STREAMED_HOPS if rig_name in STREAMING else 0)
 
 
 @pytest.mark.parametrize("rig_name", RIGS)
@@ -324,4 +321,4 @@ def test_no_placement_of_a_mixtures_whole_parts_is_quicker_than_what_the_search_
 def test_the_plan_of_up_to_eight_parts_on_three_devices_is_the_quickest_of_all(
     make: Callable[[int, bool], ModelSpec], rig_name: str
 ) -> None:
-    compare(rig_name, "toys", 8, make, [1, 2] if make is mixture else [1, 3, 5])
+    compare(rig_name, "toys", 4, make, [1, 2] if make is mixture else [1, 3, 5])

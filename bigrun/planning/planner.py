@@ -119,7 +119,9 @@ def _plan(problem: Problem, sink: float) -> Plan | None:
     loads = Search(problem, sink).solve()
     if loads is None:
         return None
-    return _written(problem, *place(problem, arrange(problem, loads)))
+    plan = _written(problem, *place(problem, arrange(problem, loads)))
+    assert all(device.used_bytes <= device.budget_bytes for device in plan.devices), "no budget is ever exceeded"
+    return plan
 
 
 def _exhausted(problem: Problem, best: Plan) -> Plan:

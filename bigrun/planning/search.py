@@ -235,20 +235,23 @@ class Search:
         return cost, room
 
     def _computes(self, home: Device) -> bool:
-        """Whether any block or expert that is stored here is computed by the CPU."""
+        """Whether a block or expert that is stored there is computed by the CPU."""
         kinds = {self.problem.ledger.kinds[part]: part for part in (*self.problem.blocks, *self.problem.experts)}
         return any("cpu" in self.problem.part_seconds(part, home)[2:] for part in kinds.values())
 
-    def host(self, add: int, embed_on_disk: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def host(
+        self, add: int, embed_on_disk: bool, slots_first: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The same of the CPU and the disk together: what the CPU cannot store is read from the disk for each step.
-        (cost, room, disk room, first block on the disk) [first, stop]."""
+        (cost, room, disk room, first block on the disk) [first, stop]. `slots_first`: the CPU has room for the disk's
+        slots, even where blocks have to leave it for them, because experts may."""
         rig = self.problem.rig
         cpu = rig.device("cpu")
         disk = next((d for d in rig.devices if d.kind == "disk"), None)
         stored = self.ends[add] - (self.ends[EMBED] if embed_on_disk else 0)
         fixed = stored + cpu.reserve_bytes + self.problem.staging(cpu)
         busy, idle = self._workspace(True, add), self._workspace(False, add)
-        if not self._computes(cpu):  # all that is stored here is streamed, in both phases
+        if not any(self._computes(home) for home in (cpu, disk) if home):  # all is streamed, in both phases
             busy = idle
         have = cpu.budget_bytes - fixed - np.where(self.some, busy, idle)
         free = have - self.run
@@ -265,7 +268,8 @@ class Search:
         keys = self.kv[None, :] - self.kv[:, None]
         left = have - slots - keys + self.weights[:, None]
         split = np.minimum(np.searchsorted(self.weights, left, side="right") - 1, cut)
-        possible = ~ok & (split >= np.arange(self.count + 1)[:, None]) & (have - slots - keys >= 0)
+        possible = (split >= np.arange(self.count + 1)[:, None]) & (have - slots - keys >= 0)
+        possible, ok = (possible, np.zeros_like(ok)) if slots_first else (possible & ~ok, ok)
         split = np.maximum(split, 0)
         on_disk = np.where(possible, self.weights[None, :] - self.weights[split], 0)
         disk_free = disk.budget_bytes - embed_on_disk * self.ends[EMBED] - on_disk
@@ -304,6 +308,8 @@ class Search:
                 made[key] = [(add, *self.gpu(gpu, add)) for add in self.gpu_adds]
             layers.append((gpu.name, made[key]))
         host: list[tuple] = [(add, *self.host(add, False)) for add in self.adds]
+        if self.each:
+            host += [(add, *self.host(add, False, True)) for add in self.adds]
         if any(d.kind == "disk" for d in self.problem.rig.devices) and not self.problem.ledger.spec.tied:
             host += [(add, *self.host(add, True), True) for add in self.adds if add & EMBED]
         layers.append(("cpu", host))

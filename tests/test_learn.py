@@ -1,0 +1,415 @@
+"""Learning a host's rates from runs: rates that were known beforehand are found again, and predict a model never seen."""
+
+import json
+import math
+import random
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from checkpoints import llama
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bigrun.learning
+from bigrun import plan
+from bigrun.checkpoint.open import model_spec
+from bigrun.cli import main
+from bigrun.errors import CallError
+from bigrun.hostfile import Host, machine, read, write
+from bigrun.learning import known, taught, teach
+from bigrun.model.layout import Storage
+from bigrun.model.resolve import resolve
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
+from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
+from bigrun.planning.ledger import Ledger
+from bigrun.planning.plan import Options
+from bigrun.rates import Rates, cpu_rates
+
+ROOFS = (40e9, 3e11, 5e10)
+START = cpu_rates(*ROOFS, "measured")
+SEEN, UNSEEN = ("smollm2-135m", "llama-3.2-1b"), "llama-3.2-3b"
+
+
+@cache
+def spec(model: str) -> ModelSpec:
+    return model_spec(resolve(model))
+
+
+@cache
+def steps(model: str, weights: str = "int8") -> tuple[Run, ...]:
+    """A decode step and a prompt at three contexts, of one sequence and of eight; they took a second each."""
+    found = []
+    for context in (64, 512, 2000):
+        for batch in (1, 8):
+            ledger = Ledger(spec(model), Options(context, batch, Storage(weights)))
+            for phase in (decode_phase(batch, context), prefill_phase(context * 3 // 4, 64)):
+                found.append(observe(f"{model} {phase.name} {context} {batch}", ledger, phase, 1.0))
+    return tuple(found)
+
+
+def runs(rates: Rates, *models: str, weights: str = "int8", noise: float = 0.0, seed: int = 0) -> list[Run]:
+    """What a host of these rates would have taken, give or take `noise` of it."""
+    wrong = random.Random(seed)
+    return [
+        replace(run, seconds=run.predicted(rates) * (1 + noise * wrong.choice((-1, 1))))
+        for model in models
+        for run in steps(model, weights)
+    ]
+
+
+def host_of(seed: int) -> Rates:
+    """A host that is up to twice as fast or slow as was assumed, in each way on its own."""
+    by = random.Random(seed)
+    return replace(START, **{name: getattr(START, name) * 2 ** by.uniform(-1, 1) for name in LEARNED})
+
+
+def worst(rates: Rates, true: Rates, model: str = UNSEEN, weights: str = "int8") -> float:
+    """The largest error of a prediction of any step of a model."""
+    return max(abs(run.predicted(rates) / run.seconds - 1) for run in runs(true, model, weights=weights))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_two_models_took_predicts_a_third_within_three_per_cent(seed: int) -> None:
+    true = host_of(seed)
+    learned = fit(runs(true, *SEEN), START)
+    assert worst(START, true) > 0.1, "there was something to learn"
+    assert worst(learned, true) < 0.03
+    for name in ("read", "int8", "block"):  # which these runs have much of
+        assert getattr(learned, name) == pytest.approx(getattr(true, name), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_runs_that_are_ten_per_cent_off_predict_it_within_fifteen(seed: int) -> None:
+    true = host_of(seed)
+    assert worst(fit(runs(true, *SEEN, noise=0.1, seed=seed), START), true) < 0.15
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_run_that_was_disturbed_does_not_outweigh_the_others(seed: int) -> None:
+    true = host_of(seed)
+    observed = runs(true, *SEEN)
+    observed[3 * seed] = replace(observed[3 * seed], seconds=5 * observed[3 * seed].seconds)
+    assert worst(fit(observed, START), true) < 0.05
+
+
+def test_the_same_runs_give_the_same_rates_and_the_source_says_how_many() -> None:
+    observed = runs(host_of(1), *SEEN, noise=0.1)
+    learned = fit(observed, START)
+    assert learned == fit(list(observed), replace(START)) == fit(from_data(to_data(observed)), START)
+    assert learned.source == f"learned from {len(observed)} runs"
+
+
+def test_what_is_not_learned_is_left_as_it_was_measured() -> None:
+    learned = fit(runs(host_of(2), *SEEN), START)
+    assert (learned.wide, learned.link) == (START.wide, START.link), "no run had wide weights"
+
+
+def test_without_runs_the_rates_are_those_one_starts_from() -> None:
+    assert fit([], START) is START
+
+
+def test_runs_as_predicted_change_nothing() -> None:
+    learned = fit(runs(START, *SEEN), START)
+    assert {name: getattr(learned, name) for name in LEARNED} == {name: getattr(START, name) for name in LEARNED}
+
+
+def test_one_run_is_learned_from_and_stays_near_what_was_measured() -> None:
+    """A decode step that took twice as long as predicted: its own prediction comes near, and no rate leaves for nowhere."""
+    (first, *_) = runs(START, "llama-3.2-1b")
+    learned = fit([replace(first, seconds=2 * first.seconds)], START)
+    assert first.predicted(learned) == pytest.approx(2 * first.seconds, rel=0.05)
+    assert all(0.3 < getattr(learned, name) / getattr(START, name) < 3 for name in LEARNED)
+
+
+def test_runs_of_16_bit_weights_teach_their_own_rate_and_not_that_of_int8() -> None:
+    true = replace(START, wide=START.wide / 2)
+    learned = fit(runs(true, "smollm2-135m", weights="16bit"), START)
+    assert learned.wide == pytest.approx(true.wide, rel=0.05)
+    assert worst(learned, true, weights="16bit") < 0.03
+    assert worst(learned, true, weights="int8") < 0.03
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.floats(0.25, 4), min_size=len(LEARNED), max_size=len(LEARNED)))
+def test_learning_never_makes_the_runs_it_learned_from_worse(factors: list[float]) -> None:
+    changes = {name: getattr(START, name) * factor for name, factor in zip(LEARNED, factors, strict=True)}
+    observed = runs(replace(START, **changes), "smollm2-135m")[::3]
+
+    def off(rates: Rates) -> float:
+        return sum(abs(math.log(run.predicted(rates) / run.seconds)) for run in observed) / len(observed)
+
+    assert off(fit(observed, START)) <= off(START) + 0.03, "but for what may as well be noise"
+
+
+def test_a_run_is_made_of_what_the_planner_predicts_for_the_same_step() -> None:
+    made = plan("llama-3.2-1b", gpus="none", cpu="64GB", context=1000, batch=3, prompt_tokens=700)
+    ledger = Ledger(spec("llama-3.2-1b"), Options(1000, 3, prompt=700))
+    rates = cpu_rates(40e9, 0.3e12, 0.05e12, "assumed")
+    assert made.predicted is not None
+    decode = observe("", ledger, decode_phase(3, 1000), 1.0).predicted(rates)
+    assert 3 / decode == pytest.approx(made.predicted.decode_tokens_per_s)
+    prefill = observe("", ledger, prefill_phase(700, made.prefill_chunk_tokens), 1.0).predicted(rates)
+    assert 700 / prefill == pytest.approx(made.predicted.prefill_tokens_per_s, rel=1e-3)
+
+
+# In and out of a host file.
+
+
+HOST = Host(*machine(), "AVX2", "2025-01-01", *ROOFS)
+
+
+def simple(number: int) -> Run:
+    """A run that nothing else is like, quickly fitted."""
+    return Run(f"run {number}", ((number + 1, Work(weights=1e9)),), 0.05 * (number + 1))
+
+
+def test_runs_come_back_from_json_as_they_went_in() -> None:
+    observed = runs(host_of(3), *SEEN, "mixtral-8x7b", noise=0.1)
+    assert from_data(to_data(observed)) == tuple(observed)
+    assert from_data(json.loads(json.dumps(to_data(observed)))) == tuple(observed)
+    assert from_data(()) == () == to_data([])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        "run",
+        {},
+        {"name": "x"},
+        {"name": "x", "seconds": 1.0, "parts": 5},
+        {"name": "x", "seconds": 1.0, "parts": []},
+        {"name": "x", "seconds": 1.0, "parts": [[1, {}]]},
+        {"name": "x", "seconds": 1.0, "parts": [[0, {"weights": 1}]]},
+        {"name": "x", "seconds": 1.0, "parts": [[1, {"nonsense": 1}]]},
+        {"name": "x", "seconds": 1.0, "parts": [[1, {"weights": "1"}]]},
+        {"name": "x", "seconds": 1.0, "parts": [[1, {"weights": -1, "cache": 5}]]},
+        {"name": "x", "seconds": 1.0, "parts": [[1, {"weights": math.nan}]]},
+        {"name": "x", "seconds": 0.0, "parts": [[1, {"weights": 1}]]},
+        {"name": "x", "seconds": -1.0, "parts": [[1, {"weights": 1}]]},
+        {"name": "x", "seconds": math.nan, "parts": [[1, {"weights": 1}]]},
+        {"name": "x", "seconds": math.inf, "parts": [[1, {"weights": 1}]]},
+        {"name": "x", "seconds": "soon", "parts": [[1, {"weights": 1}]]},
+    ],
+    ids=lambda wrong: json.dumps(wrong)[:60],
+)
+def test_runs_that_are_none_are_not_learned_from(wrong: Any) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        from_data([wrong])
+    with pytest.raises(CallError, match="--learn: somewhere: its runs are damaged"):
+        taught(replace(HOST, runs=(wrong,), where="somewhere"), runs(START, "smollm2-135m")[:1])
+
+
+def test_a_host_keeps_the_latest_runs_and_learns_from_those_it_keeps() -> None:
+    old, new = [simple(i) for i in range(70)], [simple(i) for i in range(100, 110)]
+    host = taught(taught(HOST, old), new)
+    assert len(host.runs) == MOST_RUNS
+    kept = from_data(host.runs)
+    assert kept[-len(new) :] == tuple(new)
+    assert kept[: -len(new)] == tuple(old[-(MOST_RUNS - len(new)) :])
+    assert host.learned == fit(kept, START)
+    assert host.rates() == host.learned
+
+
+def test_the_roofs_stay_as_measured_and_the_quickest_load_is_kept() -> None:
+    host = taught(HOST, [simple(1)], loaded=3e9)
+    assert (host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s) == ROOFS
+    assert host.conversion_bytes_per_s == 3e9
+    assert taught(host, (), loaded=2e9).conversion_bytes_per_s == 3e9
+    assert taught(host, (), loaded=4e9).conversion_bytes_per_s == 4e9
+
+
+def test_a_full_host_file_is_read_back_and_used(tmp_path: Path) -> None:
+    observed = (runs(START, *SEEN, "mixtral-8x7b", "deepseek-v2-lite") * 2)[:MOST_RUNS]
+    host = replace(taught(HOST, observed[:2]), runs=to_data(observed))
+    assert len(host.runs) == MOST_RUNS
+    write(host, tmp_path / "host.json")
+    assert read(tmp_path / "host.json") == replace(host, where=str(tmp_path / "host.json"))
+
+
+def test_a_later_plan_predicts_with_what_was_learned(tmp_path: Path) -> None:
+    true, file = host_of(5), tmp_path / "host.json"
+    write(taught(HOST, runs(true, *SEEN)), file)
+    made = plan(UNSEEN, gpus="none", cpu="64GB", context=512, batch=8, host=file)
+    before = plan(UNSEEN, gpus="none", cpu="64GB", context=512, batch=8)
+    step = next(run for run in runs(true, UNSEEN) if run.name == f"{UNSEEN} decode 512 8")
+    assert made.predicted is not None
+    assert before.predicted is not None
+    assert 8 / made.predicted.decode_tokens_per_s == pytest.approx(step.seconds, rel=0.03)
+    assert 8 / before.predicted.decode_tokens_per_s != pytest.approx(step.seconds, rel=0.03)
+    (measured,) = made.predicted.measured
+    assert f"learned from {len(from_data(read(file).runs))} runs of this host" in measured
+    assert before.predicted.measured == ()
+
+
+def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
+    """As much of a Runner as `teach` looks at."""
+    device = SimpleNamespace(kind=kind, parts=("blocks.0",), virtual=False)
+    made = SimpleNamespace(model=model, batch=batch, prefill_chunk_tokens=chunk, devices=[device])
+    tensors = {"x": SimpleNamespace(nbytes=10**9)}
+    return SimpleNamespace(
+        plan=made, spec=spec(model), options=Options(512, batch), load_seconds=0.5,
+        checkpoint=SimpleNamespace(tensors=tensors),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "prompt", "chunk", "times"),
+    [(1, 100, 32, 4), (1, 100, 512, 1), (8, 32, 256, 1), (8, 32, 512, 1), (3, 100, 128, 3), (40, 1, 32, 1)],
+    ids=["chunks", "one chunk", "a full chunk of all", "a chunk of all", "chunks across sequences", "a wide batch"],
+)
+def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
+    batch: int, prompt: int, chunk: int, times: int, tmp_path: Path
+) -> None:
+    """The executor fills a step with tokens of whatever sequence: weights are read once a step, not once a sequence."""
+    write(HOST, tmp_path / "host.json")
+    teach(tmp_path / "host.json", stub("smollm2-135m", batch, chunk), 0.7, 0.1, prompt, prompt + 16)
+    host = read(tmp_path / "host.json")
+    prefill, decode = from_data(host.runs)
+    assert (prefill.seconds, decode.seconds) == (0.7, 0.1)
+    assert host.conversion_bytes_per_s == 2e9
+    ledger = Ledger(spec("smollm2-135m"), Options(512, batch))
+    blocks = sum(ledger.weights(f"blocks.{i}") for i in range(30))
+    head = ledger.weights("embed")
+    assert sum(count * work.weights for count, work in prefill.parts) == times * blocks + head
+    assert sum(count * work.weights for count, work in decode.parts) == blocks + head
+    linear = sum(
+        t.count for i in range(30) for t in spec("smollm2-135m").part(f"blocks.{i}").tensors if t.role == "linear"
+    )
+    products = sum(count * work.products for count, work in prefill.parts)
+    assert products == pytest.approx(batch * prompt * linear + batch * 49152 * 576)
+
+
+def test_a_run_on_a_real_gpu_teaches_the_cpu_nothing(tmp_path: Path) -> None:
+    write(HOST, tmp_path / "host.json")
+    with pytest.raises(CallError, match="--learn"):
+        teach(tmp_path / "host.json", stub("smollm2-135m", 1, 32, "gpu"), 0.7, 0.1, 32, 48)
+    assert read(tmp_path / "host.json").runs == ()
+
+
+# The command.
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Measuring a host takes seconds: it is counted, and answered with HOST."""
+    asked: list[Path] = []
+
+    def measure(path: Path) -> Host:
+        asked.append(path)
+        return replace(HOST, where=str(path))
+
+    monkeypatch.setattr(bigrun.learning, "measure_host", measure)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learn") / "tiny"
+    llama(folder)
+    return folder
+
+
+def bench(model: Path | str, *arguments: str) -> Result:
+    sizes = ("--gpus", "none", "--cpu", "1GB", "--prompt-tokens", "16", "--new-tokens", "4")
+    return CliRunner().invoke(main, ["bench", "--model", str(model), "--quiet", "--learn", *sizes, *arguments])
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bench measures how fast this host reads, which is not what is tested here."""
+    import bigrun.host
+
+    monkeypatch.setattr(bigrun.host, "read_bandwidth", lambda: 1e10)
+
+
+@pytest.mark.usefixtures("unread")
+def test_bench_learns_two_runs_each_time_and_later_plans_use_them(
+    tiny: Path, tmp_path: Path, unmeasured: list[Path]
+) -> None:
+    file = tmp_path / "new" / "host.json"
+    first = bench(tiny, "--host", str(file), "--json")
+    assert first.exit_code == 0, first.output
+    assert unmeasured == [file]
+    report, host = json.loads(first.stdout), read(file)
+    prefill, decode = from_data(host.runs)
+    assert prefill.seconds == pytest.approx(16 / report["prefill_tokens_per_s"])
+    assert decode.seconds == pytest.approx(1 / report["decode_tokens_per_s"])
+    assert (prefill.name[-12:], decode.name[-12:]) == ("prompt of 16", "decode at 18")
+    assert host.learned is not None
+    again = bench(tiny, "--host", str(file), "--json")
+    assert (again.exit_code, len(unmeasured)) == (0, 1)
+    assert read(file).runs[:2] == host.runs
+    assert len(read(file).runs) == 4
+    made, plain = (plan(str(tiny), gpus="none", cpu="1GB", context=20, host=host) for host in (file, None))
+    assert made.predicted is not None
+    assert plain.predicted is not None
+    assert any("learned from 4 runs" in line and str(file) in line for line in made.predicted.measured)
+    assert made.predicted.decode_tokens_per_s != plain.predicted.decode_tokens_per_s
+    took = report["decode_tokens_per_s"], json.loads(again.stdout)["decode_tokens_per_s"]
+    assert 0.3 * min(took) < made.predicted.decode_tokens_per_s < 3 * max(took), "it took what it is predicted to take"
+
+
+def test_learning_needs_a_file_to_keep_it_in(tiny: Path, unmeasured: list[Path]) -> None:
+    for none in ("none", "NONE"):
+        result = bench(tiny, "--host", none)
+        assert (result.exit_code, result.stdout, unmeasured) == (2, "", [])
+        assert "--learn" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"cpu": "Another CPU @ 9 GHz"}, {"cores": machine()[1] + 1}], ids=["another cpu", "other cores"]
+)
+def test_the_file_of_another_machine_is_not_added_to(
+    other: dict[str, Any], tiny: Path, tmp_path: Path, unmeasured: list[Path]
+) -> None:
+    write(replace(HOST, **other), tmp_path / "host.json")
+    before = (tmp_path / "host.json").read_bytes()
+    result = bench(tiny, "--host", str(tmp_path / "host.json"))
+    assert (result.exit_code, result.stdout, unmeasured) == (2, "", [])
+    assert "another machine" in result.stderr
+    assert "--host" in result.stderr
+    assert (tmp_path / "host.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', "\x00\xff"], ids=repr)
+def test_a_file_that_is_no_host_file_is_left_alone(
+    content: str, tiny: Path, tmp_path: Path, unmeasured: list[Path]
+) -> None:
+    (tmp_path / "host.json").write_text(content, encoding="latin-1")
+    result = bench(tiny, "--host", str(tmp_path / "host.json"))
+    assert (result.exit_code, result.stdout, unmeasured) == (2, "", [])
+    assert "bigrun info" in result.stderr
+    assert (tmp_path / "host.json").read_text(encoding="latin-1") == content
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_run(
+    tiny: Path, tmp_path: Path, unmeasured: list[Path]
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = bench(tiny, "--host", str(tmp_path / "file" / "host.json"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "cannot be written" in result.stderr
+    assert "--host" in result.stderr
+
+
+def test_a_known_file_is_not_measured_again(tmp_path: Path, unmeasured: list[Path]) -> None:
+    write(HOST, tmp_path / "host.json")
+    assert replace(known(tmp_path / "host.json"), where="") == HOST
+    assert known(tmp_path / "other.json").where == str(tmp_path / "other.json")
+    assert unmeasured == [tmp_path / "other.json"]
+    assert read(tmp_path / "other.json") == known(tmp_path / "other.json")
+
+
+def test_a_run_has_no_figure_that_json_cannot_hold() -> None:
+    for run in runs(START, *SEEN, "mixtral-8x7b"):
+        assert all(math.isfinite(value) for _, work in run.parts for value in asdict(work).values())
+    assert Run("", ((2, Work(weights=8.5e9)),), 1.0).predicted(START) == pytest.approx(2 * 8.5e9 / START.read)
+    assert Phase("decode", 1, 1, 1, 1) == decode_phase(1, 1)
