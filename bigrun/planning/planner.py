@@ -98,15 +98,14 @@ def _targets(rig: Rig) -> list[str]:
 def _first(problem: Problem) -> tuple[Plan, float]:
     """The best plan of the chunk that leaves most room, and what its last expert costs: the price at which others give
     way to it. The last expert is on the host nearly always; where it is not, every device is tried."""
+    nothing = _written(problem, [], [part.name for part in problem.ledger.spec.parts])
     if not problem.experts:
-        plan = _plan(problem, 0.0)
-        assert plan is not None, "without streaming nothing is staged that might not fit"
-        return plan, 0.0
+        return _plan(problem, 0.0) or nothing, 0.0
     search = Search(problem, 0.0)
     hosts = {search.expert_cost(d) for d in problem.rig.devices if d.kind != "gpu" and d.budget_bytes}
     sinks = [*sorted(hosts), EXPERT_NOWHERE / search.each]
     found = [(plan, sink) for sink in sinks if (plan := _plan(problem, sink))]
-    best = min(found, key=lambda pair: rated(pair[0]))
+    best = min(found, key=lambda pair: rated(pair[0]), default=(nothing, sinks[0]))
     if best[0].fits and all(p.stored_on.startswith("cuda") for p in best[0].placements if p.part.endswith(".experts")):
         for sink in sorted({search.expert_cost(gpu) for gpu in problem.rig.gpus}):
             plan = _plan(problem, sink)
@@ -115,13 +114,12 @@ def _first(problem: Problem) -> tuple[Plan, float]:
 
 
 def _plan(problem: Problem, sink: float) -> Plan | None:
-    """The best plan of one problem; None where what it stages does not even fit."""
+    """The best plan of one problem; None where what it stages does not even fit, or a budget would be exceeded."""
     loads = Search(problem, sink).solve()
     if loads is None:
         return None
     plan = _written(problem, *place(problem, arrange(problem, loads)))
-    assert all(device.used_bytes <= device.budget_bytes for device in plan.devices), "no budget is ever exceeded"
-    return plan
+    return plan if all(device.used_bytes <= device.budget_bytes for device in plan.devices) else None
 
 
 def _exhausted(problem: Problem, best: Plan) -> Plan:
