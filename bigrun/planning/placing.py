@@ -49,7 +49,7 @@ def _rank(load: Load) -> int:
     return (0 if load.device == "cpu" else 1) if load.embed else 2
 
 
-def place(problem: Problem, loads: list[Load]) -> tuple[list[Placement], list[str]]:
+def place(problem: Problem, loads: list[Load], joined: bool = False) -> tuple[list[Placement], list[str]]:
     """Placements in the order of execution, and the names of parts (or parts of them) without a place."""
     rig, spec = problem.rig, problem.ledger.spec
     homes: dict[str, Device | None] = {}
@@ -65,6 +65,8 @@ def place(problem: Problem, loads: list[Load]) -> tuple[list[Placement], list[st
             if spec.tied:
                 homes["embed"] = device
     slices = _experts(problem, loads, homes)
+    if joined:  # experts are where their block is
+        slices = {p: [(homes[p.removesuffix(".experts")], 0, spec.expert_count(p))] for p in problem.experts}
     placements, unplaced = [], []
     for part in spec.parts:
         if part.name.endswith(".experts"):

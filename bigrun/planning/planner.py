@@ -75,11 +75,16 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     best, sink = _first(smallest)
     host = any(p.decode_on == "cpu" and p.part not in ("embed", "norm") for p in best.placements)
     targets = _targets(rig) if host or not best.fits or is_small(smallest) else []
+    if smallest.experts and not is_small(smallest):  # each takes longer to try, and the best link is nearly always it
+        targets = targets[:1]
     for chunk in chunks:
         for through in (None, *targets):
             problem = Problem(ledger, rig, chunk, through)
             if (chunk, through) != (chunks[-1], None):
                 plan = _plan(problem, sink)
+                best = min(best, plan, key=rated) if plan else best
+            if problem.experts and through is None:  # runs of whole blocks, their experts with them
+                plan = _plan(problem, 0.0, joined=True)
                 best = min(best, plan, key=rated) if plan else best
             if is_small(problem):
                 best = _exhausted(problem, best)
@@ -113,12 +118,12 @@ def _first(problem: Problem) -> tuple[Plan, float]:
     return best
 
 
-def _plan(problem: Problem, sink: float) -> Plan | None:
+def _plan(problem: Problem, sink: float, joined: bool = False) -> Plan | None:
     """The best plan of one problem; None where what it stages does not even fit, or a budget would be exceeded."""
-    loads = Search(problem, sink).solve()
+    loads = Search(problem, sink, joined).solve()
     if loads is None:
         return None
-    plan = _written(problem, *place(problem, arrange(problem, loads)))
+    plan = _written(problem, *place(problem, arrange(problem, loads), joined))
     return plan if all(device.used_bytes <= device.budget_bytes for device in plan.devices) else None
 
 

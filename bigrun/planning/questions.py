@@ -216,9 +216,11 @@ def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Option
 
 def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
     """A plan that does not fit, with what each device needs and has, and the changes that mend it, the smallest first."""
-    blocks = sum(name.startswith("blocks.") for name in plan.unplaced)
+    experts = sum(name.endswith(".experts") for name in plan.unplaced)
+    blocks = sum(name.startswith("blocks.") for name in plan.unplaced) - experts
     others = [name for name in plan.unplaced if not name.startswith("blocks.")]
-    what = " and ".join(filter(None, [f"{blocks} blocks" if blocks else "", ", ".join(others)]))
+    counts = (f"{blocks} blocks" if blocks else "", f"experts of {experts} blocks" if experts else "")
+    what = " and ".join(filter(None, [*counts, ", ".join(others)]))
     placed = {(p.part, p.slice) for p in plan.placements}
     bytes_of = {name: ledger.weights(name) + ledger.kv(name) for name in plan.unplaced}
     missing = sum(bytes_of.values()) - sum(

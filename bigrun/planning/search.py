@@ -129,13 +129,14 @@ class Problem:
 
 class Search:
     """Dynamic programming over the rig's devices. f[flags][i]: the least cost with the first i blocks placed, and the
-    embedding (bit 0) and the head with the norm (bit 1) or not."""
+    embedding (bit 0) and the head with the norm (bit 1) or not. `joined`: experts always with their block."""
 
-    def __init__(self, problem: Problem, sink: float):
-        self.problem, self.sink = problem, sink
+    def __init__(self, problem: Problem, sink: float, joined: bool = False):
+        self.problem, self.sink, self.joined = problem, sink, joined
         ledger, spec = problem.ledger, problem.ledger.spec
         self.count = len(spec.blocks)
-        self.weights = np.concatenate([[0], np.cumsum([ledger.weights(p) for p in problem.blocks])])
+        more = {e.removesuffix(".experts"): ledger.weights(e) for e in problem.experts} if joined else {}
+        self.weights = np.concatenate([[0], np.cumsum([ledger.weights(p) + more.get(p, 0) for p in problem.blocks])])
         self.kv = np.concatenate([[0], np.cumsum([ledger.kv(p) for p in problem.blocks])])
         embed, head = ledger.weights("embed"), ledger.weights("head") + ledger.weights("norm")
         self.ends = {0: 0, EMBED: embed, HEAD: head, BOTH: embed + head}
@@ -150,7 +151,7 @@ class Search:
         parts = {part.removesuffix(".experts") for part in problem.experts}
         mixed = np.concatenate([[0], np.cumsum([part in parts for part in problem.blocks])])
         self.mixed = mixed[None, :] - mixed[:, None]  # blocks of a run that have experts
-        if problem.experts:
+        if problem.experts and not joined:
             self.each = spec.expert_count(problem.experts[0])
             self.expert_bytes = max(ledger.slice_bytes(p, 1) for p in problem.experts)
             self.all_experts = self.each * len(problem.experts)
@@ -180,6 +181,10 @@ class Search:
             each = {kinds[part]: part for part in self.problem.blocks}
             cost = {kind: self.problem.cost(part, home) for kind, part in each.items()}
             costs = [cost[kinds[part]] for part in self.problem.blocks]
+            if self.joined:
+                beside = self.problem.cost(self.problem.experts[0], home)
+                have = {e.removesuffix(".experts") for e in self.problem.experts}
+                costs = [c + beside * (p in have) for c, p in zip(costs, self.problem.blocks, strict=True)]
             self._prefixes[home.name] = np.concatenate([[0.0], np.cumsum(costs)])
         return self._prefixes[home.name]
 
@@ -308,7 +313,7 @@ class Search:
                 made[key] = [(add, *self.gpu(gpu, add)) for add in self.gpu_adds]
             layers.append((gpu.name, made[key]))
         host: list[tuple] = [(add, *self.host(add, False)) for add in self.adds]
-        if self.each:
+        if self.each and any(d.kind == "disk" for d in self.problem.rig.devices):
             host += [(add, *self.host(add, False, True)) for add in self.adds]
         if any(d.kind == "disk" for d in self.problem.rig.devices) and not self.problem.ledger.spec.tied:
             host += [(add, *self.host(add, True), True) for add in self.adds if add & EMBED]
