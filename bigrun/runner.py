@@ -67,12 +67,8 @@ class Runner:
         started = time.perf_counter()
         if plan is not None:
             given = (max_memory, context, gpus, cpu, disk, rig, host, prompt_tokens)
-            if any(option is not None for option in given) or (batch, weights, head, kv) != (
-                1,
-                "int8",
-                "int8",
-                "16bit",
-            ):
+            storage = (batch, weights, head, kv, tuple(skip), virtual)
+            if any(option is not None for option in given) or storage != (1, "int8", "int8", "16bit", (), False):
                 raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
             self.model = resolve(plan.model_id or plan.model if model_id is None else model_id)
             self.checkpoint, self.spec = open_checkpoint(self.model, revision or plan.revision)

@@ -506,8 +506,8 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
         {"weights": "16bit"},
         {"head": "16bit"},
         {"kv": "int8"},
-        pytest.param({"skip": ("down",)}, marks=pytest.mark.xfail(strict=True, reason="skip beside plan= is ignored")),
-        pytest.param({"virtual": True}, marks=pytest.mark.xfail(strict=True, reason="virtual beside plan= is ignored")),
+        {"skip": ("down",)},
+        {"virtual": True},
     ],
     ids=lambda option: " ".join(option),
 )
