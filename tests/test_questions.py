@@ -17,6 +17,7 @@ from bigrun.checkpoint.open import model_spec
 from bigrun.cli import main
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.model.resolve import resolve
+from bigrun.planning import questions
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
 from bigrun.sizes import format_size, parse_size
@@ -52,6 +53,13 @@ def told(*arguments: str) -> str:
     return result.stderr
 
 
+def holds(model: str, **rig: Any) -> bool:
+    """Whether a model fits a rig; why it may not, which takes longer, is not asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "why_not", lambda made, *_: made)
+        return plan(model, **rig).fits
+
+
 def plain(made: Plan) -> Plan:
     return replace(made, answer=None)
 
@@ -84,7 +92,7 @@ def test_the_longest_context_fits_and_one_token_more_does_not(rig: dict[str, Any
     assert made.context_tokens == longest <= limit
     assert plain(made) == plan(**rig, context=longest)
     if longest < limit:
-        assert not plan(**rig, context=longest + 1).fits
+        assert not holds(**rig, context=longest + 1)
 
 
 def test_the_longest_context_is_below_the_models_maximum_in_some_of_these_and_at_it_where_there_is_room() -> None:
@@ -127,7 +135,7 @@ def test_the_largest_batch_fits_and_one_sequence_more_does_not(rig: dict[str, An
     assert made.fits
     assert made.batch == made.answer["batch"] >= 1
     assert plain(made) == plan(**rig, context=512, batch=made.batch)
-    assert not plan(**rig, context=512, batch=made.batch + 1).fits
+    assert not holds(**rig, context=512, batch=made.batch + 1)
 
 
 def test_the_largest_batch_is_no_larger_than_one_may_ask_for() -> None:
@@ -138,7 +146,7 @@ def test_the_largest_batch_is_no_larger_than_one_may_ask_for() -> None:
         plan(**rig, batch=batch + 1)
 
 
-@often(6)
+@often(4)
 @given(
     st.sampled_from(["llama-3.2-1b", "qwen2.5-0.5b", "opt-1.3b", "gemma-2-2b", "bloom-560m"]),
     st.lists(st.integers(100, 3000), max_size=3),
@@ -153,13 +161,13 @@ def test_answers_are_the_largest_on_rigs_that_nobody_thought_of(
     assert made.fits == (made.answer is not None)
     tokens = made.answer["context_tokens"] if made.answer else 0
     if tokens < model_spec(resolve(model)).context_limit:
-        assert not plan(**rig, batch=batch, context=tokens + 1).fits
+        assert not holds(**rig, batch=batch, context=tokens + 1)
     assume(made.fits)
     assert plan(**rig, batch=batch, context=tokens).fits
     most = plan(**rig, context=tokens, solve="batch").batch
     assert most >= batch
     assert plan(**rig, context=tokens, batch=most).fits
-    assert not plan(**rig, context=tokens, batch=most + 1).fits
+    assert not holds(**rig, context=tokens, batch=most + 1)
 
 
 @pytest.mark.parametrize("model", ["bloom-176b", "opt-175b"])
@@ -167,7 +175,7 @@ def test_the_headline_models_need_eight_cards_of_24_gb(model: str) -> None:
     found = shown("--model", model, "--gpus", "24GB", "--cpu", "1GB", "--solve", "gpus")
     assert found["answer"] == {"gpus": 8, "gpus_beside_the_host": 8}
     assert len(found["devices"]) == 9
-    assert not plan(model, gpus="7x24GB", cpu="1GB").fits
+    assert not holds(model, gpus="7x24GB", cpu="1GB")
 
 
 def cards_by_hand(model: str, card: int, context: int) -> int:
@@ -185,7 +193,7 @@ def cards_by_hand(model: str, card: int, context: int) -> int:
     return 1 + max(0, math.ceil(left / each))
 
 
-@often(8)
+@often(6)
 @given(
     st.sampled_from(["llama-3.1-8b", "qwen2.5-7b", "llama-3.2-3b", "opt-13b"]),
     st.integers(1, 20),
@@ -235,7 +243,7 @@ def test_fewer_cards_are_enough_beside_the_host_and_one_less_than_that_is_not(ri
     count, least = made.answer["gpus"], made.answer["gpus_beside_the_host"]
     assert 0 < least <= count
     assert all(place.startswith("cuda") for place in blocks_and_head(made))
-    few = [plan(**{**rig, "gpus": f"{n}x{rig['gpus']}" if n else "none"}).fits for n in (least - 1, least)]
+    few = [holds(**{**rig, "gpus": f"{n}x{rig['gpus']}" if n else "none"}) for n in (least - 1, least)]
     assert few == [False, True]
     below = plan(**{**rig, "gpus": f"{count - 1}x{rig['gpus']}"})
     assert not below.fits or "cpu" in blocks_and_head(below)
@@ -275,8 +283,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "instead"), CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("model", ["qwen2.5-32b", "mixtral-8x7b"])
+@pytest.mark.parametrize(
+    ("model", "change", "instead"),
+    [
+        *(pytest.param("qwen2.5-32b", *CHANGES[name], id=name) for name in CHANGES),
+        *(pytest.param("mixtral-8x7b", *CHANGES[name], id=f"{name}, a mixture") for name in ("another card", "a disk")),
+    ],
+)
 def test_before_and_after_a_change_are_two_plans_made_separately(
     model: str, change: str, instead: dict[str, Any]
 ) -> None:
@@ -341,7 +354,6 @@ def documented_changes(rig: dict[str, Any]) -> list[dict[str, Any]]:
 SLOW: dict[str, dict[str, Any]] = {
     "a small card": {"model": "llama-3.1-8b", "gpus": "1x6GB", "cpu": "8GB", "context": 8192, "batch": 2},
     "a rig too small": {"model": "llama-3.1-8b", "gpus": "2x3GB", "cpu": "3GB", "context": 8192, "batch": 4},
-    "a full card": {"model": "llama-3.1-8b", "gpus": "1x12GB", "cpu": "1GB", "context": 4096},
 }
 
 
@@ -568,17 +580,17 @@ def test_each_change_that_is_named_makes_it_fit_alone_and_is_the_least_of_its_ki
     found = mends(plan(**rig).hint)
     assert found
     for option, value in found:
-        assert plan(**asked(rig, option, value)).fits, (option, value)
+        assert holds(**asked(rig, option, value)), (option, value)
         if option == "cpu":
             unit = "GB" if value.endswith("GB") else "MB"
-            assert not plan(**{**rig, "cpu": f"{int(value.removesuffix(unit)) - 1}{unit}"}).fits
+            assert not holds(**{**rig, "cpu": f"{int(value.removesuffix(unit)) - 1}{unit}"})
         elif option in ("context", "batch"):
-            assert not plan(**asked(rig, option, str(int(value) + 1))).fits
+            assert not holds(**asked(rig, option, str(int(value) + 1)))
         elif option == "gpus":
             *others, last = value.split(",")
             count, _, card = last.partition("x")
             fewer = [f"{int(count) - 1}x{card}"] if int(count) > 1 else []
-            assert not plan(**{**rig, "gpus": ",".join([*others, *fewer])}).fits
+            assert not holds(**{**rig, "gpus": ",".join([*others, *fewer])})
 
 
 def test_every_kind_of_change_is_named_where_it_mends() -> None:
@@ -598,7 +610,7 @@ def test_a_context_shorter_than_the_prompt_is_no_advice() -> None:
             assert plan(**asked({**rig, "prompt_tokens": prompt}, option, value)).fits
 
 
-@often(25)
+@often(16)
 @given(
     st.sampled_from(["llama-3.2-1b", "qwen2.5-0.5b", "opt-1.3b", "gemma-2-2b", "bloom-560m", "smollm2-135m"]),
     st.lists(st.integers(20, 900), max_size=4),
@@ -617,7 +629,7 @@ def test_any_advice_to_a_small_rig_is_good_advice(
     found = mends(made.hint)
     assert "cpu" in dict(found), "enough memory holds anything"
     for option, value in found:
-        assert plan(**asked(rig, option, value)).fits, (option, value)
+        assert holds(**asked(rig, option, value)), (option, value)
 
 
 def test_the_same_is_said_where_max_memory_or_a_file_describes_the_rig(tmp_path: Path) -> None:
