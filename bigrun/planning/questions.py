@@ -11,8 +11,8 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
 from bigrun.planning.planner import CHUNKS, MOST_BATCH, best_plan, check, fits, make_plan
-from bigrun.rates import ASSUMED_GPU
-from bigrun.rig import Device, Rig, parse_gpus
+from bigrun.rates import ASSUMED_DISK, ASSUMED_GPU
+from bigrun.rig import Device, Rig, disk_rates, parse_gpus
 from bigrun.sizes import format_size, parse_size
 
 QUESTIONS = ("context", "batch", "gpus")
@@ -122,9 +122,6 @@ def changed(rig: Rig, change: str) -> Rig:
         elif match := re.fullmatch(r"(cpu|disk)\s*=\s*(.+)", word):
             size = parse_size(match[2], f"--what-if {match[1]}")
             if match[1] == "disk" and not any(d.kind == "disk" for d in rig.devices):
-                from bigrun.rates import ASSUMED_DISK
-                from bigrun.rig import disk_rates
-
                 rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", size, disk_rates(ASSUMED_DISK))))
             rig = rig.with_budget(match[1], size)
         else:
@@ -221,11 +218,8 @@ def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
     others = [name for name in plan.unplaced if not name.startswith("blocks.")]
     counts = (f"{blocks} blocks" if blocks else "", f"experts of {experts} blocks" if experts else "")
     what = " and ".join(filter(None, [*counts, ", ".join(others)]))
-    placed = {(p.part, p.slice) for p in plan.placements}
-    bytes_of = {name: ledger.weights(name) + ledger.kv(name) for name in plan.unplaced}
-    missing = sum(bytes_of.values()) - sum(
-        p.weights_bytes for p in plan.placements if (p.part, p.slice) in placed and p.part in bytes_of
-    )
+    missing = sum(ledger.weights(name) + ledger.kv(name) for name in plan.unplaced)
+    missing -= sum(p.weights_bytes for p in plan.placements if p.part in plan.unplaced)  # slices that found a place
     left = ", ".join(
         f"{d.name} has {format_size(max(0, d.free_bytes))} of {format_size(d.budget_bytes)} left"
         for d in plan.devices[:4]
