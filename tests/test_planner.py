@@ -636,7 +636,7 @@ often = settings(
 )
 
 
-@pytest.fixture(params=[False], ids=["toys exhausted"])
+@pytest.fixture(params=[True, False], ids=["search alone", "toys exhausted"])
 def toys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small toys are planned by trying everything (exhaustive.py); models of some size by the search alone."""
     if request.param:
