@@ -61,7 +61,7 @@ class Runner:
     ):
         from bigrun.checkpoint.open import open_checkpoint
         from bigrun.planning.planner import make_plan
-        from bigrun.planning.replay import check_plan, options_of
+        from bigrun.planning.replay import check_plan, check_types, options_of
 
         check_arithmetic(mode, threshold, threads)
         started = time.perf_counter()
@@ -70,6 +70,7 @@ class Runner:
             storage = (batch, weights, head, kv, tuple(skip), virtual)
             if any(option is not None for option in given) or storage != (1, "int8", "int8", "16bit", (), False):
                 raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
+            check_types(plan)
             self.model = resolve(plan.model_id or plan.model if model_id is None else model_id)
             self.checkpoint, self.spec = open_checkpoint(self.model, revision or plan.revision)
             self.options = options_of(plan, self.spec)
