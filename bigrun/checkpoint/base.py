@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,8 +37,15 @@ class Checkpoint(Protocol):
     config: Mapping[str, Any]
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold weights, in their order."""
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors by name."""
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         """Rows [start, stop) of a tensor (entries, for a vector, as [stop − start, 1] … shape as stored)."""
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        """Have the system read these rows from the disk, in the background: they are asked for soon."""
