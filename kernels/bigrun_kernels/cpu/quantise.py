@@ -6,16 +6,18 @@ becomes, so that a family's own order of rows costs nothing.
 """
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
-from bigrun_kernels.cpu.planes import INFINITY, MAGNITUDE, ROUNDER, spread
+from bigrun_kernels.cpu.lay import LINE, lay, peak
+from bigrun_kernels.cpu.planes import INFINITY, MAGNITUDE
 from bigrun_kernels.cpu.rows import read_row, write_row
-from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, half_to_float
+from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, fp8_to_float, half_to_float
 from bigrun_kernels.cpu.team import SLOTS, array_at, claim, fetch_add, finish, launch, matrix_at, table_of
 
-ROWS, GROUP = 16, 32
-NOTHING = np.empty(0, np.int8)
+ROWS, GROUP, COLUMNS = 16, 32, 64
+BLOCK = 512  # columns laid at a time
 HALF_LIMIT = np.float32(65520.0).view(np.uint32)
 
 
@@ -29,45 +31,91 @@ def _largest(values):
     return largest
 
 
+def _hold(source, first, count, scale, numbers, scratch):
+    """Rows first … first + count of the source, as what `peak` and `lay` take. An overload a dtype."""
+
+
+@overload(_hold)
+def _hold_overload(source, first, count, scale, numbers, scratch):
+    if source.dtype != types.uint8:
+        return lambda source, first, count, scale, numbers, scratch: source[first : first + count]
+
+    def hold_fp8(source, first, count, scale, numbers, scratch):
+        """float8 e4m3 with constants in blocks: what DeepSeek-V3's report calls fine-grained quantisation (section 3.3)."""
+        start, tall, across = numbers[0], numbers[1], numbers[2]
+        for r in range(count):
+            constants, row = scale[(start + first + r) // tall], source[first + r]
+            for block in range(constants.size):
+                for k in range(block * across, min((block + 1) * across, row.size)):
+                    scratch[r, k] = fp8_to_float(row[k]) * constants[block]
+        return scratch[:count, : source.shape[1]]
+
+    return hold_fp8
+
+
+@inlined
+def _unit(top):
+    """The constant of a row by its largest magnitude, as bits. Below the smallest normal number division loses its meaning:
+    such a row is all zero for a model, and its unit inf."""
+    unit = bits_to_float(top) / np.float32(127.0)
+    return np.float32(np.inf) if top >= INFINITY or unit < np.float32(1.2e-38) else unit
+
+
 @kernel
-def _round(values, first, count, unit, target):
-    """Columns first … first + count of an int8 row = round(values / unit)."""
-    for k in range(first, first + count):
-        target[k] = np.int8((values[k] / unit + ROUNDER) - ROUNDER)
+def _rows(held, is_bfloat, rest, where, q, scale, quads):
+    """Rows with one constant each; returns how many have NaN or inf."""
+    count, whole, bad = len(held), held.shape[1] // COLUMNS * COLUMNS, 0
+    units = np.empty(ROWS, np.float32)
+    for r in range(count):
+        top = max(peak(held[r], 0, whole, is_bfloat), peak(rest[r], 0, COLUMNS, is_bfloat))
+        units[r] = unit = _unit(top)
+        scale[where[r]] = np.float32(1.0) if np.isinf(unit) else unit
+        bad += top >= INFINITY
+    for first in range(0, whole, BLOCK):  # of columns, for all rows: a panel's lines stay in the first cache meanwhile
+        for r in range(count):
+            offset = (where[r] // ROWS * quads * ROWS + where[r] % ROWS) * 4 + first // 4 * LINE
+            lay(held[r], first, min(BLOCK, whole - first), is_bfloat, units[r], q, offset)
+    if whole < quads * 4:
+        for r in range(count):
+            offset = (where[r] // ROWS * quads * ROWS + where[r] % ROWS) * 4 + whole // 4 * LINE
+            lay(rest[r], 0, COLUMNS, is_bfloat, units[r], q, offset)
+    return bad
 
 
 @inlined
-def _row(values, target, scale, n):
-    """One row [K] with one constant; True if it has NaN or inf."""
-    largest = _largest(values)
-    unit = bits_to_float(largest) / np.float32(127.0)
-    # Below the smallest normal number division loses its meaning: such a row is all zero for a model.
-    if largest >= INFINITY or unit < np.float32(1.2e-38):
-        scale[n] = 1.0
-    else:
-        _round(values, 0, values.size, unit, target)
-        scale[n] = unit
-    return largest >= INFINITY
-
-
-@inlined
-def _group_row(values, target, scale, n, groups):
-    """One row [Kp] in groups; True if it has NaN or inf, or an entry too large for a float16 constant (8 million)."""
-    bad = _largest(values) >= INFINITY
-    for g in range(groups):
-        largest = bits_to_float(_largest(values[g * GROUP : (g + 1) * GROUP]))
-        code = float_to_half(largest / np.float32(127.0))
-        if half_to_float(code) * np.float32(127.49) < largest:
-            code += np.uint16(1)
-        bad = bad or code >= 0x7C00
-        scale[(n // ROWS * groups + g) * ROWS + n % ROWS] = 0 if code >= 0x7C00 else code
-        if 0 < code < 0x7C00:
-            _round(values, g * GROUP, GROUP, half_to_float(code), target)
+def _group(row, first, is_bfloat, q, offset, constants, at):
+    """A group of a table's row with a float16 constant, rounded up so that no entry exceeds 127; True if it has NaN or inf, or
+    an entry too large for such a constant (8 million)."""
+    largest = bits_to_float(peak(row, first, GROUP, is_bfloat))
+    code = float_to_half(largest / np.float32(127.0))
+    if half_to_float(code) * np.float32(127.49) < largest:
+        code += np.uint16(1)
+    bad = code >= 0x7C00
+    constants[at] = 0 if bad else code
+    lay(row, first, GROUP, is_bfloat, half_to_float(code) if 0 < code < 0x7C00 else np.float32(np.inf), q, offset)
     return bad
 
 
 @kernel
-def _participate(table, source_like, unused):
+def _group_rows(held, is_bfloat, rest, where, q, constants, quads, groups):
+    """Rows with a constant for each 32 columns; returns how many are bad."""
+    whole, bad_rows = held.shape[1] // COLUMNS * COLUMNS, 0
+    for r in range(len(held)):
+        panel, lane = where[r] // ROWS, where[r] % ROWS
+        bad = False
+        for g in range(groups):
+            first = g * GROUP
+            offset, at = (panel * quads * ROWS + lane) * 4 + first // 4 * LINE, (panel * groups + g) * ROWS + lane
+            if first < whole:
+                bad |= _group(held[r], first, is_bfloat, q, offset, constants, at)
+            else:
+                bad |= _group(rest[r], first - whole, is_bfloat, q, offset, constants, at)
+        bad_rows += bad
+    return bad_rows
+
+
+@kernel
+def _participate(table, source_like, like):
     """One thread's share of the rows, some at a time."""
     rows, width, panels, quads, groups, is_bfloat = table[0], table[1], table[2], table[3], table[4], table[5] > 0
     source, where = matrix_at(table, 6, rows, width, source_like), array_at(table, 7, rows, np.empty(0, np.int64))
@@ -75,41 +123,57 @@ def _participate(table, source_like, unused):
     constants = array_at(table, 9, panels * ROWS * groups, np.empty(0, np.uint16))
     scale = array_at(table, 9, 0 if groups else table[11], np.empty(0, np.float32))
     counters = array_at(table, 10, 2 * SLOTS, np.empty(0, np.int64))
-    values, target = np.zeros(quads * 4, np.float32), np.zeros(quads * 4, np.int8)
+    blocks, numbers = matrix_at(table, 12, table[13], table[14], np.empty(0, np.float32)), table[15:18]
+    scratch = np.empty((ROWS if table[14] else 0, width), np.float32)
+    rest, whole = np.zeros((ROWS, COLUMNS), like.dtype), width // COLUMNS * COLUMNS
     done = bad = 0
     while True:
         first = claim(counters, 0, ROWS)
         if first >= rows:
             break
-        for i in range(first, min(first + ROWS, rows)):
-            n = where[i]
-            read_row(source[i], is_bfloat, values[:width])
-            target[:] = 0
-            bad += (
-                _group_row(values, target, constants, n, groups) if groups else _row(values[:width], target, scale, n)
-            )
-            spread(target, q, (n // ROWS * quads * ROWS + n % ROWS) * 4, ROWS * 4, quads)
-            done += 1
+        count = min(ROWS, rows - first)
+        held = _hold(source, first, count, blocks, numbers, scratch)
+        for r in range(count if whole < width else 0):
+            for k in range(whole, width):
+                rest[r, k - whole] = held[r, k]
+        some = where[first : first + count]
+        if groups:
+            bad += _group_rows(held, is_bfloat, rest, some, q, constants, quads, groups)
+        else:
+            bad += _rows(held, is_bfloat, rest, some, q, scale, quads)
+        done += count
     fetch_add(counters, SLOTS, bad)
     finish(counters, 0, done, rows, table, 0)
 
 
-def _quantise(source, is_bfloat, rows, q, scale, groups):
+def _quantise(source, is_bfloat, rows, q, scale, groups, blocks, block):
     counters = np.zeros(2 * SLOTS, np.int64)
-    rows = np.ascontiguousarray(rows, np.int64)
-    table = table_of(*source.shape, *q.shape[:2], groups, is_bfloat, source, rows, q, scale, counters, scale.size)
-    launch(_participate, table, np.empty(0, source.dtype), NOTHING)
+    source, rows = np.ascontiguousarray(source), np.ascontiguousarray(rows, np.int64)
+    fp8 = source.dtype == np.uint8
+    if fp8:
+        blocks = np.ascontiguousarray(blocks, np.float32)
+    else:
+        blocks, block = np.empty((0, 0), np.float32), (0, 1, 1)
+    table = table_of(
+        *source.shape, *q.shape[:2], groups, is_bfloat, source, rows, q, scale, counters, scale.size, blocks, *blocks.shape,
+        *block,
+    )  # fmt: skip
+    launch(_participate, table, np.empty(0, source.dtype), np.empty(0, np.float32 if fp8 else source.dtype))
     return int(counters[SLOTS])
 
 
-def per_row(source, is_bfloat, rows, q, scale):
-    """q int8 in lanes, scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1."""
-    return _quantise(np.ascontiguousarray(source), is_bfloat, rows, q, scale, 0)
+def per_row(source, is_bfloat, rows, q, scale, blocks=None, block=(0, 1, 1)):
+    """q int8 in lanes, scale float32 [N]: s = max|w|/127, q = round(w/s), half to even; an all-zero row has s = 1.
+
+    A source of uint8 is float8 e4m3 with `blocks` float32 [⌈N/tall⌉, ⌈K/across⌉] to multiply by; `block` is (the first
+    source row's number, tall, across).
+    """
+    return _quantise(source, is_bfloat, rows, q, scale, 0, blocks, block)
 
 
-def per_group(source, is_bfloat, rows, q, scale):
+def per_group(source, is_bfloat, rows, q, scale, blocks=None, block=(0, 1, 1)):
     """q int8 and scale uint16 in lanes: float16 constants, rounded up so that no entry exceeds 127."""
-    return _quantise(np.ascontiguousarray(source), is_bfloat, rows, q, scale, scale.shape[1])
+    return _quantise(source, is_bfloat, rows, q, scale, scale.shape[1], blocks, block)
 
 
 @parallel_kernel

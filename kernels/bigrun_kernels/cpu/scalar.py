@@ -68,6 +68,15 @@ def bfloat_to_float(bits):
     return bits_to_float(np.uint32(np.uint32(bits) << np.uint32(16)))
 
 
+@inlined
+def fp8_to_float(bits):
+    """float8 e4m3 (OCP FP8 specification: the form with NaN and without inf) → float32, exact: a half of another bias."""
+    magnitude = np.uint16(bits) & np.uint16(0x7F)
+    value = half_to_float(np.uint16(magnitude << np.uint16(7))) * np.float32(256.0)
+    value = np.float32(np.nan) if magnitude == np.uint16(0x7F) else value
+    return -value if bits & np.uint8(0x80) else value
+
+
 LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # Cody and Waite's split: n·high is exact
 SHIFT = np.float32(1.5 * 2**23)
