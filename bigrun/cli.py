@@ -3,16 +3,16 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bigrun import __version__
+from bigrun.cli_files import cache, convert, inspect_command
+from bigrun.cli_options import DEFAULT_MODEL, as_json, names, rig_options, run_options
 from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 
-DEFAULT_MODEL = "smollm2-135m"
 # click 8.2 raises this for a group without a command; 8.1 prints the help by itself
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -45,62 +45,11 @@ class Group(click.Group):
         elif isinstance(error, click.ClickException):
             message, status = error.format_message(), 2
         elif isinstance(error, click.Abort | KeyboardInterrupt):
-            message, status = "interrupted", 130
+            message, status = str(error) or "interrupted", 130
         else:
             message, status = f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1
         print(f"bigrun: {BigrunError(message)}", file=sys.stderr)
         sys.exit(status)
-
-
-def _options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-rig_options = _options(
-    click.option(
-        "--model",
-        "model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        metavar="ID",
-        help="Folder, .gguf file, hub id or catalog name.",
-    ),
-    click.option(
-        "--gpus", metavar="RIG", help="GPUs: 8x24GB, 2x24GB,1x12GB, 4xRTX3090, none. Default: those that are there."
-    ),
-    click.option("--cpu", metavar="SIZE", help="Host memory to use. Default: what is available, less a reserve."),
-    click.option("--disk", metavar="SIZE", help="Disk space for what fits nowhere else. Default: none."),
-    click.option("--max-memory", metavar="JSON", help='Budgets as accelerate has them: {"0": "24GB", "cpu": "64GB"}.'),
-    click.option(
-        "--rig", metavar="FILE", help="The devices as a YAML or JSON file, with their speeds if you know them."
-    ),
-    click.option("--host", metavar="FILE", help="What `bigrun info` measured. Default: this host's own, if any; none."),
-    click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
-    click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
-    click.option("--weights", default="int8", show_default=True, metavar="FORM", help="int8, 16bit or float32."),
-    click.option(
-        "--head", default="int8", show_default=True, metavar="FORM", help="Embedding and head: int8 or 16bit."
-    ),
-    click.option(
-        "--skip", default="", metavar="NAME,...", help="Parts or linears kept in 16 bits: blocks.3, down, ..."
-    ),
-    click.option("--kv", default="16bit", show_default=True, metavar="FORM", help="The KV cache: 16bit or int8."),
-    click.option("--virtual", is_flag=True, help="The GPUs named are virtual: budgets enforced, computed by the CPU."),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
-    click.option("--quiet", is_flag=True, help="No progress, no notes."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-)
-run_options = _options(
-    click.option("--mode", default="auto", show_default=True, metavar="MODE", help="exact, llm.int8 or auto."),
-    click.option("--threshold", type=float, default=6.0, show_default=True, help="Outliers of llm.int8; 0: none."),
-    click.option("--threads", type=int, metavar="N", help="CPU threads. Default: all cores."),
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -278,9 +227,13 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(found) if as_json else describe(found))
 
 
+for command in (convert, cache, inspect_command):
+    main.add_command(command)
+
+
 def _rig(given: dict[str, Any]) -> dict[str, Any]:
     """The shared options as `plan` and `Runner` take them."""
-    given["skip"] = tuple(name.strip() for name in given["skip"].split(",") if name.strip())
+    given["skip"] = names(given["skip"])
     if given["max_memory"] is not None:
         form = 'write {"0": "24GB", "cpu": "64GB"}'
         try:

@@ -1,25 +1,22 @@
 """read → int8 → place, part by part. A generator: the run can show progress, and stop, between any two parts."""
 
-import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Checkpoint, Rows, TensorInfo
-from bigrun.errors import CheckpointError
-from bigrun.memory import HostMemory
-from bigrun.model.families import BY_NAME
+from bigrun.cache.kept import Kept
+from bigrun.checkpoint.base import Checkpoint
+from bigrun.conversion import convert, reading
+from bigrun.errors import RunError
+from bigrun.memory import HostMemory, views
 from bigrun.model.layout import Layout
-from bigrun.model.source import Source
 from bigrun.model.spec import ModelSpec, Part
 from bigrun.planning.plan import Plan
+from bigrun.progress import QUIET, Report
+from bigrun.sources import PartSources, check, find
 
-SMALL = 1 << 18  # entries that NumPy copies about as fast
-CHUNK_BYTES = 16 * 2**20  # of source rows converted at a time
-# What published checkpoints hold beside a model's weights: tables that the code computes anew.
-IGNORED = ("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias", "rope_freqs.weight")
+Work = list[tuple[Part, PartSources]]
 
 
 @dataclass(frozen=True)
@@ -39,121 +36,74 @@ def load(
     plan: Plan,
     layouts: Mapping[str, Layout],
     memories: Mapping[str, HostMemory],
+    kept: Kept | None = None,
+    report: Report = QUIET,
 ) -> Iterator[LoadedPart]:
     """Load every part to the device of the plan, converted as it arrives, in the order of execution.
 
-    Peak host memory is the parts loaded so far and the current one in their stored form, and CHUNK_BYTES of source rows,
-    twice where they are dequantised: the 16-bit form of a whole layer never exists. CheckpointError names the tensor
-    and the file: missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
+    Peak host memory is the parts loaded so far and the current one in their stored form, and a few chunks of source rows
+    (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. With `kept`, parts that
+    an int8 cache has are mapped from it, and the others are written to it. CheckpointError names the tensor and the file:
+    missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
     """
-    named = _names(checkpoint, spec)
-    taken: set[str] = set()
-    work = [(part, _sources(named, checkpoint, spec, part)) for part in spec.parts]
-    for part, sources in work:  # everything that headers can tell is checked before any weight is read
-        for tensor in part.tensors:
-            for source in sources[tensor.name]:
-                _check(checkpoint, source)
-                taken.add(source.name)
-    _check_nothing_left(checkpoint, spec, taken)
-    for part, sources in work:
-        placement = plan.placement(part.name)
-        layout = layouts[part.name]
-        arrays = memories[placement.stored_on].part(layout, part.name) if part.tensors else {}
-        read = 0
-        for tensor in part.tensors:
-            first = 0
-            for source in sources[tensor.name]:
-                _convert(checkpoint, source, first, tensor.name, layout, arrays)
-                first += source.shape[0]
-                read += checkpoint.tensors[source.name].nbytes
-        yield LoadedPart(part, layout, placement.stored_on, arrays, read)
+    if kept is not None and kept.alone:
+        work: Work = [(part, {}) for part in spec.parts]
+    else:
+        work = find(checkpoint, spec)
+        check(checkpoint, spec, work)  # everything that headers can tell, before any weight is read
+    report.expect(_bytes_ahead(checkpoint, work, layouts, kept))
+    ready = {} if kept is None else kept.ready((part for part, _ in work), report.moved)
+    missing = [(part, sources) for part, sources in work if part.name not in ready]
+    report.expect(_bytes_ahead(checkpoint, missing, layouts, None) + sum(layouts[name].nbytes for name in ready))
+    with reading(checkpoint, missing) as reader:
+        for part, sources in work:
+            device, layout = plan.placement(part.name).stored_on, layouts[part.name]
+            if not part.tensors:
+                yield LoadedPart(part, layout, device, {}, 0)
+                continue
+            if part.name in ready:
+                yield LoadedPart(part, layout, device, ready.pop(part.name).place(memories[device], layout), 0)
+                continue
+            arena = memories[device].arena(layout, part.name)
+            arrays = views(arena, layout)
+            read = convert(checkpoint, part, sources, layout, arrays, reader, report.moved, f"{part.name} → {device}")
+            if kept is not None:
+                kept.write(part, arena)
+            yield LoadedPart(part, layout, device, arrays, read)
+    if kept is not None:
+        kept.finish()
 
 
-def _names(checkpoint: Checkpoint, spec: ModelSpec) -> str:
-    """The prefix that this checkpoint's names lack: published ones differ in whether they carry the model class's."""
-    if checkpoint.dialect != "hf":
-        return ""
-    for prefix in BY_NAME[spec.family].prefixes:
-        wanted = BY_NAME[spec.family].tensors(spec, "embed", "hf")["table"][0].name
-        if wanted.removeprefix(prefix) in checkpoint.tensors and not (prefix and wanted in checkpoint.tensors):
-            return prefix
-    return ""
+def convert_all(
+    checkpoint: Checkpoint, spec: ModelSpec, layouts: Mapping[str, Layout], kept: Kept, report: Report = QUIET
+) -> int:
+    """Write every part that the cache lacks, holding two at a time; returns how many that were. Damaged ones are made anew.
+
+    CheckpointError as `load`; RunError where the disk does not take a part: what it has by then is kept.
+    """
+    work = find(checkpoint, spec)
+    ready = kept.ready(part for part, _ in work)
+    missing = [(part, sources) for part, sources in work if part.name not in ready and part.tensors]
+    ready.clear()
+    report.expect(_bytes_ahead(checkpoint, missing, layouts, None))
+    memory = HostMemory("cpu", 2**62)
+    with reading(checkpoint, missing) as reader:
+        for part, sources in missing:
+            layout = layouts[part.name]
+            arena = memory.arena(layout, part.name)
+            convert(checkpoint, part, sources, layout, views(arena, layout), reader, report.moved, part.name)
+            kept.write(part, arena)
+            if kept.failure is not None:
+                break
+    kept.finish()
+    if kept.failure is not None:
+        raise RunError(f"{kept.problem()}; free some space and give the same command: it goes on from there")
+    return len(missing)
 
 
-def _sources(prefix: str, checkpoint: Checkpoint, spec: ModelSpec, part: Part) -> dict[str, tuple[Source, ...]]:
-    found = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
-    if not prefix:
-        return found
-    return {
-        name: tuple(Source(s.name.removeprefix(prefix), s.shape, s.grid, s.axes) for s in sources)
-        for name, sources in found.items()
-    }
-
-
-def _check(checkpoint: Checkpoint, source: Source) -> TensorInfo:
-    info = checkpoint.tensors.get(source.name)
-    if info is None:
-        raise CheckpointError(f"{checkpoint.where}: tensor {source.name} is missing")
-    if info.shape != source.shape:
-        raise CheckpointError(
-            f"{info.where}: tensor {source.name} has shape {list(info.shape)}, the configuration says {list(source.shape)}"
-        )
-    if not info.readable:
-        raise CheckpointError(f"{info.where}: tensor {source.name} is {info.dtype}, which bigrun does not read yet")
-    return info
-
-
-def _check_nothing_left(checkpoint: Checkpoint, spec: ModelSpec, taken: set[str]) -> None:
-    for name in checkpoint.tensors:
-        tied = spec.tied and name in ("lm_head.weight", "output.weight")
-        if name not in taken and not tied and not any(fnmatch.fnmatch(name, pattern) for pattern in IGNORED):
-            where = checkpoint.tensors[name].where
-            raise CheckpointError(
-                f"{where}: tensor {name[:100]} has no place in a {spec.family} model as its configuration describes it"
-            )
-
-
-def _convert(
-    checkpoint: Checkpoint, source: Source, first: int, name: str, layout: Layout, arrays: Mapping[str, np.ndarray]
-) -> None:
-    """One source into its rows of a canonical tensor, from row `first` on, a chunk at a time."""
-    rows, info = source.shape[0], checkpoint.tensors[source.name]
-    if rows == 0:
-        return
-    destinations = source.destinations() + first
-    # float32 is the largest that a row becomes on its way
-    step = max(1, CHUNK_BYTES // max(1, 4 * int(np.prod(source.shape[1:], dtype=np.int64))))
-    bad = 0
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        bad += _store(checkpoint.rows(source.name, start, stop), destinations[start:stop], name, layout, arrays)
-    if bad:
-        # a table's constants are float16, which end at 65,504: 127 of them at 8 million
-        limit = " (or an entry beyond 8 million)" if name == "table" and layout.by_name[name].dtype == "int8" else ""
-        raise CheckpointError(f"{info.where}: tensor {source.name} holds NaN or inf in {bad} of its {rows} rows{limit}")
-
-
-def _store(rows: Rows, where: np.ndarray, name: str, layout: Layout, arrays: Mapping[str, np.ndarray]) -> int:
-    """Convert rows into the stored form; returns how many are not finite."""
-    from bigrun_kernels.cpu import quantise
-
-    values: Any = rows.values if rows.values.ndim == 2 else rows.values[:, None]
-    target, stored = arrays[name], layout.by_name[name]
-    if stored.dtype == "int8":
-        scale = arrays[f"{name}.scale"]
-        kernel = quantise.per_row if scale.ndim == 1 else quantise.per_group
-        return int(kernel(values, rows.is_bfloat, where, target, scale))
-    target = target if target.ndim == 2 else target[:, None]
-    if stored.dtype == "float32" and values.size <= SMALL:  # norms and biases: no kernel to compile for them
-        return _copy_small(values, rows.is_bfloat, where, target)
-    return int(quantise.copy(values, rows.is_bfloat, where, stored.dtype == "bfloat16", target))
-
-
-def _copy_small(values: np.ndarray, is_bfloat: bool, where: np.ndarray, target: np.ndarray) -> int:
-    """The same in NumPy."""
-    if is_bfloat:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    elif values.dtype == np.uint16:
-        values = values.view(np.float16)
-    target[where] = values
-    return int((~np.isfinite(values)).any(axis=1).sum())
+def _bytes_ahead(checkpoint: Checkpoint, work: Work, layouts: Mapping[str, Layout], kept: Kept | None) -> int:
+    """Bytes that are to be read for these parts: of their sources, or of the cache alone."""
+    if kept is not None:
+        return sum(layouts[part.name].nbytes for part, _ in work)
+    names = {s.name for _, sources in work for group in sources.values() for s in group}
+    return sum(checkpoint.tensors[name].nbytes for name in names)

@@ -36,11 +36,7 @@ class HostMemory:
 
         Memory comes straight from the system and goes back to it when the array is dropped.
         """
-        if self.used_bytes + nbytes > self.budget_bytes:
-            raise BudgetExceeded(
-                f"{self.name}: {what} needs {format_size(nbytes)}, of {format_size(self.budget_bytes)} only "
-                f"{format_size(self.budget_bytes - self.used_bytes)} are left; the plan was wrong: please report it"
-            )
+        self._check(nbytes, what)
         try:
             arena = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
@@ -49,20 +45,40 @@ class HostMemory:
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 2**21:
             arena.madvise(mmap.MADV_HUGEPAGE)  # weights are read from end to end: fewer page-table walks
+        self._count(nbytes, kind, arena)
+        return np.frombuffer(arena, np.uint8, nbytes)
+
+    def adopt(self, data: np.ndarray, owner: Any, kind: str, what: str) -> np.ndarray:
+        """Count uint8 data that is here already, mapped from a file, until its owner goes; BudgetExceeded as `take`."""
+        self._check(data.nbytes, what)
+        self._count(data.nbytes, kind, owner)
+        return data
+
+    def _check(self, nbytes: int, what: str) -> None:
+        if self.used_bytes + nbytes > self.budget_bytes:
+            raise BudgetExceeded(
+                f"{self.name}: {what} needs {format_size(nbytes)}, of {format_size(self.budget_bytes)} only "
+                f"{format_size(self.budget_bytes - self.used_bytes)} are left; the plan was wrong: please report it"
+            )
+
+    def _count(self, nbytes: int, kind: str, owner: Any) -> None:
         self.used_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         self.by_kind[kind] = self.by_kind.get(kind, 0) + nbytes
-        weakref.finalize(arena, self._give_back, nbytes, kind)
-        return np.frombuffer(arena, np.uint8, nbytes)
+        weakref.finalize(owner, self._give_back, nbytes, kind)
 
     def _give_back(self, nbytes: int, kind: str) -> None:
         self.used_bytes -= nbytes
         self.by_kind[kind] -= nbytes
 
-    def part(self, layout: Layout, what: str) -> dict[str, np.ndarray]:
-        """The arrays of a part, in one arena."""
-        arena = self.take(layout.nbytes, "weights", what)
-        return {a.name: _view(arena, a.offset, a.dtype, a.shape) for a in layout.arrays}
+    @property
+    def shares_files(self) -> bool:
+        """Whether what is mapped from a file is in this memory: on the CPU, not on a GPU, virtual or not."""
+        return self.name == "cpu"
+
+    def arena(self, layout: Layout, what: str) -> np.ndarray:
+        """uint8 for the arrays of a part."""
+        return self.take(layout.nbytes, "weights", what)
 
     def buffers(self, buffers: Sequence[Buffer], kind: str, what: str) -> Mapping[str, Any]:
         """Named buffers, in one arena."""
@@ -72,6 +88,11 @@ class HostMemory:
             result[buffer.name] = _view(arena, offset, buffer.dtype, buffer.shape)
             offset += buffer.nbytes
         return result
+
+
+def views(arena: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
+    """The arrays of a part in its run of bytes."""
+    return {a.name: _view(arena, a.offset, a.dtype, a.shape) for a in layout.arrays}
 
 
 def _view(arena: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,26 +2,74 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from bigrun.checkpoint.base import Checkpoint
-from bigrun.loader import LoadedPart
-from bigrun.model.spec import ModelSpec
+from bigrun.errors import BigrunError
+
+
+class Report:
+    """What a long task tells of itself. This one keeps the notes and shows nothing."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def expect(self, nbytes: int) -> None:
+        """A task of so many bytes begins."""
+
+    def moved(self, what: str, nbytes: int) -> None:
+        """`nbytes` more are done; `what` is at hand."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know and that does not end the task."""
+        self.notes.append(text)
+
+
+QUIET = Report()
+
+
+class _Bar(Report):
+    """A bar on a terminal: what is at hand, bytes, rate, time left."""
+
+    def __init__(self, bar: Any, name: str):
+        super().__init__()
+        self._bar, self._name, self._task = bar, name, bar.add_task(name, total=None)
+
+    def expect(self, nbytes: int) -> None:
+        self._bar.reset(self._task, total=nbytes, description=self._name)
+
+    def moved(self, what: str, nbytes: int) -> None:
+        self._bar.update(self._task, advance=nbytes, description=what)
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._bar.console.print(f"bigrun: {BigrunError(text)}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines(Report):
+    """Notes alone, for standard error that is no terminal."""
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        print(f"bigrun: {BigrunError(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def loading(
-    parts: Iterable[LoadedPart], checkpoint: Checkpoint, spec: ModelSpec, shown: bool
-) -> Iterator[Iterable[LoadedPart]]:
-    """The parts, with a bar of the bytes read while they are taken, where there is a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield parts
+def reporting(name: str, shown: bool) -> Iterator[Report]:
+    """A Report that fits: a bar where standard error is a terminal, notes where it is not, nothing if not `shown`.
+
+    The bar is gone and the cursor is back when this ends, however it ends.
+    """
+    if not shown:
+        yield Report()
+        return
+    if not sys.stderr.isatty():
+        yield _Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    total = sum(info.nbytes for info in checkpoint.tensors.values())
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,14 +78,7 @@ def loading(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"loading {spec.name}", total=total)
-
-        def counted() -> Iterator[LoadedPart]:
-            for part in parts:
-                bar.update(task, advance=part.read_bytes, description=f"{part.part.name} → {part.device}")
-                yield part
-
-        yield counted()
+        yield _Bar(bar, name)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Runner: a model on a rig, from its name to its tokens. spec → rig → plan → load → execute."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +15,17 @@ from bigrun.generation import Generation, Stats, Stream
 from bigrun.model.families import BY_NAME
 from bigrun.model.resolve import DEFAULT, resolve
 from bigrun.model.spec import ModelSpec
-from bigrun.planning.plan import Plan
+from bigrun.planning.plan import Options, Plan
 from bigrun.rig import make_rig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
+    from bigrun.cache.kept import Kept
+    from bigrun.checkpoint.base import Checkpoint
+    from bigrun.model.layout import Layout
     from bigrun.text.sampling import Sampling
     from bigrun.text.tokenizer import Tokenizer
     from bigrun_kernels.ops import CpuOps
@@ -28,7 +35,8 @@ MODES = ("auto", "exact", "llm.int8")
 
 class Runner:
     """A model, loaded. A context manager; `close()` gives its memory back. `plan` is one made before (Plan.load): then it
-    says what goes where, and the options of rig and storage are its own.
+    says what goes where, and the options of rig and storage are its own. `cache` is a folder for int8 conversions: the parts
+    that it has of this model are mapped, the others are written to it as they are converted.
 
     Loads on construction: PlanDoesNotFit before anything is read, CheckpointError if the files are bad. `threads` is the
     number of CPU threads (None: all cores). One Runner serves one caller at a time; several can live in a process.
@@ -58,8 +66,9 @@ class Runner:
         host: str | Path | None = None,
         prompt_tokens: int | None = None,
         plan: Plan | None = None,
+        cache: str | Path | None = None,
     ):
-        from bigrun.checkpoint.open import open_checkpoint
+        from bigrun.checkpoint.open import model_spec
         from bigrun.planning.planner import make_plan
         from bigrun.planning.replay import check_plan, check_types, options_of
 
@@ -72,29 +81,58 @@ class Runner:
                 raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
             check_types(plan)
             self.model = resolve(plan.model_id or plan.model if model_id is None else model_id)
-            self.checkpoint, self.spec = open_checkpoint(self.model, revision or plan.revision)
+            self.checkpoint, self.spec = self._open(revision or plan.revision, plan, progress)
             self.options = options_of(plan, self.spec)
             check_plan(plan, self.spec, self.options)
             self.plan = plan
         else:
             self.model = resolve(DEFAULT if model_id is None else model_id)
             devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
-            self.checkpoint, self.spec = open_checkpoint(self.model, revision)
-            self.options = make_options(self.spec, context, batch, weights, head, skip, kv, prompt_tokens)
-            made = make_plan(self.spec, devices, self.options)
-            self.plan = replace(made, model_id=DEFAULT if model_id is None else model_id, revision=revision)
+
+            def planned(spec: ModelSpec) -> tuple[Options, Plan]:
+                options = make_options(spec, context, batch, weights, head, skip, kv, prompt_tokens)
+                made = make_plan(spec, devices, options)
+                return options, replace(made, model_id=DEFAULT if model_id is None else model_id, revision=revision)
+
+            # what is not here yet is planned before it is fetched: it may not fit
+            first = planned(model_spec(self.model, revision))[1] if self.model.repo else None
+            self.checkpoint, self.spec = self._open(revision, first, progress)
+            self.options, self.plan = planned(self.spec)
         self.threads = threads
-        self._load(mode, threshold, progress)
+        self._load(mode, threshold, progress, None if cache is None else Path(cache).expanduser())
         self.load_seconds = time.perf_counter() - started
 
-    def _load(self, mode: str, threshold: float, progress: bool) -> None:
+    def _open(self, revision: str | None, plan: Plan | None, shown: bool) -> tuple[Checkpoint, ModelSpec]:
+        """The checkpoint and its spec; what a hub has of it is fetched, if the plan fits, and the plan shown before."""
+        from bigrun.checkpoint.open import open_checkpoint
+        from bigrun.fetching import fetching
+
+        if plan is not None and self.model.repo is not None:
+            check_runnable(plan, None)
+        return open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
+
+    def _kept(self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept | None:
+        """The int8 cache of this model: the conversion that it is itself, or that of a cache folder."""
+        from bigrun.cache.conversion_folder import ConvertedCheckpoint, open_kept
+
+        if isinstance(self.checkpoint, ConvertedCheckpoint):
+            if cache is not None:
+                raise CallError(f"--cache: {self.model.name} is an int8 conversion already: leave it out")
+            self.checkpoint.check_storage(self.options.storage)
+            return self.checkpoint.kept(layouts, note)
+        if cache is None:
+            return None
+        source = self.model.repo or str(self.model.gguf or self.model.folder)
+        return open_kept(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
+
+    def _load(self, mode: str, threshold: float, progress: bool, cache: Path | None) -> None:
         check_runnable(self.plan, self.spec)
         from bigrun.execute.executor import Arithmetic, Executor
         from bigrun.host import host_bytes
         from bigrun.loader import load
         from bigrun.memory import HostMemory
         from bigrun.planning.ledger import Ledger
-        from bigrun.progress import loading
+        from bigrun.progress import reporting
         from bigrun.warm import warm_up
 
         self._use_threads()
@@ -104,9 +142,16 @@ class Runner:
         warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
         self.warm_bytes = host_bytes()
         self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in self.plan.devices if d.kind != "disk"}
-        parts = load(self.checkpoint, self.spec, self.plan, Ledger(self.spec, self.options).layouts, self.memories)
-        with loading(parts, self.checkpoint, self.spec, progress) as shown:
-            self.executor = Executor(self.spec, self.plan, shown, self.memories, cpu_ops(), how)
+        layouts = Ledger(self.spec, self.options).layouts
+        with reporting(self.spec.name, progress) as report:
+            kept = self._kept(cache, layouts, report.note)
+            try:
+                parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, kept, report)
+                self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how)
+            finally:
+                if kept is not None:
+                    kept.close()
+        self.notes = tuple(report.notes)
 
     @property
     def kernels(self) -> str:
@@ -121,7 +166,7 @@ class Runner:
         threads.use(self.threads)
 
     @cached_property
-    def tokenizer(self) -> "Tokenizer":
+    def tokenizer(self) -> Tokenizer:
         from bigrun.text.tokenizer import Tokenizer
 
         metadata = getattr(self.checkpoint, "metadata", None)
@@ -160,7 +205,7 @@ class Runner:
         ids = self.encode(prompt, raw) if isinstance(prompt, str) else self._checked(prompt)
         return Stream(self, ids, max_new_tokens, chosen)
 
-    def _checked(self, ids: "Sequence[int] | np.ndarray") -> list[int]:
+    def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
         result = [int(token) for token in ids]
         if not result:
             raise CallError("the prompt is empty: give at least one token")
@@ -195,7 +240,7 @@ class Runner:
         """Give the memory back; the Runner is of no use afterwards."""
         self.__dict__.pop("executor", None)
 
-    def __enter__(self) -> "Runner":
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -203,14 +248,14 @@ class Runner:
 
 
 @cache
-def cpu_ops() -> "CpuOps":
+def cpu_ops() -> CpuOps:
     """The CPU's kernels: one set for the process."""
     from bigrun_kernels.ops import CpuOps
 
     return CpuOps()
 
 
-def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> "Sampling":
+def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
     """The sampling options, checked; CallError says what is wrong."""
     from bigrun.text.sampling import Sampling
 
@@ -229,13 +274,14 @@ def check_arithmetic(mode: str, threshold: float, threads: int | None) -> None:
         raise CallError(f"--threads {threads}: give at least 1")
 
 
-def check_runnable(plan: Plan, spec: ModelSpec) -> None:
-    """PlanDoesNotFit, or CallError for a plan of what this version cannot run."""
+def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
+    """PlanDoesNotFit, or CallError for a plan of what this version cannot run. Without a spec, what the plan alone tells."""
     if not plan.fits:
         raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
     if BY_NAME[plan.family].sources is None:
         raise CallError(f"{plan.model}: models of the family {plan.family} can be planned but not run yet")
-    window = min((block.window for block in spec.blocks if block.window), default=plan.context_tokens)
+    blocks = () if spec is None else spec.blocks
+    window = min((block.window for block in blocks if block.window), default=plan.context_tokens)
     if window < plan.context_tokens:
         raise CallError(
             f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "

@@ -34,6 +34,7 @@ class TinyCheckpoint:
 
     where = "warm-up"
     dialect: Dialect = "hf"
+    paths = ()
 
     def __init__(self, spec: ModelSpec, like: Rows):
         self.like = like
@@ -46,7 +47,14 @@ class TinyCheckpoint:
     def rows(self, name: str, start: int, stop: int) -> Rows:
         values = np.full((stop - start, *self.tensors[name].shape[1:]), 1, self.like.values.dtype)
         values.flags.writeable = self.like.values.flags.writeable
-        return Rows(values, self.like.is_bfloat)
+        if self.like.blocks is None or values.ndim < 2:
+            return Rows(values, self.like.is_bfloat)
+        return Rows(values, False, np.ones((1, 1), np.float32), (0, *values.shape))
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        """Nothing is on a disk here."""
+
+    done = ahead
 
 
 def tiny(spec: ModelSpec) -> ModelSpec:
@@ -67,7 +75,8 @@ def _warm(
     values.flags.writeable = writeable
     plan = make_plan(spec, make_rig("none", "1GB"), options)
     memories = {"cpu": HostMemory("cpu", 10**9)}
-    checkpoint = TinyCheckpoint(spec, Rows(values, is_bfloat))
+    blocks = np.ones((1, 1), np.float32) if values.dtype == np.uint8 else None
+    checkpoint = TinyCheckpoint(spec, Rows(values, is_bfloat, blocks))
     parts = load(checkpoint, spec, plan, Ledger(spec, options).layouts, memories)
     executor = Executor(spec, plan, parts, memories, ops, how)
     executor.feed({0: range(TOKENS)})
@@ -87,6 +96,8 @@ def warm_up(
     for name in kinds.values():
         rows = checkpoint.rows(name, 0, 1)
         seen[rows.values.dtype.str, rows.is_bfloat, rows.values.flags.writeable] = rows
+    if not seen:  # a conversion: nothing of it is converted
+        seen["<f4", False, True] = Rows(np.zeros((1, 1), np.float32))
     with compiling(shown and not compiled()):
         for dtype, is_bfloat, writeable in seen:
             _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)

@@ -4,9 +4,12 @@ and no damaged or hostile file ends in anything but a CheckpointError, or takes 
 import contextlib
 import importlib.util
 import math
+import os
+import shutil
 import struct
 import tracemalloc
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import gguf
@@ -120,6 +123,14 @@ HOSTILE = {
     "2¹²⁶ numbers": file(tensors=(tensor(b"t", [2**63, 2**63]),)), "no dimension": file(tensors=(tensor(b"t", []),)),
     "2³² - 1 dimensions": file(tensors=(string(b"t") + b"\xff" * 4,)),
     "a name of three lines": file(tensors=(tensor(b"a\nb\nc", [320]),)),
+    "more tensors than a model has": file(counts=(2**17 + 1, 1)) + bytes(2**22),
+    "more entries than a model has": file(counts=(0, 2**16 + 1)) + bytes(2**20),
+    "a key of 64 KiB and a byte": file(entry(b"a" * (2**16 + 1), 0, b"\0")),
+    "a tensor's name of 64 KiB and a byte": file(tensors=(tensor(b"a" * (2**16 + 1), [32]),)),
+    "no numbers": file(tensors=(tensor(b"t", [0]),)), "no rows of 2⁶³": file(tensors=(tensor(b"t", [2**63, 0]),)),
+    "a product of 2⁶⁴": file(tensors=(tensor(b"t", [2**16] * 4),)),
+    "a product of 2²⁵⁶": file(tensors=(tensor(b"t", [2**64 - 1] * 4),)),
+    "a number more than there are bits": file(tensors=(tensor(b"t", [8 * 400 + 1]),)),
     "a name that is not UTF-8": file(tensors=(tensor(b"\xff\xfe", [320]),)),
 }  # fmt: skip
 
@@ -137,6 +148,30 @@ def test_a_hostile_file_is_refused_in_little_memory(tmp_path: Path, data: bytes)
         tracemalloc.stop()
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+def array(key: bytes, kind: int, count: int, values: bytes) -> bytes:
+    return entry(key, 9, struct.pack("<IQ", kind, count) + values)
+
+
+def test_a_header_of_more_than_64_mib_is_refused_and_not_read() -> None:
+    text = entry(b"a", 8, string(bytes(2**25 - 100)))
+    tokens = array(b"b", 8, 2**10, string(bytes(2**15)) * 2**10)
+    for entries in ((text, text, text), (text, tokens), (text, text, array(b"b", 0, 2**20, bytes(2**20)))):
+        data = file(*entries) + bytes(2**22)
+        tracemalloc.start()
+        with pytest.raises(CheckpointError, match=r"long\.gguf: .*header is longer than 64 MiB"):
+            read_header(data, "long.gguf")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * 2**26
+
+
+def test_arrays_have_two_million_values_between_them() -> None:
+    half = array(b"a", 0, 2**20, bytes(2**20))
+    assert len(read_header(file(half, half.replace(b"a", b"b", 1)), "many.gguf")[0]["b"]) == 2**20
+    with pytest.raises(CheckpointError, match=r"many\.gguf: .*arrays of 2097153 values, where 2097152 is the most"):
+        read_header(file(half, half, array(b"c", 0, 1, b"\0")), "many.gguf")
 
 
 def test_a_long_array_of_small_numbers_takes_no_multiple_of_its_file() -> None:
@@ -190,6 +225,181 @@ def test_rows_are_what_the_gguf_library_dequantises(folder: Path, kind: str) -> 
             np.testing.assert_array_equal(rows.values, expected[start:stop].astype(np.float32), strict=True)
 
 
+def blocks(values: np.ndarray, form: gguf.GGMLQuantizationType, random: np.random.Generator) -> np.ndarray:
+    """The values quantised, or random blocks of finite numbers where the library knows only the way back."""
+    try:
+        return gguf.quants.quantize(values, form)
+    except NotImplementedError:
+        block, size = gguf.GGML_QUANT_SIZES[form]
+        data = random.integers(0, 256, (values.size // block, size), dtype=np.uint8)
+        while True:
+            with np.errstate(all="ignore"):
+                bad = ~np.isfinite(gguf.quants.dequantize(data, form)).all(axis=1)
+            if not bad.any():
+                return data.reshape(len(values), -1)
+            data[bad] = random.integers(0, 256, (int(bad.sum()), size), dtype=np.uint8)
+
+
+FORMS = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, *gguf.quants._type_traits]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_rows_of_every_type_are_what_the_gguf_library_dequantises(
+    tmp_path: Path, form: gguf.GGMLQuantizationType
+) -> None:
+    random = np.random.default_rng(0)
+    data = blocks(random.standard_normal((14, 512), dtype=np.float32), form, random)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("matrix", data, raw_dtype=form)
+    writer.add_tensor("vector", data[0], raw_dtype=form)
+    writer.add_tensor("deep", data.reshape(7, 2, -1), raw_dtype=form)
+    finish(writer)
+    checkpoint = GgufCheckpoint(tmp_path / "x.gguf")
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(data, form).astype(np.float32)
+    assert np.isfinite(expected).all()
+    assert np.abs(expected).max() > 0
+    whole = {"matrix": expected, "vector": expected[0], "deep": expected.reshape(7, 2, 512)}
+    for name, values in whole.items():
+        info = checkpoint.tensors[name]
+        bytes_there = data.nbytes if name != "vector" else data[0].nbytes
+        assert (info.dtype, info.shape, info.nbytes, info.readable) == (form.name, values.shape, bytes_there, True)
+        for start, stop in ((0, len(values)), (1, 4), (len(values) - 1, len(values)), (2, 2)):
+            checkpoint.ahead(name, start, stop)
+            np.testing.assert_array_equal(checkpoint.rows(name, start, stop).values, values[start:stop], strict=True)
+            checkpoint.done(name, start, stop)
+
+
+def split(
+    source: Path, target: Path, parts: int = 3, small_first: bool = False, **changed: Callable[[int], object]
+) -> Path:
+    """The file's tensors and metadata as a set of `parts`, written by the gguf library; its first file.
+
+    `changed`: no, count or tensors: what the i-th file's header says instead; None leaves it out.
+    """
+    target.mkdir()
+    reader = gguf.GGUFReader(source)
+    per_file = -(-len(reader.tensors) // (parts - small_first))
+    writer = gguf.GGUFWriter(target / "m.gguf", "llama", split_max_tensors=per_file, small_first_shard=small_first)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kinds = field.types
+            writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    writer.open_output_file()
+    keys = {"no": "split.no", "count": "split.count", "tensors": "split.tensors.count"}
+    add = writer.add_shard_kv_data
+
+    def add_changed() -> None:
+        add()
+        for key, change in changed.items():
+            for at, metadata in enumerate(writer.kv_data):
+                value = change(at)
+                kind = gguf.GGUFValueType.INT32 if isinstance(value, int) else gguf.GGUFValueType.STRING
+                metadata.pop(keys[key])
+                if value is not None:
+                    metadata[keys[key]] = gguf.gguf_writer.GGUFValue(value, kind)
+
+    writer.add_shard_kv_data = add_changed
+    finish(writer)
+    files = sorted(target.iterdir())
+    assert [file.name for file in files] == [f"m-{i + 1:05}-of-{parts:05}.gguf" for i in range(parts)]
+    return files[0]
+
+
+@pytest.mark.parametrize("small_first", [False, True], ids=["tensors in all", "none in the first"])
+def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
+    folder: Path, tmp_path: Path, small_first: bool
+) -> None:
+    first = split(folder / "Q8_0.gguf", tmp_path / "set", small_first=small_first)
+    whole, expected = GgufCheckpoint(folder / "Q8_0.gguf"), load_parts(folder / "Q8_0.gguf")
+    assert whole.paths == (folder / "Q8_0.gguf",)
+    files = tuple(sorted(first.parent.iterdir()))
+    for given in files:
+        checkpoint = GgufCheckpoint(given)
+        assert checkpoint.paths == files
+        assert checkpoint.config == whole.config
+        assert checkpoint.metadata.items() > whole.metadata.items()
+        assert checkpoint.tensors.keys() == whole.tensors.keys()
+        assert {info.where for info in checkpoint.tensors.values()} == {str(file) for file in files[small_first:]}
+        for name in whole.tensors:
+            checkpoint.ahead(name, 1, 5)
+        for one, two in zip(expected, load_parts(given), strict=True):
+            for name, array in one.arrays.items():
+                np.testing.assert_array_equal(two.arrays[name], array, err_msg=f"{one.part.name} {name}")
+
+
+def test_the_hub_cache_s_links_to_a_set_s_files_are_followed(folder: Path, tmp_path: Path) -> None:
+    first = split(folder / "Q8_0.gguf", tmp_path / "set")
+    (tmp_path / "blobs").mkdir()
+    for i, path in enumerate(sorted(first.parent.iterdir())):
+        shutil.move(path, tmp_path / "blobs" / f"{i:040x}")
+        path.symlink_to(os.path.relpath(tmp_path / "blobs" / f"{i:040x}", path.parent))
+    checkpoint = GgufCheckpoint(first)
+    assert len(checkpoint.paths) == 3
+    assert checkpoint.rows("output_norm.weight", 0, 4).values.shape == (4,)
+
+
+def files_of(first: Path) -> list[Path]:
+    return sorted(first.parent.iterdir())
+
+
+def swap(first: Path) -> None:
+    one, two = files_of(first)[1:]
+    one.rename(first.parent / "x")
+    two.rename(one)
+    (first.parent / "x").rename(two)
+
+
+def rename(first: Path, form: str) -> None:
+    for i, path in enumerate(files_of(first)):
+        path.rename(path.with_name(form.format(i + 1)))
+
+
+BAD_SETS: dict[str, tuple[dict[str, Callable[[int], object]], Callable[[Path], object] | None, Iterable[str]]] = {
+    "one is missing": ({}, lambda first: files_of(first)[1].unlink(), ["m-00002-of-00003.gguf: missing"]),
+    "the last is missing": ({}, lambda first: files_of(first)[2].unlink(), ["m-00003-of-00003.gguf: missing"]),
+    "two are swapped": ({}, swap, ["m-00002-of-00003.gguf: its header says 3 of 3", "its name 2 of 3"]),
+    "one is there twice": ({}, lambda first: shutil.copy(first, files_of(first)[1]), ["00002", "says 1 of 3"]),
+    "another count": ({"count": lambda i: 4 if i == 2 else 3}, None, ["m-00003-of-00003.gguf", "3 of 4", "3 of 3"]),
+    "another number": ({"no": lambda i: 7 if i == 1 else i}, None, ["m-00002-of-00003.gguf", "8 of 3"]),
+    "no number": ({"no": lambda i: None}, None, ["m-00001-of-00003.gguf", "no split at all"]),
+    "a count in words": ({"count": lambda i: "3"}, None, ["split.count is '3'"]),
+    "a negative number": ({"no": lambda i: -1}, None, ["split.no is -1"]),
+    "too few tensors": ({"tensors": lambda i: 99}, None, ["split.tensors.count is 99, the set has 21"]),
+    "no count of tensors": ({"tensors": lambda i: None}, None, ["split.tensors.count is None, the set has 21"]),
+    "other names": ({}, lambda first: rename(first, "{}.gguf"), ["1.gguf: one file of a set of 3", "00001-of-00003"]),
+    "names that count from none": (
+        {}, lambda first: rename(first, "m-{:05}-of-00000.gguf"), ["of-00000.gguf: one file of a set of 3"]
+    ),
+    "cut short": ({}, lambda first: os.truncate(files_of(first)[1], 4000), ["m-00002-of-00003.gguf"]),
+    "an empty one": ({}, lambda first: os.truncate(files_of(first)[2], 0), ["m-00003-of-00003.gguf"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "damage", "words"), BAD_SETS.values(), ids=BAD_SETS.keys())
+def test_a_set_that_is_not_whole_is_refused(
+    folder: Path, tmp_path: Path, changed: dict, damage: Callable[[Path], object] | None, words: Iterable[str]
+) -> None:
+    first = split(folder / "Q8_0.gguf", tmp_path / "set", **changed)
+    if damage is not None:
+        damage(first)
+    with pytest.raises(CheckpointError) as caught:
+        GgufCheckpoint(files_of(first)[0])
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_tensor_in_two_files_of_a_set_is_refused(tmp_path: Path) -> None:
+    for i in range(2):
+        numbers = (("no", i), ("count", 2), ("tensors.count", 2))
+        entries = [entry(f"split.{key}".encode(), 4, struct.pack("<I", value)) for key, value in numbers]
+        (tmp_path / f"m-0000{i + 1}-of-00002.gguf").write_bytes(file(*entries, tensors=(tensor(b"t", [8]),)))
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf: tensor 't' is in m-00001-of-00002\.gguf too"):
+        GgufCheckpoint(tmp_path / "m-00001-of-00002.gguf")
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"bias": True}, {"tied": True, "kv_heads": 4}], ids=["plain", "biases", "tied"]
 )
@@ -222,7 +432,7 @@ def test_a_row_with_nan_is_refused_without_a_warning(folder: Path, tmp_path: Pat
     (tmp_path / "inf.gguf").write_bytes(whole)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight.*NaN or inf in 1 of its 64 rows"):
+        with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight.*NaN or inf in 1 of its .*64"):
             load_parts(tmp_path / "inf.gguf")
     assert not seen, "a warning is a line on standard error that explains nothing"
 

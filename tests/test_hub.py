@@ -3,133 +3,21 @@ host that answers as the hub does and counts what it sends."""
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from checkpoints import edit_config, llama
+from hub_server import URL, Answers, Hub, environment
 
 from bigrun.checkpoint.headers import FIRST_BYTES, Headers, check
 from bigrun.errors import CheckpointError
 from bigrun.model.families import BY_NAME, spec_from_config
 
 RIG = ("--gpus", "none", "--cpu", "8GB")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-URL = re.compile(r"/(cdn/)?([\w-]+/[\w-]+)/resolve/([\w.-]+)/(.+)")
-SENT_AT_ONCE = 1 << 16
-
-
-@dataclass
-class Request:
-    method: str
-    path: str
-    range: str | None
-    token: str | None
-    sent: int = 0
-
-
-@dataclass
-class Answers:
-    """What the server does: repositories by (id, revision), and how it differs from a hub in good order."""
-
-    repos: dict[tuple[str, str], Path] = field(default_factory=dict)
-    status: int = 200
-    code: str = ""  # X-Error-Code
-    failing: str = ""  # the file that alone gets `status`; "": all
-    ignores_ranges: bool = False
-    cdn: str = ""  # where .safetensors redirect to, as large files do
-
-
-class Hub(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, answers: Answers):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.log = answers, list[Request]()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def sent(self) -> dict[str, int]:
-        """Bytes of bodies by file name."""
-        total: Counter[str] = Counter()
-        for request in self.log:
-            total[request.path.rpartition("/")[2]] += request.sent
-        return dict(total)
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        answers = self.server.answers
-        wanted = self.headers["Range"]
-        self.request_ = Request(self.command, self.path, wanted, self.headers["Authorization"])
-        self.server.log.append(self.request_)
-        match = URL.fullmatch(self.path)
-        if match is None:
-            return self._error(404, "RepoNotFound")
-        cdn, repo, revision, name = match.groups()
-        if answers.status != 200 and name.endswith(answers.failing):
-            return self._error(answers.status, answers.code)
-        if (repo, revision) not in answers.repos:
-            return self._error(404, "RevisionNotFound" if any(repo == r for r, _ in answers.repos) else "RepoNotFound")
-        path = answers.repos[repo, revision] / name
-        if not path.is_file():
-            return self._error(404, "EntryNotFound")
-        size = path.stat().st_size
-        if answers.cdn and not cdn and name.endswith(".safetensors"):
-            linked = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{name}"'}
-            return self._head(302, {"Location": f"{answers.cdn}/cdn{self.path}", "Content-Length": "0"} | linked)
-        start, stop, status, extra = 0, size, 200, {"ETag": f'"{name}-{size}"'}
-        if wanted and not answers.ignores_ranges:
-            low, high = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups()  # type: ignore[union-attr]
-            start, stop, status = int(low), min(int(high) + 1, size), 206
-            if start >= size:
-                return self._error(416, "")
-            extra["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        self._head(status, {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"} | extra)
-        if self.command == "GET":
-            self._send(path, start, stop)
-
-    def _head(self, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in ({"X-Repo-Commit": COMMIT} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _error(self, status: int, code: str) -> None:
-        self._head(status, {"Content-Length": "0"} | ({"X-Error-Code": code} if code else {}))
-
-    def _send(self, path: Path, start: int, stop: int) -> None:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            try:
-                for at in range(start, stop, SENT_AT_ONCE):
-                    self.request_.sent += self.wfile.write(stream.read(min(SENT_AT_ONCE, stop - at)))
-            except ConnectionError:  # the client has read enough
-                self.close_connection = True
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +34,6 @@ def hub(models: Path) -> Iterator[Hub]:
     server = Hub(Answers(repos))
     yield server
     server.close()
-
-
-def environment(hub: Hub, cache: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    return (
-        kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"} | more
-    )
 
 
 def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bigrun.errors import BudgetExceeded, RunError
-from bigrun.memory import HostMemory
+from bigrun.memory import HostMemory, views
 from bigrun.model.layout import Storage, layout
 from bigrun.model.memory import Buffer
 from bigrun.model.spec import Part, Tensor
@@ -90,7 +90,7 @@ def test_two_memories_do_not_share_a_budget() -> None:
 
 def test_a_part_takes_what_its_layout_says_and_its_arrays_do_not_overlap() -> None:
     memory = HostMemory("cpu", LAYOUT.nbytes)
-    arrays = memory.part(LAYOUT, "blocks.0")
+    arrays = views(memory.arena(LAYOUT, "blocks.0"), LAYOUT)
     assert memory.by_kind == {"weights": LAYOUT.nbytes}
     shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     assert shapes == {
@@ -108,7 +108,7 @@ def test_a_part_takes_what_its_layout_says_and_its_arrays_do_not_overlap() -> No
 def test_a_part_beyond_the_budget_names_the_part() -> None:
     memory = HostMemory("cpu", LAYOUT.nbytes - 1)
     with pytest.raises(BudgetExceeded, match=r"^cpu: blocks\.0 needs"):
-        memory.part(LAYOUT, "blocks.0")
+        memory.arena(LAYOUT, "blocks.0")
 
 
 def test_buffers_take_the_sum_of_their_bytes_under_their_kind() -> None:

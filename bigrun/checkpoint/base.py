@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +24,36 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a tensor: float32, or uint16 with the bits of float16 or bfloat16."""
+    """Rows of a tensor: float32, uint16 with the bits of float16 or bfloat16, or uint8 with those of float8 e4m3.
+
+    float8 has constants float32 [⌈rows/tall⌉, ⌈columns/across⌉] in `blocks`, for the whole tensor; `block` is (the number of
+    the first row here, tall, across).
+    """
 
     values: np.ndarray
     is_bfloat: bool = False
+    blocks: np.ndarray | None = None
+    block: tuple[int, int, int] = (0, 1, 1)
+
+    def floats(self) -> np.ndarray:
+        """float32, of the same shape: by NumPy, for what is small."""
+        if self.blocks is not None:
+            first, tall, across = self.block
+            rows = self.blocks[(first + np.arange(self.values.shape[0])) // tall]
+            return _fp8_values()[self.values] * np.repeat(rows, across, axis=1)[:, : self.values.shape[1]]
+        if self.is_bfloat:
+            return (self.values.astype(np.uint32) << 16).view(np.float32)
+        return (self.values.view(np.float16) if self.values.dtype == np.uint16 else self.values).astype(np.float32)
+
+
+@cache
+def _fp8_values() -> np.ndarray:
+    """The 256 numbers of float8 e4m3 (OCP FP8 specification), NaN at 0x7F and 0xFF."""
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    values = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    values[(codes & 0x7F) == 0x7F] = np.nan
+    return np.where(codes & 0x80, -values, values).astype(np.float32)
 
 
 class Checkpoint(Protocol):
@@ -49,3 +76,6 @@ class Checkpoint(Protocol):
 
     def ahead(self, name: str, start: int, stop: int) -> None:
         """Have the system read these rows from the disk, in the background: they are asked for soon."""
+
+    def done(self, name: str, start: int, stop: int) -> None:
+        """These rows are not asked for again."""

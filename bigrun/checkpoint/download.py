@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.headers import LARGEST_INDEX, _shards
+from bigrun.checkpoint.headers import LARGEST_INDEX, shards
 from bigrun.checkpoint.hub import Cache, by_xet, call_hub, complete, passing, read_range, said, silent_bar
 from bigrun.checkpoint.safetensors import INDEX, SINGLE
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
@@ -58,10 +58,13 @@ def needed(repo: str, revision: str | None) -> Needed:
     return call_hub(repo, lambda hub: _needed(hub, repo, revision))
 
 
-def fetch(model: Model, revision: str | None, report: Report | None = None) -> Path:
+def fetch(
+    model: Model, revision: str | None, report: Report | None = None, begin: Callable[[int], None] | None = None
+) -> Path:
     """The folder of the model's files in the hub's cache; those that are not there are fetched.
 
-    `report(file, done, total)` is told of bytes as they arrive; `done` counts what was there before. Without the hub, the
+    `begin(bytes)` is told, before anything is fetched, how many bytes are missing, if any are. `report(file, done, total)` is
+    told of bytes as they arrive; `done` counts what was there before. Without the hub, the
     cached files of that revision do if none is missing. CallError: no weights are published under this name. RunError: no
     room, or the connection broke (a second call goes on from there). Other errors are those of `needed`.
     """
@@ -84,6 +87,8 @@ def fetch(model: Model, revision: str | None, report: Report | None = None) -> P
         progress = _Progress(cache, wanted, report)
         if progress.missing:
             _check_room(repo, progress.missing)
+            if begin is not None:
+                begin(progress.missing)
             print(f"{model.name}: fetching {format_size(progress.missing)} from {repo} on the hub", file=sys.stderr)
         for file, size in wanted.files:
             try:
@@ -174,10 +179,7 @@ def _read_index(repo: str, index: str, commit: str, size: int) -> bytes:
 
 def _named(content: bytes, repo: str, index: str, ending: str) -> tuple[str, ...]:
     """The files that an index names; CheckpointError where one is not of the kind that the index is for."""
-    try:
-        files = _shards(content, repo)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(INDEX, index, 1)) from error
+    files = shards(content, repo, index)
     for file in files:
         if not file.endswith(ending):
             raise CheckpointError(f"{repo}: {index}: names {file[:80]!r}, which is no {ending} file")
@@ -242,7 +244,7 @@ def _cached(repo: str, revision: str | None, error: Exception) -> Path:
     cache, commit = Cache(repo), revision or ""
     ref = cache.ref(revision)
     if not COMMIT.fullmatch(commit) and ref is not None and ref.is_file():
-        commit = ref.read_text()[:64].strip()
+        commit = ref.read_text(errors="replace")[:64].strip()
     folder = cache.snapshot(commit) if COMMIT.fullmatch(commit) else None
     missing = _first_missing(repo, folder) if folder else None
     if folder is not None and missing is None:

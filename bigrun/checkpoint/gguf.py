@@ -1,66 +1,160 @@
 """GGUF files of the Llama architecture: tensors dequantised some rows at a time with the gguf library's own code."""
 
+import contextlib
 import math
 import mmap
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bigrun.checkpoint.base import Rows, TensorInfo
-from bigrun.checkpoint.gguf_header import GgufTensor, read_header
+from bigrun.checkpoint.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
+# What the gguf library and llama.cpp name the files of a set
+SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a checkpoint, mapped, its header read."""
+
+    path: Path
+    data: mmap.mmap
+    metadata: dict[str, Any]
+    found: list[GgufTensor]
+
 
 class GgufCheckpoint:
-    """One .gguf file, mapped. `config` is its metadata in Hugging Face's words."""
+    """A .gguf file, or any of a split set's, which is then all opened. `config` is its metadata in Hugging Face's words."""
 
     dialect: Dialect = "gguf"
 
     def __init__(self, path: Path):
         self.where = str(path)
-        try:
-            with open(path, "rb") as stream:
-                self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        self.metadata, found = read_header(self._data, self.where)
-        self._found = {tensor.name: tensor for tensor in found}
-        self.config: Mapping[str, Any] = _config(self.metadata, self._found, self.where)
-        self.tensors: Mapping[str, TensorInfo] = {tensor.name: self._info(tensor) for tensor in found}
+        self._files = _open_all(path)
+        self.paths = tuple(file.path for file in self._files)
+        self.metadata = self._files[0].metadata
+        self._found: dict[str, GgufTensor] = {}
+        self._homes: dict[str, _File] = {}
+        tensors: dict[str, TensorInfo] = {}
+        for file in self._files:
+            for tensor in file.found:
+                name = tensor.name
+                if name in self._found:
+                    other = self._homes[name].path.name
+                    raise CheckpointError(f"{file.path}: tensor {name[:80]!r} is in {other} too; fetch the set again")
+                self._found[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
+        self.tensors: Mapping[str, TensorInfo] = tensors
+        self.config: Mapping[str, Any] = _config(self.metadata, self._found, str(self.paths[0]))
+
+    def metadata_only(self) -> bytes:
+        """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
+        data = self._files[0].data
+        return bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         from gguf import GGMLQuantizationType, dequantize
 
-        tensor = self._found[name]
+        tensor, mapped = self._found[name], self._homes[name].data
         kind = GGMLQuantizationType(tensor.kind)
         row_bytes = _row_bytes(tensor)
         shape = tuple(reversed(tensor.shape))
         if len(shape) == 1:  # a vector's rows are its entries, and it is stored as one row of blocks
-            entries = np.frombuffer(self._data, np.uint8, row_bytes, tensor.offset)
+            entries = np.frombuffer(mapped, np.uint8, row_bytes, tensor.offset)
             return Rows(_floats(entries, kind, dequantize).reshape(-1)[start:stop])
-        data = np.frombuffer(self._data, np.uint8, (stop - start) * row_bytes, tensor.offset + start * row_bytes)
-        values = _floats(data.reshape(stop - start, row_bytes), kind, dequantize)
+        width = row_bytes * math.prod(shape[1:-1])  # a row of more than a matrix's is several of blocks
+        data = np.frombuffer(mapped, np.uint8, (stop - start) * width, tensor.offset + start * width)
+        values = _floats(data.reshape(-1, row_bytes), kind, dequantize)
         return Rows(values.reshape(stop - start, *shape[1:]))
 
-    def _info(self, tensor: GgufTensor) -> TensorInfo:
-        from gguf import GGMLQuantizationType
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        self._advise(name, start, stop, mmap.MADV_WILLNEED)
 
-        try:
-            kind = GGMLQuantizationType(tensor.kind)
-            row_bytes = _row_bytes(tensor)
-        except (ValueError, KeyError) as error:
+    def done(self, name: str, start: int, stop: int) -> None:
+        self._advise(name, start, stop, mmap.MADV_DONTNEED)
+
+    def _advise(self, name: str, start: int, stop: int, advice: int) -> None:
+        """What is said of rows' pages is said of their neighbours' ends too, which costs these a fault at most."""
+        tensor, mapped = self._found[name], self._homes[name].data
+        if len(tensor.shape) == 1:  # one row of blocks
+            start, stop = 0, 1
+        width = math.prod(tensor.shape[1:-1]) * _row_bytes(tensor)
+        first, last = tensor.offset + start * width, tensor.offset + stop * width
+        page = first // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):  # a hint, which is lost without harm
+            mapped.madvise(advice, page, last - page)
+
+
+def _open_all(path: Path) -> tuple[_File, ...]:
+    """The file, or all of its set in order. The others' names are made from its own: what is inside names no file."""
+    given = _open(path)
+    total = _split(given, "count")
+    parts = SPLIT.fullmatch(path.name)
+    if parts is None or int(parts[3]) < 2 or not 1 <= int(parts[2]) <= int(parts[3]):
+        if total is not None and total > 1:
             raise CheckpointError(
-                f"{self.where}: tensor {tensor.name[:80]!r} has unknown type {tensor.kind}"
-            ) from error
-        nbytes = row_bytes * math.prod(tensor.shape[1:])
-        if nbytes > len(self._data) - tensor.offset:
-            raise CheckpointError(
-                f"{self.where}: cut short: tensor {tensor.name[:80]!r} ends beyond the file; fetch it again"
+                f"{path}: one file of a set of {total}; give it the name that it had, NAME-00001-of-{total:05}.gguf"
             )
-        return TensorInfo(kind.name, tuple(reversed(tensor.shape)), nbytes, _readable(kind), self.where)
+        return (given,)
+    files: list[_File] = []
+    wanted = int(parts[3])
+    for at in range(wanted):
+        other = path.with_name(f"{parts[1]}{at + 1:05}-of-{parts[3]}{parts[4]}")
+        file = given if other == path else _open(other)
+        number, total = _split(file, "no"), _split(file, "count")
+        if (number, total) != (at, wanted):
+            says = "no split at all" if number is None or total is None else f"{number + 1} of {total}"
+            raise CheckpointError(f"{other}: its header says {says}, its name {at + 1} of {wanted}; fetch it again")
+        files.append(replace(file, metadata=file.metadata if at == 0 else {}))
+        count = sum(len(file.found) for file in files)
+        if count > MOST_TENSORS:
+            raise CheckpointError(f"{other}: {count} tensors in its set so far, where {MOST_TENSORS} is the most")
+    tensors = _split(files[0], "tensors.count")
+    if count != tensors:
+        raise CheckpointError(f"{files[0].path}: split.tensors.count is {tensors}, the set has {count}; fetch it again")
+    return tuple(files)
+
+
+def _open(path: Path) -> _File:
+    try:
+        with open(path, "rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; fetch it") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return _File(path, data, *read_header(data, str(path)))
+
+
+def _split(file: _File, key: str) -> int | None:
+    value = file.metadata.get(f"split.{key}")
+    if value is None or (type(value) is int and 0 <= value < 2**31):
+        return value
+    raise CheckpointError(
+        f"{file.path}: split.{key} is {value!r:.40}, not a number of files or tensors; fetch it again"
+    )
+
+
+def _info(tensor: GgufTensor, file: _File) -> TensorInfo:
+    from gguf import GGMLQuantizationType
+
+    try:
+        kind = GGMLQuantizationType(tensor.kind)
+        row_bytes = _row_bytes(tensor)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{file.path}: tensor {tensor.name[:80]!r} has unknown type {tensor.kind}") from error
+    nbytes = row_bytes * math.prod(tensor.shape[1:])
+    if nbytes > len(file.data) - tensor.offset:
+        raise CheckpointError(
+            f"{file.path}: cut short: tensor {tensor.name[:80]!r} ends beyond the file; fetch it again"
+        )
+    return TensorInfo(kind.name, tuple(reversed(tensor.shape)), nbytes, _readable(kind), str(file.path))
 
 
 DEQUANTISED_BYTES = 1 << 17  # of blocks at a time
@@ -82,7 +176,7 @@ def _floats(data: np.ndarray, kind: Any, dequantize: Any) -> np.ndarray:
         for start in range(0, len(data), step):
             some = data[start : start + step]
             parts.append(np.array(dequantize(some.reshape(1, -1), kind), dtype=np.float32).reshape(len(some), -1))
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def _row_bytes(tensor: GgufTensor) -> int:

@@ -1,15 +1,15 @@
 """What the headers of a hub model's safetensors say, read by range requests: no tensor is fetched."""
 
-import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeGuard
+from typing import Any
 
 from bigrun.checkpoint.base import TensorInfo
 from bigrun.checkpoint.hub import call_hub, read_range
 from bigrun.checkpoint.safetensors import DTYPES, INDEX, LONGEST_NAME, SINGLE
+from bigrun.checkpoint.safetensors_header import data_bytes, parse, weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.families import BY_NAME
 from bigrun.model.spec import ModelSpec
@@ -19,10 +19,7 @@ LARGEST_INDEX = 64 * 2**20  # bytes; a trillion parameters in 200,000 tensors is
 MOST_FILES = 2000
 LARGEST_HEADERS = 256 * 2**20  # bytes, of all the files together
 AT_A_TIME = 8  # requests
-MOST_DIMENSIONS = 32
-LARGEST_COUNT = 2**53
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PLAIN = ("F64", "F32", "F16", "BF16")
 BUFFERS = ("I64", "BOOL")  # masks and position ids, beside weights that are plain
 # Parameters in the files for one that the configuration describes: files also hold what is not planned, such as the towers
@@ -104,7 +101,7 @@ def _headers(repo: str, revision: str | None) -> Headers | None:
             raise CheckpointError(f"{repo}: {file}: missing, though {INDEX} names it") from error
 
     try:
-        files = _shards(read_range(repo, INDEX, revision, 0, LARGEST_INDEX + 1)[0], repo)
+        files = shards(read_range(repo, INDEX, revision, 0, LARGEST_INDEX + 1)[0], repo)
     except errors.EntryNotFoundError:
         try:
             return _sum(1, _header(repo, SINGLE, revision)[1])
@@ -131,15 +128,13 @@ def _sum(files: int, tensors: dict[str, TensorInfo]) -> Headers:
     return Headers(files, nbytes, tuple(sorted(dtypes.items())), shapes)
 
 
-def _shards(index: bytes, repo: str) -> tuple[str, ...]:
-    """The files that an index names, each once, in its order."""
-    where = f"{repo}: {INDEX}"
+def shards(index: bytes, repo: str, name: str = INDEX) -> tuple[str, ...]:
+    """The files that an index (of this name) names, each once, in its order."""
+    where = f"{repo}: {name}"
     if len(index) > LARGEST_INDEX:
         raise CheckpointError(f"{where}: larger than {LARGEST_INDEX >> 20} MiB, which no index is")
-    weight_map = _object(index, where).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{where}: has no 'weight_map' of tensor names to file names")
-    files = tuple(dict.fromkeys(weight_map.values()))
+    weights = weight_map(index, where)
+    files = tuple(dict.fromkeys(weights.values()))
     if not 1 <= len(files) <= MOST_FILES:
         raise CheckpointError(f"{where}: names {len(files)} files, not between 1 and {MOST_FILES}")
     for file in files:
@@ -162,43 +157,12 @@ def _header(repo: str, file: str, revision: str | None) -> tuple[int, dict[str, 
         data += read_range(repo, file, revision, len(data), 8 + size)[0]
     if len(data) < 8 + size or len(data) < 8:
         raise CheckpointError(f"{where}: ends before its header does")
-    entries = _object(data[8 : 8 + size], where)
-    entries.pop("__metadata__", None)
-    tensors = {name: _tensor(name, entry, where) for name, entry in entries.items()}
-    filled = sum(tensor.nbytes for tensor in tensors.values())
-    if filled != max((entry["data_offsets"][1] for entry in entries.values()), default=0):
-        raise CheckpointError(f"{where}: its tensors overlap, or leave gaps")
-    if total is not None and total != 8 + size + filled:
-        raise CheckpointError(f"{where}: has {total} bytes, its header describes {8 + size + filled}")
+    entries = parse(data[8 : 8 + size], where)
+    end = 8 + size + data_bytes(entries)
+    if total is not None and total != end:
+        raise CheckpointError(f"{where}: has {total} bytes, its header describes {end}")
+    tensors = {
+        name: TensorInfo(entry.dtype, entry.shape, entry.nbytes, entry.dtype in DTYPES, where)
+        for name, entry in entries.items()
+    }
     return 8 + size, tensors
-
-
-def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
-    """An entry of a header, checked: its shape and dtype take the bytes that it claims."""
-    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not (isinstance(dtype, str) and _counts(shape, range(MOST_DIMENSIONS)) and _counts(offsets, (2,))):
-        raise CheckpointError(f"{where}: the entry of tensor {name[:100]} is damaged")
-    nbytes = offsets[1] - offsets[0]
-    if nbytes < 0 or (dtype in ITEM_BYTES and nbytes != prod(shape) * ITEM_BYTES[dtype]):
-        raise CheckpointError(f"{where}: tensor {name[:100]} has {nbytes} bytes, not those of {dtype} {shape}")
-    return TensorInfo(dtype, tuple(shape), nbytes, dtype in DTYPES, where)
-
-
-def _counts(values: Any, lengths: Container[int]) -> TypeGuard[list[int]]:
-    """Whether this is a list of so many whole numbers, none below 0 or absurd."""
-    return (
-        isinstance(values, list)
-        and len(values) in lengths
-        and all(type(value) is int and 0 <= value < LARGEST_COUNT for value in values)
-    )
-
-
-def _object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not valid JSON: {str(error)[:120]}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{where}: not a JSON object")
-    return content

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
-from bigrun.model.resolve import Model
 
 T = TypeVar("T")
 
@@ -61,13 +60,6 @@ class Cache:
                 written.replace(ref)
         except OSError:  # a cache that can only be read, and holds all that is needed
             pass
-
-
-def fetch(model: Model, revision: str | None) -> Path:
-    """The model's files in the hub's cache, fetched where they are not there yet: `download.fetch`, which see."""
-    from bigrun.checkpoint.download import fetch as download  # which imports this module
-
-    return download(model, revision)
 
 
 def config(repo: str, revision: str | None) -> tuple[Path, bool]:
@@ -153,7 +145,7 @@ def complete(
     """Go on with a file of `size` bytes where `partial` ends; `arrived` is told how many bytes are there.
 
     A connection that breaks is opened again, after PAUSES where it brings nothing, and then the error is raised.
-    CheckpointError, and no partial file any more: its SHA-256 is not the one that the hub has for it. RunError: no room.
+    CheckpointError, and no partial file any more: its length or SHA-256 is not what the hub has for it. RunError: no room.
     """
     from huggingface_hub import errors
 
@@ -188,9 +180,10 @@ def complete(
                 if stalled >= len(PAUSES):
                     raise problem
                 time.sleep(PAUSES[stalled])
-    if SHA256.fullmatch(etag) and digest.hexdigest() != etag:
+    # larger: two processes wrote, where the file system's locks do not hold
+    if partial.stat().st_size != size or (SHA256.fullmatch(etag) and digest.hexdigest() != etag):
         partial.unlink()
-        raise CheckpointError(f"{repo}: {file}: arrived damaged, by its SHA-256; the same command fetches it again")
+        raise CheckpointError(f"{repo}: {file}: arrived damaged; the same command fetches it again")
 
 
 def _append(stream: BinaryIO, data: bytes, path: Path) -> None:

@@ -1,31 +1,60 @@
 """From a resolved model to its open checkpoint and its spec, fetching from the hub where that is what it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.checkpoint.headers import check, headers
-from bigrun.checkpoint.hub import config, fetch
+from bigrun.checkpoint.hub import config
 from bigrun.model.families import spec_from_config
 from bigrun.model.resolve import Model
 from bigrun.model.spec import ModelSpec
+from bigrun.sources import count
 
 
-def open_checkpoint(model: Model, revision: str | None = None) -> tuple[Checkpoint, ModelSpec]:
-    """The checkpoint, with nothing of its weights read, and the spec of its configuration."""
+def open_checkpoint(
+    model: Model, revision: str | None = None, fetched: Callable[[], Path] | None = None
+) -> tuple[Checkpoint, ModelSpec]:
+    """The checkpoint, with nothing of its weights read, and the spec of its configuration.
+
+    `fetched` gives the folder of a hub model, fetching what is missing; without it that happens in silence.
+    """
+    if model.folder is None and model.gguf is None:
+        from bigrun.checkpoint.download import fetch
+
+        model = replace(model, folder=fetch(model, revision) if fetched is None else fetched())
+    checkpoint = open_files(model)
+    where = str(model.gguf) if model.folder is None else str(model.folder / "config.json")
+    spec = spec_from_config(checkpoint.config, model.name, where)
+    if hasattr(checkpoint, "most_tensors"):
+        checkpoint.most_tensors = count(spec)
+    return checkpoint, spec
+
+
+def open_files(model: Model) -> Checkpoint:
+    """A file, or a folder by what it holds: bigrun's own conversion, safetensors, or torch's files."""
+    from bigrun.cache.manifest import is_conversion
+    from bigrun.checkpoint import safetensors, torch_bin
     from bigrun.checkpoint.gguf import GgufCheckpoint
-    from bigrun.checkpoint.safetensors import SafetensorsCheckpoint
 
-    checkpoint: Checkpoint
-    if model.gguf is not None:
-        checkpoint = GgufCheckpoint(model.gguf)
-        where = str(model.gguf)
-    else:
-        folder = model.folder or fetch(model, revision)
-        checkpoint = SafetensorsCheckpoint(folder)
-        where = str(folder / "config.json")
-    return checkpoint, spec_from_config(checkpoint.config, model.name, where)
+    folder = model.folder
+    if folder is None:
+        assert model.gguf is not None, "what a hub has is fetched first"
+        return GgufCheckpoint(model.gguf)
+    if is_conversion(folder):
+        from bigrun.cache.conversion_folder import ConvertedCheckpoint
+
+        return ConvertedCheckpoint(folder)
+    if not _has(folder, safetensors) and _has(folder, torch_bin):
+        return torch_bin.TorchCheckpoint(folder)
+    return safetensors.SafetensorsCheckpoint(folder)
+
+
+def _has(folder: Path, form: Any) -> bool:
+    """Whether there are files of a format: a module's INDEX or SINGLE."""
+    return any((folder / name).exists() for name in (form.INDEX, form.SINGLE))
 
 
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:

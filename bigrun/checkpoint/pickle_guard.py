@@ -88,7 +88,7 @@ def read_program(program: bytes, records: Mapping[str, Record]) -> dict[str, Sto
 
 
 def _state(value: Any) -> dict[str, StoredTensor]:
-    if isinstance(value, dict) and value.keys() == {"state_dict"}:
+    if isinstance(value, dict) and value.keys() == {"state_dict"} and isinstance(value["state_dict"], dict):
         value = value["state_dict"]
     if not isinstance(value, dict):
         raise Bad(f"holds {_kind(value)}, not a dict of tensors; save the model's state_dict() alone")
@@ -103,12 +103,17 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), f"a {type(value).__name__.strip('_')}")
 
 
+def _lines(name: str) -> bytes:
+    """A function's module and name as a pickle has them; pickletools reads escapes in them."""
+    return name.replace(" ", "\n").encode() + b"\n"
+
+
 class _Machine:
     """Runs data.pkl over stand-ins: nothing is imported and nothing is called."""
 
     def __init__(self, records: Mapping[str, Record]):
         self.records = records
-        self.storages: dict[str, _Name] = {}
+        self.storages: dict[str, str] = {}
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -116,25 +121,27 @@ class _Machine:
 
     def run(self, program: bytes) -> Any:
         try:
-            for count, (opcode, argument, position) in enumerate(pickletools.genops(program)):
+            for opcode, argument, position in pickletools.genops(program):
                 if opcode.name == "STOP":
                     if (position or 0) + 1 != len(program) or len(self.stack) != 1 or self.outer:
                         raise Bad("damaged: data.pkl does not end where it should; fetch it again")
                     return self.stack[0]
-                self._step(opcode.name, argument, count)
+                if opcode.name == "GLOBAL" and not program.startswith(_lines(str(argument)), (position or 0) + 1):
+                    raise Bad("data.pkl names a function with an escape, which unpicklers do not read")
+                self._step(opcode.name, argument)
                 if len(self.stack) > MOST_ON_STACK or self.made > MOST_OBJECTS or len(self.outer) > DEEPEST:
                     raise Bad("data.pkl makes more objects than a dict of tensors has")
-        except (IndexError, KeyError, ValueError, struct.error) as error:
+        except (IndexError, KeyError, ValueError, struct.error, DeprecationWarning) as error:
             raise Bad(f"damaged: data.pkl is not a sound pickle ({str(error)[:60]}); fetch it again") from error
         raise Bad("damaged: data.pkl does not end; fetch it again")
 
-    def _step(self, instruction: str, argument: Any, count: int) -> None:
+    def _step(self, instruction: str, argument: Any) -> None:
         """One of the instructions that torch.save writes for a dict of tensors."""
         stack = self.stack
         match instruction:
             case "BINPUT" | "LONG_BINPUT":
-                if argument > count:  # an unpickler with an array for its memo makes room for all before
-                    raise Bad(f"data.pkl asks for {argument} places to remember {count} values in")
+                if argument > self.made:  # an unpickler with an array for its memo makes room for all before
+                    raise Bad(f"data.pkl asks for {argument} places to remember {self.made} values in")
                 self.memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[argument])
@@ -195,29 +202,21 @@ class _Machine:
             target[key] = value
 
     def _call(self, name: str, given: Any) -> Any:
-        match name, given:
+        match name.rpartition("_rebuild_")[2], given:
             case "collections OrderedDict", ():
                 return _Ordered()
-            case "torch._utils _rebuild_tensor_v2", (_Storage() as storage, first, shape, strides, bool(), _Ordered()):
+            case "tensor_v2", (_Storage() as storage, first, shape, strides, bool(), _Ordered()):
                 return _tensor(storage, storage.dtype, first, shape, strides)
-            case "torch._utils _rebuild_tensor_v3", (
-                _Storage() as storage,
-                *where,
-                bool(),
-                _Ordered(),
-                _Name() as dtype,
-            ):
-                return _tensor(storage, DTYPES[dtype.name], *where)
-            case "torch._utils _rebuild_parameter", (StoredTensor() as tensor, bool(), _Ordered()):
+            case "tensor_v3", (_Storage() as storage, first, shape, strides, bool(), _Ordered(), _Name() as dtype):
+                return _tensor(storage, DTYPES[dtype.name], first, shape, strides)
+            case "parameter", (StoredTensor() as tensor, bool(), _Ordered()):
                 return tensor
         raise Bad(f"data.pkl calls {(name.replace(' ', '.') or 'what is no function')!r} in a way that torch does not")
 
     def _storage(self, given: Any) -> _Storage:
         match given:
-            case ("storage", _Name() as kind, str(key), str(), int(count)) if (
-                kind.name in STORAGES and key in self.records
-            ):
-                dtype, record = STORAGES[kind.name], self.records[key]
+            case "storage", _Name(name=kind), str(key), str(), int(count) if kind in STORAGES and key in self.records:
+                dtype, record = STORAGES[kind], self.records[key]
                 # torch makes a storage once, as it is first named
                 if record.size == count * ITEM_BYTES[dtype] and self.storages.setdefault(key, kind) == kind:
                     return _Storage(dtype, record)
@@ -226,16 +225,12 @@ class _Machine:
 
 
 def _tensor(storage: _Storage, dtype: str, first: Any, shape: Any, strides: Any) -> StoredTensor:
-    """CheckpointError for one that is not all within its storage, or that shows more entries than its storage has."""
+    """Refused where it is not all within its storage, or shows more entries than its storage has."""
     sound = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MOST_DIMENSIONS
     if not sound or not all(type(number) is int for number in (first, *shape, *strides)):
         raise Bad("data.pkl makes a tensor in a way that torch does not")
     item, count = ITEM_BYTES[dtype], math.prod(shape)
-    last = (
-        first + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        if count
-        else first - 1
-    )
-    if (max(last + 1, count)) * item > storage.record.size:
+    reach = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True)) + 1 if count else 0
+    if max(first + reach, count) * item > storage.record.size:
         raise Bad(f"a tensor of shape {list(shape)} is larger than the {storage.record.size} bytes of its data")
     return StoredTensor(dtype, shape, strides, storage.record.first + first * item)

@@ -4,6 +4,9 @@ Such a file is a zip of stored records: data.pkl, a program, and the tensors' by
 reads, so a file goes to it only where there is one way to read the zip, and pickle_guard.py has passed the program.
 """
 
+import contextlib
+import ctypes
+import mmap
 import os
 import struct
 import zipfile
@@ -20,7 +23,7 @@ from bigrun.model.source import Dialect
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
-READABLE = ("F32", "F16", "BF16")
+READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LONGEST_NAME = 255
 LARGEST_DIRECTORY = 2**20  # bytes of the zip's directory: ten thousand records
 LARGEST_PROGRAM = 2**20  # bytes of data.pkl: some four thousand tensors
@@ -56,7 +59,8 @@ class TorchCheckpoint:
 
     @cached_property
     def _files(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self._weight_map.values())) if (self.folder / INDEX).exists() else (SINGLE,)
+        files = tuple(dict.fromkeys(self._weight_map.values()))
+        return files if (self.folder / INDEX).exists() else (SINGLE,)
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
@@ -93,23 +97,35 @@ class TorchCheckpoint:
         return Rows(values, info.dtype == "BF16")
 
     def ahead(self, name: str, start: int, stop: int) -> None:
-        file = self._homes[name]
-        tensor = self._shard(file)[name]
-        if stop <= start or 0 in tensor.shape:
-            return
-        row = tensor.strides[0] if tensor.shape else 0
-        inner = zip(tensor.shape[1:], tensor.strides[1:], strict=True)
-        entries = (stop - 1 - start) * row + sum((extent - 1) * stride for extent, stride in inner) + 1
-        item = ITEM_BYTES[tensor.dtype]
-        try:
-            descriptor = os.open(self.folder / file, os.O_RDONLY)
+        skipped, nbytes = self._span(name, start, stop)
+        with contextlib.suppress(OSError):  # a hint: whoever reads the rows says what is wrong
+            descriptor = os.open(self.folder / self._homes[name], os.O_RDONLY)
             try:
-                first = tensor.first + start * row * item
-                os.posix_fadvise(descriptor, first, entries * item, os.POSIX_FADV_WILLNEED)
+                first = self._shard(self._homes[name])[name].first + skipped
+                os.posix_fadvise(descriptor, first, nbytes, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
-        except OSError:  # a hint: whoever reads the rows says what is wrong
-            return
+
+    def done(self, name: str, start: int, stop: int) -> None:
+        """Unmap the rows' pages. Nobody writes to them, so whoever still reads them has them mapped again."""
+        file = self._homes[name]
+        if file in self._loaded:
+            skipped, nbytes = self._span(name, start, stop)
+            first = self._loaded[file][name].data_ptr() + skipped
+            page = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # the first and last pages are others' too
+            length = (first + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - page
+            if length > 0:
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(page), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+    def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """(bytes from the tensor's first on, their number) that these rows lie in, with what lies between them."""
+        tensor = self._shard(self._homes[name])[name]
+        if stop <= start or 0 in tensor.shape or not tensor.shape:
+            return 0, 0
+        row, item = tensor.strides[0], ITEM_BYTES[tensor.dtype]
+        inner = zip(tensor.shape[1:], tensor.strides[1:], strict=True)
+        entries = (stop - 1 - start) * row + sum((extent - 1) * stride for extent, stride in inner) + 1
+        return start * row * item, entries * item
 
     def _shard(self, file: str) -> dict[str, StoredTensor]:
         """What a shard holds, by the guard."""
@@ -131,14 +147,14 @@ class TorchCheckpoint:
             same = loaded.keys() == shard.keys() and all(
                 (tuple(loaded[name].shape), loaded[name].stride()) == (tensor.shape, tensor.strides)
                 and loaded[name].element_size() == ITEM_BYTES[tensor.dtype]
-                and (
-                    tensor.dtype not in READABLE or loaded[name].dtype in (torch.float32, torch.float16, torch.bfloat16)
-                )
+                and (tensor.dtype not in READABLE or loaded[name].dtype == getattr(torch, READABLE[tensor.dtype]))
                 for name, tensor in shard.items()
             )
         except Exception as error:  # torch raises of all kinds, and what they say goes on for paragraphs
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path}: torch cannot map it ({why[:120]}); fetch it again") from error
+            # torch's mappings count in full against what the host may promise: its memory, and its swap
+            advice = "save it anew in shards" if "Cannot allocate memory" in why else "fetch it again"
+            raise CheckpointError(f"{path}: torch cannot map it ({why[:120]}); {advice}") from error
         if not same:
             raise CheckpointError(
                 f"{path}: torch reads other tensors in it than its zip and pickle say; fetch it again"
@@ -152,17 +168,19 @@ def _inside(folder: Path, file: str) -> Path:
 
     The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
     """
-    pure = PurePosixPath(file)
+    pure, path = PurePosixPath(file), folder / file
     bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
-    bad = bad or not 1 <= len(file) <= LONGEST_NAME
-    path = folder / file
-    if not bad and path.exists():
-        real, home = path.resolve(), folder.resolve()
-        blobs = home.parent.parent / "blobs"
-        linked = home.parent.name == "snapshots" and real.is_relative_to(blobs)
-        bad = real.is_dir() or not (real.is_relative_to(home) or linked)
+    bad = bad or not 1 <= len(file.encode(errors="replace")) <= LONGEST_NAME
+    try:
+        if not bad and path.exists():
+            real, home = path.resolve(), folder.resolve()
+            linked = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+            bad = real.is_dir() or not (real.is_relative_to(home) or linked)
+    except (OSError, RuntimeError):  # links in a circle, among others
+        bad = True
     if bad:
-        raise CheckpointError(f"{folder / INDEX}: {file[:80]!r} leads out of the checkpoint's folder")
+        where = path if file == SINGLE else folder / INDEX
+        raise CheckpointError(f"{where}: {file[:80]!r} is outside the checkpoint's folder")
     return path
 
 

@@ -21,10 +21,10 @@ def _drop_stale_kernels() -> None:
 _drop_stale_kernels()
 
 
-def compiled() -> bool:
-    """Whether kernels were compiled here before (into the folder beside this file, or Numba's own for a user)."""
+def compiled(kernel: str = "linear") -> bool:
+    """Whether the kernels of this module were compiled here before (into the folder beside this file, or Numba's own for a user)."""
     import os
 
     folders = [Path(__file__).parent / "__pycache__"]
     folders.append(Path(os.environ.get("NUMBA_CACHE_DIR", Path.home() / ".cache" / "numba")))
-    return any(next(folder.rglob("linear.*.nbi"), None) for folder in folders if folder.is_dir())
+    return any(next(folder.rglob(f"{kernel}.*.nbi"), None) for folder in folders if folder.is_dir())

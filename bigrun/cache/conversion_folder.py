@@ -1,0 +1,173 @@
+"""The folder of a conversion: found or begun for a model, complete enough to be a model by itself."""
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from bigrun.cache.identity import digest, fingerprints, part_identity
+from bigrun.cache.kept import Kept
+from bigrun.cache.manifest import MANIFEST, Manifest, is_conversion, read_manifest, write_file
+from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.safetensors import read_config
+from bigrun.errors import CallError, CheckpointError, RunError
+from bigrun.model.layout import Layout, Storage
+from bigrun.model.source import Dialect
+from bigrun.model.spec import ModelSpec
+from bigrun.sources import check, find
+
+# Beside the weights, what a model needs to be run: copied, so that a conversion is a model by itself.
+COPIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+LARGEST_COPIED = 256 * 2**20
+GGUF_METADATA = "metadata.gguf"
+
+
+def open_kept(
+    cache: Path, checkpoint: Checkpoint, spec: ModelSpec, storage: Storage, layouts: Mapping[str, Layout], source: str,
+    note: Callable[[str], None], itself: bool = False,
+) -> Kept:  # fmt: skip
+    """The conversion of a model in a cache folder, begun where there is none. `itself`: the folder is to be the conversion,
+    not to hold it.
+
+    CallError where the folder is another model's conversion; RunError where it cannot be written to.
+    """
+    if storage.weights != "int8":
+        raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
+    work = find(checkpoint, spec)
+    check(checkpoint, spec, work)
+    try:
+        prints = fingerprints(checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    parts = [(part, sources) for part, sources in work if part.tensors]
+    identities = {part.name: part_identity(checkpoint, part, s, layouts[part.name], prints) for part, s in parts}
+    key = digest(identities)[:12]
+    beside = _beside(checkpoint)
+    manifest = Manifest(
+        model=spec.name,
+        source=source,
+        created=datetime.date.today().isoformat(),
+        key=key,
+        storage={**asdict(storage), "skip": list(storage.skip)},
+        parts={name: (identity, layouts[name].nbytes) for name, identity in identities.items()},
+        files={name: xxhash.xxh3_128_hexdigest(data) for name, data in beside.items()},
+        source_files=prints,
+    )
+    itself = itself or is_conversion(cache)
+    folder = cache if itself else cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name)[:80]}-{key}"
+    try:
+        _begin(folder, manifest, beside, note)
+    except OSError as error:
+        raise RunError(f"{folder}: the int8 cache cannot be kept here: {error.strerror}") from error
+    return Kept(folder, layouts, identities, alone=False, note=note)
+
+
+def _begin(folder: Path, manifest: Manifest, beside: Mapping[str, bytes], note: Callable[[str], None]) -> None:
+    """The folder with everything but its parts, unless that is there already."""
+    if is_conversion(folder):
+        try:
+            found = read_manifest(folder)
+        except CheckpointError as error:
+            note(f"{error}; it is written anew")
+        else:
+            if found.key != manifest.key:
+                raise CallError(
+                    f"{folder}: is the conversion of {found.model} from {found.source}, or of another version of it: name "
+                    f"another folder, or remove this one"
+                )
+            if found.files == manifest.files and all(_same(folder / name, data) for name, data in beside.items()):
+                return
+    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in beside.items():
+        write_file(folder / name, data)
+    manifest.write(folder)
+
+
+def _same(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The small files of a conversion: configuration and tokenizer."""
+    from bigrun.checkpoint.gguf import GgufCheckpoint
+
+    found = {"config.json": json.dumps(dict(checkpoint.config), indent=1).encode() + b"\n"}
+    if isinstance(checkpoint, GgufCheckpoint):
+        return found | {GGUF_METADATA: checkpoint.metadata_only()}
+    folder: Path = checkpoint.folder  # type: ignore[attr-defined]
+    for name in COPIED:
+        path = folder / name
+        if path.is_file() and path.stat().st_size <= LARGEST_COPIED:
+            found[name] = path.read_bytes()
+    return found
+
+
+class ConvertedCheckpoint:
+    """A conversion as a model by itself: its configuration and tokenizer are here, its weights are parts (Kept)."""
+
+    dialect: Dialect = "hf"
+
+    def __init__(self, folder: Path):
+        self.folder, self.where = folder, str(folder)
+        self.manifest = read_manifest(folder)
+        for name, expected in self.manifest.files.items():
+            self._check(name, expected)
+        self.config: Mapping[str, Any] = read_config(folder)
+        self.tensors: Mapping[str, Any] = {}
+        self.paths: tuple[Path, ...] = ()
+
+    def _check(self, name: str, expected: str) -> None:
+        path = self.folder / name
+        if name not in (*COPIED, "config.json", GGUF_METADATA):
+            raise CheckpointError(f"{self.folder / MANIFEST}: damaged: names {name[:80]!r}")
+        try:
+            found = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}; convert the model again") from error
+        if found != expected:
+            raise CheckpointError(f"{path}: damaged, or changed since the conversion; convert the model again")
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """The GGUF metadata that the tokenizer is made from, of a model converted from GGUF."""
+        if GGUF_METADATA not in self.manifest.files:
+            return None
+        from bigrun.checkpoint.gguf_header import read_header
+
+        return read_header((self.folder / GGUF_METADATA).read_bytes(), str(self.folder / GGUF_METADATA))[0]
+
+    def rows(self, name: str, start: int, stop: int) -> Any:
+        raise CheckpointError(f"{self.where}: holds int8 parts, not the tensors that they were made from ({name[:80]})")
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        """Nothing is read by tensors here."""
+
+    done = ahead
+
+    def check_storage(self, storage: Storage) -> None:
+        """CallError where other forms are asked for than the conversion has."""
+        held = self.manifest.storage
+        asked = {**asdict(storage), "skip": list(storage.skip)}
+        for option in ("weights", "head", "skip"):
+            if asked[option] != held.get(option):
+                value = ",".join(held[option]) if option == "skip" else held[option]
+                need = f"give --{option} {value}" if value else f"leave out --{option}"
+                raise CallError(f"{self.where}: this int8 conversion has other forms than were asked for: {need}")
+
+    def kept(self, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept:
+        identities = {name: identity for name, (identity, _) in self.manifest.parts.items()}
+        for name, layout in layouts.items():
+            if layout.arrays and name not in identities:
+                raise CheckpointError(
+                    f"{self.folder / MANIFEST}: has no part {name}, which its configuration describes"
+                )
+        return Kept(self.folder, layouts, identities, alone=True, note=note)

@@ -1,0 +1,155 @@
+"""A conversion on the disk as a load sees it: which parts are ready to be mapped, and where new ones are written."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bigrun.cache import part_file
+from bigrun.cache.manifest import MANIFEST
+from bigrun.checkpoint.mapped import DONTNEED, Mapped
+from bigrun.errors import CheckpointError
+from bigrun.memory import HostMemory, views
+from bigrun.model.layout import Layout
+from bigrun.model.spec import Part
+
+CHECKERS = 2  # threads that sum up files: two read memory as fast as it goes
+
+
+@dataclass(frozen=True)
+class ReadyPart:
+    """A part that the cache has, mapped and checked."""
+
+    mapped: Mapped
+    data: np.ndarray
+
+    def place(self, memory: HostMemory, layout: Layout) -> Mapping[str, np.ndarray]:
+        """Its arrays in a memory: as they are mapped on the CPU, a copy elsewhere."""
+        if memory.shares_files:
+            return views(memory.adopt(self.data, self.mapped, "weights", layout.part), layout)
+        arena = memory.arena(layout, layout.part)
+        np.copyto(arena, self.data)
+        self.mapped.advise(0, self.mapped.size, DONTNEED)
+        return views(arena, layout)
+
+
+class Kept:
+    """A conversion's folder, held open: others may read it and write to it meanwhile, none may remove it.
+
+    `identities`: part → what its file must have been made from. `alone`: there is no source to convert from, so that every
+    part must be ready. `note` is told what a user should know: a damaged file, a disk that is full.
+    """
+
+    def __init__(
+        self, folder: Path, layouts: Mapping[str, Layout], identities: Mapping[str, str], alone: bool,
+        note: Callable[[str], None],
+    ):  # fmt: skip
+        self.folder, self.alone = folder, alone
+        self._layouts, self._identities, self._note = layouts, identities, note
+        self._lock = hold(folder)
+        self._writer = ThreadPoolExecutor(1, "bigrun-write")
+        self._writing: list[Future[None]] = []
+        self.failure: OSError | None = None
+        self.written = 0
+
+    def ready(
+        self, parts: Iterable[Part], seen: Callable[[str, int], None] = lambda part, nbytes: None
+    ) -> dict[str, ReadyPart]:
+        """The parts that the cache has, each checked to the last byte. Damaged ones are noted, and missing from the result;
+        where there is no source to make them anew from, CheckpointError says which file is bad or missing."""
+        wanted = [part.name for part in parts if part.tensors]
+        result = {}
+        with ThreadPoolExecutor(CHECKERS, "bigrun-check") as pool:
+            coming = [pool.submit(self._read, name) for name in wanted]
+            try:
+                for name, future in zip(wanted, coming, strict=True):
+                    if (found := self._checked(name, future)) is not None:
+                        result[name] = found
+                        seen(name, found.data.nbytes)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return result
+
+    def _read(self, name: str) -> tuple[Mapped, np.ndarray] | None:
+        return part_file.read(self.folder / part_file.file_name(name), self._layouts[name], self._identities[name])
+
+    def _checked(self, name: str, future: "Future[tuple[Mapped, np.ndarray] | None]") -> ReadyPart | None:
+        try:
+            found = future.result()
+        except CheckpointError as error:
+            if self.alone:
+                raise CheckpointError(f"{error}; convert the model again") from error
+            self._note(f"{error}; it is converted anew")
+            return None
+        if found is None and self.alone:
+            path = self.folder / part_file.file_name(name)
+            raise CheckpointError(
+                f"{path}: missing: the conversion was not finished; run the same `bigrun convert` again"
+            )
+        return None if found is None else ReadyPart(*found)
+
+    def write(self, part: Part, data: np.ndarray) -> None:
+        """Write a converted part, in the background, one at a time; whoever goes on converting has one more ahead at most."""
+        if self.failure is None:
+            while len(self._writing) > 1:
+                self._settle(self._writing.pop(0))
+            layout, identity = self._layouts[part.name], self._identities[part.name]
+            self._writing.append(self._writer.submit(part_file.write, self.folder, layout, identity, data))
+
+    def _settle(self, writing: "Future[None]") -> None:
+        try:
+            writing.result()
+            self.written += 1
+        except OSError as error:
+            if self.failure is None:
+                self.failure = error
+
+    def finish(self) -> None:
+        """Wait for what is being written. A disk that cannot take it is noted: the parts in memory are as good without."""
+        while self._writing:
+            self._settle(self._writing.pop(0))
+        if self.failure is not None:
+            self._note(f"{self.problem()}; the parts that are there are used by the next start")
+
+    def problem(self) -> str:
+        why = self.failure.strerror if self.failure else ""
+        return f"{self.folder}: the int8 cache could not be written whole: {why}"
+
+    def close(self) -> None:
+        """Stop writing, waiting for the file at hand, and let go of the folder."""
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        os.close(self._lock)
+
+
+def hold(folder: Path) -> int:
+    """A handle that says, while it is open, that the folder is in use. Whoever finds it in no other's use first removes what
+    an interrupted write has left."""
+    handle = os.open(folder, os.O_RDONLY)
+    if claim(handle):
+        with suppress(OSError):  # on a read-only disk nothing is left over that matters
+            for file in leftovers(folder):
+                file.unlink(missing_ok=True)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    with suppress(OSError):
+        os.utime(folder / MANIFEST)  # when the conversion was last used
+    return handle
+
+
+def claim(handle: int) -> bool:
+    """Whether no other process holds the folder."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files of ours."""
+    yield from folder.glob(f".*{part_file.TEMPORARY}")

@@ -1,0 +1,66 @@
+"""Files mapped into memory, and what the system is told of them: read ahead, map now, forget.
+
+Mapped pages are the page cache's: they are shared between processes and go when memory is short. Mapping a stretch at once
+costs a tenth of a fault for each of its pages, and forgetting it afterwards keeps a process small that reads a large file.
+"""
+
+import ctypes
+import mmap
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigrun.errors import CheckpointError
+
+WILLNEED, DONTNEED, HUGEPAGE, POPULATE_READ = 3, 4, 14, 22  # madvise(2), Linux
+
+
+class Mapped:
+    """A file's bytes, read-only. CheckpointError names the file that cannot be mapped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open(path, "rb") as stream:
+                self.data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: missing; fetch it again") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: cut short: it is empty; fetch it again") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        self.size = len(self.data)
+        self.address = np.frombuffer(self.data, np.uint8).ctypes.data
+
+    def array(self, dtype: Any, count: int, offset: int) -> np.ndarray:
+        """A read-only view of `count` items from byte `offset` on."""
+        return np.frombuffer(self.data, dtype, count, offset)
+
+    def held(self, offset: int, nbytes: int) -> np.ndarray:
+        """uint8 [nbytes] that keeps the mapping alive and looks writable; writing to it would end the process."""
+        return np.asarray(_Held(self, offset, nbytes))
+
+    def advise(self, offset: int, nbytes: int, advice: int) -> bool:
+        """Tell the system about these bytes (and the rest of their pages); False where it does not know the advice."""
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        stop = min(offset + nbytes, self.size)
+        return first < stop and _madvise()(self.address + first, stop - first, advice) == 0
+
+
+class _Held:
+    """What NumPy takes an array from by its address, and holds on to."""
+
+    def __init__(self, mapped: Mapped, offset: int, nbytes: int):
+        self.mapped = mapped
+        data = (mapped.address + offset, False)
+        self.__array_interface__ = {"data": data, "shape": (nbytes,), "typestr": "|u1", "version": 3}
+
+
+@cache
+def _madvise() -> Any:
+    """madvise(2), which Python's own mmap calls with the interpreter's lock held."""
+    function = ctypes.CDLL(None, use_errno=True).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function

@@ -1,0 +1,76 @@
+"""The options that commands share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def options(*some: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(some):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="ID",
+    help="Folder, .gguf file, hub id or catalog name.",
+)
+revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+quiet = click.option("--quiet", is_flag=True, help="No progress, no notes.")
+debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+threads = click.option("--threads", type=int, metavar="N", help="CPU threads. Default: all cores.")
+head = click.option(
+    "--head", default="int8", show_default=True, metavar="FORM", help="Embedding and head: int8 or 16bit."
+)
+skip = click.option(
+    "--skip", default="", metavar="NAME,...", help="Parts or linears kept in 16 bits: blocks.3, down, ..."
+)
+rig_options = options(
+    model,
+    click.option(
+        "--gpus", metavar="RIG", help="GPUs: 8x24GB, 2x24GB,1x12GB, 4xRTX3090, none. Default: those that are there."
+    ),
+    click.option("--cpu", metavar="SIZE", help="Host memory to use. Default: what is available, less a reserve."),
+    click.option("--disk", metavar="SIZE", help="Disk space for what fits nowhere else. Default: none."),
+    click.option("--max-memory", metavar="JSON", help='Budgets as accelerate has them: {"0": "24GB", "cpu": "64GB"}.'),
+    click.option(
+        "--rig", metavar="FILE", help="The devices as a YAML or JSON file, with their speeds if you know them."
+    ),
+    click.option("--host", metavar="FILE", help="What `bigrun info` measured. Default: this host's own, if any; none."),
+    click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
+    click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
+    click.option("--weights", default="int8", show_default=True, metavar="FORM", help="int8, 16bit or float32."),
+    head,
+    skip,
+    click.option("--kv", default="16bit", show_default=True, metavar="FORM", help="The KV cache: 16bit or int8."),
+    click.option("--virtual", is_flag=True, help="The GPUs named are virtual: budgets enforced, computed by the CPU."),
+    revision,
+    quiet,
+    debug,
+)
+run_options = options(
+    click.option("--mode", default="auto", show_default=True, metavar="MODE", help="exact, llm.int8 or auto."),
+    click.option("--threshold", type=float, default=6.0, show_default=True, help="Outliers of llm.int8; 0: none."),
+    threads,
+    click.option(
+        "--cache",
+        metavar="DIR",
+        envvar="BIGRUN_CACHE",
+        help="Keep int8 conversions here: what is there is mapped, the rest written. Or BIGRUN_CACHE.",
+    ),
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+
+
+def names(given: str) -> tuple[str, ...]:
+    """What --skip names."""
+    return tuple(name.strip() for name in given.split(",") if name.strip())
