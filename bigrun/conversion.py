@@ -57,8 +57,8 @@ def chunks(work: Iterable[tuple[Part, PartSources]]) -> Iterator[Chunk]:
 class Reader:
     """The rows of chunks, one after the other: READY of them are read meanwhile, AHEAD_BYTES asked of the disk."""
 
-    def __init__(self, checkpoint: Checkpoint, wanted: Iterator[Chunk], pool: ThreadPoolExecutor):
-        self._checkpoint, self._pool = checkpoint, pool
+    def __init__(self, checkpoint: Checkpoint, wanted: Iterator[Chunk], pool: ThreadPoolExecutor, drop: bool):
+        self._checkpoint, self._pool, self._drop = checkpoint, pool, drop
         self._wanted = wanted
         self._asked: deque[Chunk] = deque()
         self._asked_bytes = 0
@@ -79,15 +79,16 @@ class Reader:
         return chunk, coming.result()
 
     def done(self, chunk: Chunk) -> None:
-        self._checkpoint.done(chunk.source.name, chunk.start, chunk.stop)
+        self._checkpoint.done(chunk.source.name, chunk.start, chunk.stop, self._drop)
 
 
 @contextmanager
-def reading(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]]) -> Iterator[Reader]:
-    """A Reader of all rows of these parts. What it has under way is waited for at the end, nothing more is begun."""
+def reading(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]], drop: bool = False) -> Iterator[Reader]:
+    """A Reader of all rows of these parts, which drops from the page cache what is converted if it is told to. What it has
+    under way is waited for at the end, nothing more is begun."""
     pool = ThreadPoolExecutor(READERS, "bigrun-read")
     try:
-        yield Reader(checkpoint, chunks(work), pool)
+        yield Reader(checkpoint, chunks(work), pool, drop)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -121,9 +122,10 @@ def _refuse(checkpoint: Checkpoint, chunk: Chunk, bad: int, layout: Layout) -> N
     # a table's constants are float16, which end at 65,504: 127 of them at 8 million
     table = chunk.tensor == "table" and layout.by_name["table"].dtype == "int8"
     limit = " (or an entry beyond 8 million)" if table else ""
-    name, rows = chunk.source.name, f"{chunk.start} to {chunk.stop - 1} of {chunk.source.shape[0]}"
+    name, rows = chunk.source.name, chunk.source.shape[0]
+    which = f"{rows} rows" if chunk.stop - chunk.start == rows else f"rows {chunk.start} to {chunk.stop - 1}"
     where = checkpoint.tensors[name].where
-    raise CheckpointError(f"{where}: tensor {name} holds NaN or inf in {bad} of its rows {rows}{limit}")
+    raise CheckpointError(f"{where}: tensor {name} holds NaN or inf in {bad} of its {which}{limit}")
 
 
 def store(rows: Rows, where: np.ndarray, name: str, layout: Layout, arrays: Mapping[str, np.ndarray]) -> int:

@@ -13,8 +13,11 @@ from bigrun.memory import HostMemory, views
 from bigrun.model.layout import Layout
 from bigrun.model.spec import ModelSpec, Part
 from bigrun.planning.plan import Plan
+from bigrun.probe import available_memory
 from bigrun.progress import QUIET, Report
 from bigrun.sources import PartSources, check, find
+
+CROWDED = 0.75  # of the memory that is available
 
 Work = list[tuple[Part, PartSources]]
 
@@ -54,8 +57,9 @@ def load(
     report.expect(_bytes_ahead(checkpoint, work, layouts, kept))
     ready = {} if kept is None else kept.ready((part for part, _ in work), report.moved)
     missing = [(part, sources) for part, sources in work if part.name not in ready]
-    report.expect(_bytes_ahead(checkpoint, missing, layouts, None) + sum(layouts[name].nbytes for name in ready))
-    with reading(checkpoint, missing) as reader:
+    source_bytes = _bytes_ahead(checkpoint, missing, layouts, None)
+    report.expect(source_bytes + sum(layouts[name].nbytes for name in ready))
+    with reading(checkpoint, missing, _crowded(source_bytes + _host_bytes(plan))) as reader:
         for part, sources in work:
             device, layout = plan.placement(part.name).stored_on, layouts[part.name]
             if not part.tensors:
@@ -85,9 +89,11 @@ def convert_all(
     ready = kept.ready(part for part, _ in work)
     missing = [(part, sources) for part, sources in work if part.name not in ready and part.tensors]
     ready.clear()
-    report.expect(_bytes_ahead(checkpoint, missing, layouts, None))
+    source_bytes = _bytes_ahead(checkpoint, missing, layouts, None)
+    report.expect(source_bytes)
     memory = HostMemory("cpu", 2**62)
-    with reading(checkpoint, missing) as reader:
+    crowded = _crowded(source_bytes + sum(layouts[part.name].nbytes for part, _ in missing))
+    with reading(checkpoint, missing, crowded) as reader:
         for part, sources in missing:
             layout = layouts[part.name]
             arena = memory.arena(layout, part.name)
@@ -99,6 +105,16 @@ def convert_all(
     if kept.failure is not None:
         raise RunError(f"{kept.problem()}; free some space and give the same command: it goes on from there")
     return len(missing)
+
+
+def _crowded(nbytes: int) -> bool:
+    """Whether the page cache cannot comfortably hold the source beside what is made of it. Then its pages are given back as
+    they are converted: making the system look for others to give up took twice as long as the conversion."""
+    return nbytes > CROWDED * sum(available_memory())
+
+
+def _host_bytes(plan: Plan) -> int:
+    return sum(device.used_bytes for device in plan.devices if device.kind == "cpu" or device.virtual)
 
 
 def _bytes_ahead(checkpoint: Checkpoint, work: Work, layouts: Mapping[str, Layout], kept: Kept | None) -> int:

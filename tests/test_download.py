@@ -482,7 +482,7 @@ def test_xet_reports_its_bytes_to_it(capfd: pytest.CaptureFixture[str]) -> None:
 def test_two_at_once_fetch_it_once(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path / "home")
     program = (
-        "from bigrun.checkpoint.hub import fetch; from bigrun.model.resolve import Model\n"
+        "from bigrun.checkpoint.download import fetch; from bigrun.model.resolve import Model\n"
         "print(fetch(Model('some/model', repo='some/model'), None))"
     )
     run = [sys.executable, "-c", program]

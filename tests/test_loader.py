@@ -14,7 +14,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, bloom, iterate_parts, llama, load_parts, opt, rewrite, state
 
-import bigrun.loader
+import bigrun.conversion
 from bigrun.errors import CheckpointError
 from bigrun.loader import LoadedPart
 from bigrun.memory import HostMemory
@@ -161,7 +161,7 @@ def test_a_row_of_zeros_stays_zero(tmp_path: Path) -> None:
 def test_the_chunk_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     bloom(tmp_path)
     whole = stored(load_parts(tmp_path))
-    monkeypatch.setattr(bigrun.loader, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(bigrun.conversion, "CHUNK_BYTES", chunk)
     chunked = stored(load_parts(tmp_path))
     for name, array in whole.items():
         np.testing.assert_array_equal(chunked[name], array, err_msg=name)

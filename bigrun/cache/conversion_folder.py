@@ -151,7 +151,8 @@ class ConvertedCheckpoint:
     def ahead(self, name: str, start: int, stop: int) -> None:
         """Nothing is read by tensors here."""
 
-    done = ahead
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        """Nor forgotten."""
 
     def check_storage(self, storage: Storage) -> None:
         """CallError where other forms are asked for than the conversion has."""

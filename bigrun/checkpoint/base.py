@@ -77,5 +77,5 @@ class Checkpoint(Protocol):
     def ahead(self, name: str, start: int, stop: int) -> None:
         """Have the system read these rows from the disk, in the background: they are asked for soon."""
 
-    def done(self, name: str, start: int, stop: int) -> None:
-        """These rows are not asked for again."""
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        """These rows are not asked for again; `drop`: nor soon by another start, so that the system may forget them."""

@@ -34,6 +34,7 @@ TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 FORMATS = (("safetensors", INDEX, SINGLE, ".safetensors"), ("torch", TORCH_INDEX, TORCH_SINGLE, ".bin"))
 OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")  # worth naming
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SNAPSHOT = re.compile(r"[0-9A-Za-z_-]{1,64}")  # a folder's name in the cache
 ETAG = re.compile(r"[0-9A-Za-z][\w.-]{0,127}", re.ASCII)
 
 
@@ -245,7 +246,7 @@ def _cached(repo: str, revision: str | None, error: Exception) -> Path:
     ref = cache.ref(revision)
     if not COMMIT.fullmatch(commit) and ref is not None and ref.is_file():
         commit = ref.read_text(errors="replace")[:64].strip()
-    folder = cache.snapshot(commit) if COMMIT.fullmatch(commit) else None
+    folder = cache.snapshot(commit) if SNAPSHOT.fullmatch(commit) else None
     missing = _first_missing(repo, folder) if folder else None
     if folder is not None and missing is None:
         return folder

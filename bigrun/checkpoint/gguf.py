@@ -1,8 +1,6 @@
 """GGUF files of the Llama architecture: tensors dequantised some rows at a time with the gguf library's own code."""
 
-import contextlib
 import math
-import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +11,7 @@ import numpy as np
 
 from bigrun.checkpoint.base import Rows, TensorInfo
 from bigrun.checkpoint.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
+from bigrun.checkpoint.mapped import WILLNEED, Mapped
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
@@ -25,7 +24,7 @@ class _File:
     """One file of a checkpoint, mapped, its header read."""
 
     path: Path
-    data: mmap.mmap
+    mapped: Mapped
     metadata: dict[str, Any]
     found: list[GgufTensor]
 
@@ -55,13 +54,13 @@ class GgufCheckpoint:
 
     def metadata_only(self) -> bytes:
         """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
-        data = self._files[0].data
+        data = self._files[0].mapped.data
         return bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         from gguf import GGMLQuantizationType, dequantize
 
-        tensor, mapped = self._found[name], self._homes[name].data
+        tensor, mapped = self._found[name], self._homes[name].mapped.data
         kind = GGMLQuantizationType(tensor.kind)
         row_bytes = _row_bytes(tensor)
         shape = tuple(reversed(tensor.shape))
@@ -74,21 +73,18 @@ class GgufCheckpoint:
         return Rows(values.reshape(stop - start, *shape[1:]))
 
     def ahead(self, name: str, start: int, stop: int) -> None:
-        self._advise(name, start, stop, mmap.MADV_WILLNEED)
+        self._homes[name].mapped.advise(*self._span(name, start, stop), WILLNEED)
 
-    def done(self, name: str, start: int, stop: int) -> None:
-        self._advise(name, start, stop, mmap.MADV_DONTNEED)
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        self._homes[name].mapped.forget(*self._span(name, start, stop), drop)
 
-    def _advise(self, name: str, start: int, stop: int, advice: int) -> None:
-        """What is said of rows' pages is said of their neighbours' ends too, which costs these a fault at most."""
-        tensor, mapped = self._found[name], self._homes[name].data
+    def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """(first byte, bytes) of some rows of a tensor."""
+        tensor = self._found[name]
         if len(tensor.shape) == 1:  # one row of blocks
             start, stop = 0, 1
         width = math.prod(tensor.shape[1:-1]) * _row_bytes(tensor)
-        first, last = tensor.offset + start * width, tensor.offset + stop * width
-        page = first // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError, ValueError):  # a hint, which is lost without harm
-            mapped.madvise(advice, page, last - page)
+        return tensor.offset + start * width, (stop - start) * width
 
 
 def _open_all(path: Path) -> tuple[_File, ...]:
@@ -122,14 +118,8 @@ def _open_all(path: Path) -> tuple[_File, ...]:
 
 
 def _open(path: Path) -> _File:
-    try:
-        with open(path, "rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; fetch it") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    return _File(path, data, *read_header(data, str(path)))
+    mapped = Mapped(path)
+    return _File(path, mapped, *read_header(mapped.data, str(path)))
 
 
 def _split(file: _File, key: str) -> int | None:
@@ -150,7 +140,7 @@ def _info(tensor: GgufTensor, file: _File) -> TensorInfo:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{file.path}: tensor {tensor.name[:80]!r} has unknown type {tensor.kind}") from error
     nbytes = row_bytes * math.prod(tensor.shape[1:])
-    if nbytes > len(file.data) - tensor.offset:
+    if nbytes > file.mapped.size - tensor.offset:
         raise CheckpointError(
             f"{file.path}: cut short: tensor {tensor.name[:80]!r} ends beyond the file; fetch it again"
         )

@@ -6,6 +6,8 @@ costs a tenth of a fault for each of its pages, and forgetting it afterwards kee
 
 import ctypes
 import mmap
+import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ class Mapped:
         try:
             with open(path, "rb") as stream:
                 self.data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._handle = os.dup(stream.fileno())
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: missing; fetch it again") from error
         except ValueError as error:
@@ -33,6 +36,17 @@ class Mapped:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         self.size = len(self.data)
         self.address = np.frombuffer(self.data, np.uint8).ctypes.data
+
+    def forget(self, offset: int, nbytes: int, drop: bool) -> None:
+        """Unmap these bytes' pages, which are mapped again if they are looked at; `drop` them from the page cache as well."""
+        self.advise(offset, nbytes, DONTNEED)
+        if drop:
+            with suppress(OSError):
+                os.posix_fadvise(self._handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def __del__(self) -> None:
+        if handle := self.__dict__.pop("_handle", 0):
+            os.close(handle)
 
     def array(self, dtype: Any, count: int, offset: int) -> np.ndarray:
         """A read-only view of `count` items from byte `offset` on."""

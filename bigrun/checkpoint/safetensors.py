@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bigrun.checkpoint.base import Rows, TensorInfo
-from bigrun.checkpoint.mapped import DONTNEED, POPULATE_READ, WILLNEED, Mapped
+from bigrun.checkpoint.mapped import POPULATE_READ, WILLNEED, Mapped
 from bigrun.checkpoint.safetensors_header import MOST_TENSORS, Entry, data_bytes, longest, parse, weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
@@ -51,7 +51,7 @@ def inside(folder: Path, file: str, named_in: str) -> Path:
     """
     pure = PurePosixPath(file)
     bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
-    bad = bad or not 1 <= len(file) <= LONGEST_NAME
+    bad = bad or not 1 <= len(file.encode("utf-8", "replace")) <= LONGEST_NAME
     path = folder / file
     if not bad and path.exists():
         real, home = path.resolve(), folder.resolve()
@@ -162,9 +162,9 @@ class SafetensorsCheckpoint:
         mapped, offset, nbytes = self._span(name, start, stop)
         mapped.advise(offset, nbytes, WILLNEED)
 
-    def done(self, name: str, start: int, stop: int) -> None:
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
         mapped, offset, nbytes = self._span(name, start, stop)
-        mapped.advise(offset, nbytes, DONTNEED)
+        mapped.forget(offset, nbytes, drop)
 
     def _span(self, name: str, start: int, stop: int) -> tuple[Mapped, int, int]:
         """(file, first byte, bytes) of some rows of a tensor."""

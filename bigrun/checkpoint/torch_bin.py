@@ -97,16 +97,19 @@ class TorchCheckpoint:
         return Rows(values, info.dtype == "BF16")
 
     def ahead(self, name: str, start: int, stop: int) -> None:
+        self._advise(name, start, stop, os.POSIX_FADV_WILLNEED)
+
+    def _advise(self, name: str, start: int, stop: int, advice: int) -> None:
         skipped, nbytes = self._span(name, start, stop)
         with contextlib.suppress(OSError):  # a hint: whoever reads the rows says what is wrong
             descriptor = os.open(self.folder / self._homes[name], os.O_RDONLY)
             try:
                 first = self._shard(self._homes[name])[name].first + skipped
-                os.posix_fadvise(descriptor, first, nbytes, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(descriptor, first, nbytes, advice)
             finally:
                 os.close(descriptor)
 
-    def done(self, name: str, start: int, stop: int) -> None:
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
         """Unmap the rows' pages. Nobody writes to them, so whoever still reads them has them mapped again."""
         file = self._homes[name]
         if file in self._loaded:
@@ -116,6 +119,8 @@ class TorchCheckpoint:
             length = (first + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - page
             if length > 0:
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(page), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+        if drop:
+            self._advise(name, start, stop, os.POSIX_FADV_DONTNEED)
 
     def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
         """(bytes from the tensor's first on, their number) that these rows lie in, with what lies between them."""

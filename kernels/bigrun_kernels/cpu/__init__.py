@@ -22,7 +22,7 @@ _drop_stale_kernels()
 
 
 def compiled(kernel: str = "linear") -> bool:
-    """Whether the kernels of this module were compiled here before (into the folder beside this file, or Numba's own for a user)."""
+    """Whether the kernels of this module were compiled before: into the folder beside this file, or Numba's own for a user."""
     import os
 
     folders = [Path(__file__).parent / "__pycache__"]

@@ -12,7 +12,19 @@ from numba.extending import intrinsic, overload
 
 from bigrun_kernels.cpu.scalar import bfloat_to_float, float_to_bits, half_to_float
 from bigrun_kernels.cpu.vectors import (
-    F32, I8, I16, I32, I64, accumulators, call, everywhere, halves_to_floats, load, loop, store, vector,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    accumulators,
+    call,
+    everywhere,
+    halves_to_floats,
+    load,
+    loop,
+    store,
+    vector,
 )  # fmt: skip
 
 STEP = 16  # columns at a time
@@ -128,5 +140,3 @@ def _lay_overload(row, first, count, is_bfloat, unit, target, offset):
             _lay_half(row, first, count, unit, target, offset)
 
     return lay_half
-
-
