@@ -207,7 +207,8 @@ def perplexity_command(
         raise CallError("--context: the context of eval is --window")
 
     def open_runner(context: int, **more: Any) -> Any:
-        return _runner({**given, "context": context, **more})
+        cache = None if "weights" in more else given["cache"]  # which keeps int8
+        return _runner({**given, "cache": cache, "context": context, **more})
 
     report = perplexity(open_runner, text, window, tokens, against is not None)
     print(json.dumps(report) if as_json else describe(report))

@@ -26,7 +26,8 @@ def teach(path: Path, runner: Any, prefill: float, step: float, prompt: int, see
         observe(f"{runner.plan.model}: prompt of {prompt}", ledger, phase, prefill),
         observe(f"{runner.plan.model}: decode at {seen}", ledger, Phase("decode", 1, batch, seen, batch), step),
     ]
-    loaded = sum(info.nbytes for info in runner.checkpoint.tensors.values()) / runner.load_seconds
+    read = [part.read_bytes for part in runner.executor.parts.values() if part.part.tensors]
+    loaded = sum(read) / runner.load_seconds if all(read) else 0.0  # a cache's mapped parts tell nothing of converting
     _keep(taught(known(path), runs, loaded), path)
 
 

@@ -112,12 +112,10 @@ class Runner:
         return open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
 
     def _kept(self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept | None:
-        """The int8 cache of this model: the conversion that it is itself, or that of a cache folder."""
+        """The int8 cache of this model: the conversion that it is itself, else that of a cache folder."""
         from bigrun.cache.conversion_folder import ConvertedCheckpoint, open_kept
 
         if isinstance(self.checkpoint, ConvertedCheckpoint):
-            if cache is not None:
-                raise CallError(f"--cache: {self.model.name} is an int8 conversion already: leave it out")
             self.checkpoint.check_storage(self.options.storage)
             return self.checkpoint.kept(layouts, note)
         if cache is None:

@@ -252,10 +252,10 @@ def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
     """As much of a Runner as `teach` looks at."""
     device = SimpleNamespace(kind=kind, parts=("blocks.0",), virtual=False)
     made = SimpleNamespace(model=model, batch=batch, prefill_chunk_tokens=chunk, devices=[device])
-    tensors = {"x": SimpleNamespace(nbytes=10**9)}
+    part = SimpleNamespace(part=SimpleNamespace(tensors=("x",)), read_bytes=10**9)
     return SimpleNamespace(
         plan=made, spec=spec(model), options=Options(512, batch), load_seconds=0.5,
-        checkpoint=SimpleNamespace(tensors=tensors),
+        executor=SimpleNamespace(parts={"embed": part}),
     )  # fmt: skip
 
 

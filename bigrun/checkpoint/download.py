@@ -247,6 +247,8 @@ def _cached(repo: str, revision: str | None, error: Exception) -> Path:
     if not COMMIT.fullmatch(commit) and ref is not None and ref.is_file():
         commit = ref.read_text(errors="replace")[:64].strip()
     folder = cache.snapshot(commit) if SNAPSHOT.fullmatch(commit) else None
+    if folder is not None and not COMMIT.fullmatch(commit) and not folder.is_dir():
+        folder = None
     missing = _first_missing(repo, folder) if folder else None
     if folder is not None and missing is None:
         return folder
