@@ -45,7 +45,7 @@ class Group(click.Group):
         elif isinstance(error, click.ClickException):
             message, status = error.format_message(), 2
         elif isinstance(error, click.Abort | KeyboardInterrupt):
-            message, status = str(error) or "interrupted", 130
+            message, status = str(error.__cause__ or error) or "interrupted", 130  # click's Abort has ours as its cause
         else:
             message, status = f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1
         print(f"bigrun: {BigrunError(message)}", file=sys.stderr)

@@ -124,7 +124,9 @@ class Kept:
     def close(self) -> None:
         """Stop writing, waiting for the file at hand, and let go of the folder."""
         self._writer.shutdown(wait=True, cancel_futures=True)
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def hold(folder: Path) -> int:
