@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long loading takes and how much memory, beside what users would pick instead; and whether it stays in its plan.
 
-    python benchmarks/loading.py --model 7B [--rounds 3] [--peers] [--limits] [--decode] [--work DIR]
+    python benchmarks/loading.py --model 7B [--rounds 3] [--peers] [--decode] [--cold] [--limits] [--work DIR]
 
     (always)   bigrun from the checkpoint, writing its int8 cache, and from that cache; each in a process of its own, in turn,
                the files in the page cache before each. Seconds count from the start of the process, peak bytes are RssAnon +
@@ -9,6 +9,7 @@
     --peers    transformers + bitsandbytes int8, and transformers bfloat16, in the same rounds
     --limits   peaks on CPU, virtual GPUs and both, from one shard of the whole size, and under hard limits: a control group
                (version 1 or 2, where one can be made) and RLIMIT_DATA, of what was planned and 0.8 GB
+    --cold     from the disk, beside reading the same files alone
     --decode   decode steps from the mapped cache against anonymous memory, in turn, in one process
 
 Prints the quantiser's speed and what new memory costs here as well. Run nothing else.
@@ -218,6 +219,35 @@ def in_turn(model: Path, work: Path, rounds: int, peers: bool) -> None:
         )
 
 
+def chill(folder: Path) -> int:
+    """Its files out of the page cache; returns their bytes."""
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def read_all(folder: Path) -> float:
+    """Seconds in which one thread reads the files from the disk, and does nothing with them."""
+    chill(folder)
+    started = time.perf_counter()
+    warm(folder)
+    return time.perf_counter() - started
+
+
+def cold(model: Path, work: Path, rounds: int) -> None:
+    """From a disk: how long a load takes beside reading the same files and nothing else."""
+    print(f"\n{'from the disk':50} {'reading':>9} {'loading':>9} {'GB/s':>6}")
+    for name, folder in (("the checkpoint", model), ("the cache", work / "conversion")):
+        reads, loads = [], []
+        for _ in range(rounds):
+            reads.append(read_all(folder))
+            nbytes = chill(folder)
+            loads.append(run(["bigrun", str(folder), "cpu", ""])["loaded"])
+        read, loaded = statistics.median(reads), statistics.median(loads)
+        print(f"{name:50} {read:7.1f} s {loaded:7.1f} s {nbytes / loaded / 1e9:6.2f}")
+
+
 def one_shard(model: Path, folder: Path) -> Path:
     """The checkpoint in a single file of its whole size."""
     headers: dict[str, Any] = {}
@@ -277,7 +307,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/bigrun-loading"))
-    for flag in ("--peers", "--limits", "--decode"):
+    for flag in ("--peers", "--limits", "--decode", "--cold"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -301,6 +331,8 @@ def main() -> None:
         print(
             f"\ndecode, medians: {json.dumps(found)}; mapped is {found['anonymous'] / found['mapped']:.3f} of anonymous"
         )
+    if given.cold:
+        cold(given.model, given.work, given.rounds)
     if given.limits:
         limits(given.model, given.work)
     shutil.rmtree(given.work)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ CHUNK_BYTES = 16 * 2**20  # of source rows converted at a time, counted as float
 READERS = 2  # threads that map, or dequantise, what is converted next
 READY = 3  # chunks that they may have ready
 AHEAD_BYTES = 128 * 2**20  # of source rows that the disk is asked for beforehand: it is never idle while there is more
+
+EARLY_BYTES = 2**30  # the same, at the start
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,28 @@ class Reader:
 
     def done(self, chunk: Chunk) -> None:
         self._checkpoint.done(chunk.source.name, chunk.start, chunk.stop, self._drop)
+
+
+@contextmanager
+def asked_early(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]]) -> Iterator[None]:
+    """Meanwhile the disk is asked for the first EARLY_BYTES of these parts: it need not wait until kernels are ready."""
+    done = Event()
+
+    def ask() -> None:
+        left = EARLY_BYTES
+        for chunk in chunks(work):
+            if done.is_set() or left <= 0:
+                return
+            checkpoint.ahead(chunk.source.name, chunk.start, chunk.stop)
+            left -= chunk.nbytes
+
+    thread = Thread(target=ask, name="bigrun-early", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """read → int8 → place, part by part. A generator: the run can show progress, and stop, between any two parts."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from bigrun.cache.kept import Kept
 from bigrun.checkpoint.base import Checkpoint
-from bigrun.conversion import convert, reading
+from bigrun.conversion import asked_early, convert, reading
 from bigrun.errors import RunError
 from bigrun.memory import HostMemory, views
 from bigrun.model.layout import Layout
@@ -76,6 +77,20 @@ def load(
             yield LoadedPart(part, layout, device, arrays, read)
     if kept is not None:
         kept.finish()
+
+
+@contextmanager
+def beginning(checkpoint: Checkpoint, spec: ModelSpec, kept: Kept | None) -> Iterator[None]:
+    """What can begin before there are kernels, or memory, does: a cache's files are checked, else the disk is asked for the
+    first of the source's. CheckpointError as `load`."""
+    if kept is not None:
+        kept.begin(spec.parts)
+        yield
+        return
+    work = find(checkpoint, spec)
+    check(checkpoint, spec, work)
+    with asked_early(checkpoint, work):
+        yield
 
 
 def convert_all(

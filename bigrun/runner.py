@@ -127,7 +127,7 @@ class Runner:
         check_runnable(self.plan, self.spec)
         from bigrun.execute.executor import Arithmetic, Executor
         from bigrun.host import host_bytes
-        from bigrun.loader import load
+        from bigrun.loader import beginning, load
         from bigrun.memory import HostMemory
         from bigrun.planning.ledger import Ledger
         from bigrun.progress import reporting
@@ -137,18 +137,24 @@ class Runner:
         # auto: exact in both phases for now; it is what holds the loss bar on the CPU (docs/architecture.md)
         chosen = "exact" if mode == "auto" else mode
         how = Arithmetic(chosen, chosen, threshold)
-        warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
-        self.warm_bytes = host_bytes()
-        self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in self.plan.devices if d.kind != "disk"}
         layouts = Ledger(self.spec, self.options).layouts
-        with reporting(self.spec.name, progress) as report:
-            kept = self._kept(cache, layouts, report.note)
-            try:
+        early: list[str] = []
+        kept = self._kept(cache, layouts, early.append)
+        try:
+            with beginning(self.checkpoint, self.spec, kept):
+                warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
+            self.warm_bytes = host_bytes()
+            self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in self.plan.devices if d.kind != "disk"}
+            with reporting(self.spec.name, progress) as report:
+                for note in early:
+                    report.note(note)
+                if kept is not None:
+                    kept.note = report.note
                 parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, kept, report)
                 self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how)
-            finally:
-                if kept is not None:
-                    kept.close()
+        finally:
+            if kept is not None:
+                kept.close()
         self.notes = tuple(report.notes)
 
     @property

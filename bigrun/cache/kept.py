@@ -50,30 +50,32 @@ class Kept:
         note: Callable[[str], None],
     ):  # fmt: skip
         self.folder, self.alone = folder, alone
-        self._layouts, self._identities, self._note = layouts, identities, note
+        self._layouts, self._identities, self.note = layouts, identities, note
         self._lock = hold(folder)
+        self._checker = ThreadPoolExecutor(CHECKERS, "bigrun-check")
+        self._coming: dict[str, Future[tuple[Mapped, np.ndarray] | None]] = {}
         self._writer = ThreadPoolExecutor(1, "bigrun-write")
         self._writing: list[Future[None]] = []
         self.failure: OSError | None = None
         self.written = 0
+
+    def begin(self, parts: Iterable[Part]) -> None:
+        """Begin to check the files of these parts, in the background."""
+        for part in parts:
+            if part.tensors and part.name not in self._coming:
+                self._coming[part.name] = self._checker.submit(self._read, part.name)
 
     def ready(
         self, parts: Iterable[Part], seen: Callable[[str, int], None] = lambda part, nbytes: None
     ) -> dict[str, ReadyPart]:
         """The parts that the cache has, each checked to the last byte. Damaged ones are noted, and missing from the result;
         where there is no source to make them anew from, CheckpointError says which file is bad or missing."""
-        wanted = [part.name for part in parts if part.tensors]
+        self.begin(wanted := list(parts))
         result = {}
-        with ThreadPoolExecutor(CHECKERS, "bigrun-check") as pool:
-            coming = [pool.submit(self._read, name) for name in wanted]
-            try:
-                for name, future in zip(wanted, coming, strict=True):
-                    if (found := self._checked(name, future)) is not None:
-                        result[name] = found
-                        seen(name, found.data.nbytes)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        for part in wanted:
+            if part.tensors and (found := self._checked(part.name, self._coming.pop(part.name))) is not None:
+                result[part.name] = found
+                seen(part.name, found.data.nbytes)
         return result
 
     def _read(self, name: str) -> tuple[Mapped, np.ndarray] | None:
@@ -85,7 +87,7 @@ class Kept:
         except CheckpointError as error:
             if self.alone:
                 raise CheckpointError(f"{error}; convert the model again") from error
-            self._note(f"{error}; it is converted anew")
+            self.note(f"{error}; it is converted anew")
             return None
         if found is None and self.alone:
             path = self.folder / part_file.file_name(name)
@@ -115,7 +117,7 @@ class Kept:
         while self._writing:
             self._settle(self._writing.pop(0))
         if self.failure is not None:
-            self._note(f"{self.problem()}; the parts that are there are used by the next start")
+            self.note(f"{self.problem()}; the parts that are there are used by the next start")
 
     def problem(self) -> str:
         why = self.failure.strerror if self.failure else ""
@@ -123,7 +125,8 @@ class Kept:
 
     def close(self) -> None:
         """Stop writing, waiting for the file at hand, and let go of the folder."""
-        self._writer.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._checker, self._writer):
+            pool.shutdown(wait=True, cancel_futures=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
