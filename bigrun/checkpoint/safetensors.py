@@ -203,5 +203,17 @@ class SafetensorsCheckpoint:
                 raise CheckpointError(
                     f"{path}: damaged or cut short: has {mapped.size} bytes, its header describes {end}; fetch it again"
                 )
+            _agree(path)
             self._maps[file] = (mapped, 8 + size, header)
         return self._maps[file]
+
+
+def _agree(path: Path) -> None:
+    """CheckpointError where the format's own library, which goes second, does not take the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({str(error)[:120]}); fetch it again") from error
