@@ -53,7 +53,9 @@ def shrink(folder: Path, kind: str, scale_dtype: torch.dtype = torch.float32) ->
         values[name] = tensors[name].float() * each
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"} | ({"weight_block_size": [BLOCK] * 2} if kind == "blocks" else {})
+    config["quantization_config"] = {"quant_method": "fp8"} | (
+        {"weight_block_size": [BLOCK] * 2} if kind == "blocks" else {}
+    )
     (folder / "config.json").write_text(json.dumps(config))
     return values
 
@@ -89,7 +91,9 @@ def test_other_forms_hold_the_values_too(folder: Path, form: str) -> None:
     values = shrink(folder, "blocks")
     stored = load_parts(folder, weights=form)[1].arrays["out.weight"]
     w = values["model.layers.0.self_attn.o_proj.weight"]
-    found = torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if form == "16bit" else torch.from_numpy(stored)
+    found = (
+        torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if form == "16bit" else torch.from_numpy(stored)
+    )
     assert torch.equal(found, w.to(found.dtype))
 
 

@@ -1,0 +1,130 @@
+"""Running a hub model from nothing: the plan first, then the files that it needs, then the tokens; and progress of it all."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import llama, state
+from hub_server import Answers, Hub, environment
+
+import bigrun.progress
+from bigrun.progress import QUIET, Report, reporting
+
+RIG = ("--gpus", "none", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    home = tmp_path_factory.mktemp("models")
+    llama(home / "model", tokenizer=True, max_shard_size="60KB")
+    llama(home / "bins", tokenizer=True)
+    torch.save(state(home / "bins"), home / "bins" / "pytorch_model.bin")
+    (home / "bins" / "model.safetensors").unlink()
+    (home / "model" / "pytorch_model.bin").write_bytes(b"another variant")
+    return home
+
+
+@pytest.fixture
+def hub(models: Path) -> Iterator[Hub]:
+    server = Hub(Answers({("some/model", "main"): models / "model", ("some/bins", "main"): models / "bins"}))
+    yield server
+    server.close()
+
+
+def generate(hub: Hub, cache: Path, *args: str, cpu: str = "1GB", **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bigrun.cli", "generate", *RIG, "--cpu", cpu, "--prompt", "the dog"]
+    env = environment(hub, cache, **more)
+    return subprocess.run(
+        [*command, "--max-new-tokens", "3", *args], capture_output=True, text=True, env=env, timeout=120
+    )
+
+
+def test_a_plan_is_shown_then_what_it_needs_is_fetched_then_it_runs(hub: Hub, tmp_path: Path) -> None:
+    done = generate(hub, tmp_path, "--model", "some/model", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["token_ids"]) == 3
+    plan, fetching = done.stderr.index("predicted:"), done.stderr.index("fetching")
+    assert plan < fetching
+    sent = hub.sent()
+    assert "pytorch_model.bin" not in sent
+    assert any(name.endswith(".safetensors") for name in sent)
+    hub.log.clear()
+    again = generate(hub, tmp_path, "--model", "some/model", "--json", HF_HUB_OFFLINE="1")
+    assert json.loads(again.stdout)["token_ids"] == json.loads(done.stdout)["token_ids"]
+    assert again.stderr == "", "nothing is missing, so there is nothing to say"
+    assert not hub.log
+
+
+def test_what_does_not_fit_is_not_fetched(hub: Hub, tmp_path: Path) -> None:
+    done = generate(hub, tmp_path, "--model", "some/model", cpu="1KB")
+    assert done.returncode == 3, done.stderr
+    assert "does not fit" in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert all(request.range for request in hub.log if request.path.endswith(".safetensors")), "headers alone"
+
+
+def test_a_repository_with_torch_s_files_alone_runs(hub: Hub, tmp_path: Path, models: Path) -> None:
+    done = generate(hub, tmp_path, "--model", "some/bins", "--json", "--quiet")
+    here = generate(hub, tmp_path, "--model", str(models / "bins"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["token_ids"] == json.loads(here.stdout)["token_ids"]
+    assert "predicted:" not in done.stderr
+
+
+def test_a_conversion_of_a_hub_model_is_known_by_its_etags(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "int8"
+    first = generate(hub, tmp_path, "--model", "some/model", "--json", "--cache", str(cache))
+    assert first.returncode == 0, first.stderr
+    (folder,) = cache.iterdir()
+    manifest = json.loads((folder / "bigrun.json").read_text())
+    assert manifest["source"] == "some/model"
+    assert all(found.startswith("etag ") for found in manifest["source_files"].values())
+    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    again = generate(hub, tmp_path, "--model", "some/model", "--json", "--cache", str(cache))
+    assert json.loads(again.stdout)["token_ids"] == json.loads(first.stdout)["token_ids"]
+    assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")} == before
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_with_bytes_and_what_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(KeyboardInterrupt), reporting("a-model", True) as report:
+        report.expect(3_000_000)
+        report.moved("blocks.1 → cpu", 1_500_000)
+        report.note("something \x1b[31mto know")
+        raise KeyboardInterrupt
+    shown = terminal.getvalue()
+    assert "blocks.1 → cpu" in shown
+    assert "1.5/3.0 MB" in shown
+    assert "something \\x1b[31mto know" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is back"
+    assert report.notes == ["something \x1b[31mto know"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_elsewhere_there_is_no_bar(shown: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with reporting("a-model", shown) as report:
+        report.expect(10)
+        report.moved("embed", 10)
+        report.note("a note")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "bigrun: a note\n" if shown else "")
+    assert report.notes == ["a note"]
+
+
+def test_the_quiet_report_is_nobody_s() -> None:
+    assert type(QUIET) is Report
+    assert bigrun.progress.QUIET.notes == []
