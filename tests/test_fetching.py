@@ -101,17 +101,24 @@ def test_a_terminal_gets_a_bar_with_bytes_and_what_is_at_hand(monkeypatch: pytes
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(KeyboardInterrupt), reporting("a-model", True) as report:
-        report.expect(3_000_000)
-        report.moved("blocks.1 → cpu", 1_500_000)
-        report.note("something \x1b[31mto know")
-        raise KeyboardInterrupt
+    reports: list[Report] = []
+
+    def interrupted() -> None:
+        with reporting("a-model", True) as report:
+            reports.append(report)
+            report.expect(3_000_000)
+            report.moved("blocks.1 → cpu", 1_500_000)
+            report.note("something \x1b[31mto know")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     shown = terminal.getvalue()
     assert "blocks.1 → cpu" in shown
     assert "1.5/3.0 MB" in shown
     assert "something \\x1b[31mto know" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is back"
-    assert report.notes == ["something \x1b[31mto know"]
+    assert reports[0].notes == ["something \x1b[31mto know"]
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -119,7 +119,7 @@ def test_nan_among_the_codes_and_among_the_constants_is_refused(folder: Path) ->
     broken = tensors[name].view(torch.uint8).clone()
     broken[5, 7] = 0xFF
     save_file(tensors | {name: broken.view(torch.float8_e4m3fn)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="down_proj.weight holds NaN or inf in 1 of its 192 rows"):
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight holds NaN or inf in 1 of its 192 rows"):
         load_parts(folder)
     scale = tensors[f"{name}_scale_inv"].clone()
     scale[0, 0] = float("nan")
