@@ -232,7 +232,7 @@ BAD: dict[str, Case] = {
     "of nothing": (named(), "0 files"), "of 2,001 files": (named(*map(str, range(2001))), "2001"),
     "an index without files": (index({}), "weight_map"), "an index cut": (index('{"w'), "JSON"),
     "a file of the index missing": (named(FILE, "x.safetensors"), "x.safetensors: missing"),
-    "a configuration too large": (lambda f, _: os.truncate(f / "config.json", 17 * 2**20), "larger than 16 MiB"),
+    "a configuration too large": (lambda f, _: os.truncate(f / "config.json", 2**20 + 1), "larger than 1 MiB"),
     "an index too large": (index(" " * (65 * 2**20)), "larger than 64 MiB"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
 
 T = TypeVar("T")
 
-LARGEST_CONFIG = 16 * 2**20  # bytes
+LARGEST_CONFIG = 2**20  # bytes
 CHUNK_BYTES = 1 << 16
 HASHED_AT_ONCE = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what the ETag of a large file is

@@ -11,12 +11,13 @@ import numpy as np
 
 from bigrun.errors import TokenizerError
 
-MAX_FILE_BYTES = 256 << 20  # the largest tokenizer.json in use has 33 MB
+MAX_FILE_BYTES = 64 << 20  # the largest tokenizer.json in use has 33 MB
+MAX_OBJECT_BYTES = 8 << 20  # of the other files; the largest have a tenth
 
 T = TypeVar("T")
 
 
-def read_text(path: Path) -> str | None:
+def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str | None:
     """The file's text, None where there is no such file. Raises TokenizerError."""
     try:
         if not path.is_file():
@@ -24,8 +25,8 @@ def read_text(path: Path) -> str | None:
                 raise TokenizerError(f"{path} is not a file")
             return None
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise TokenizerError(f"{path} has {size} bytes; the most that is read is {MAX_FILE_BYTES}")
+        if size > most:
+            raise TokenizerError(f"{path} has {size} bytes; the most that is read is {most}")
         return path.read_text("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
@@ -35,7 +36,7 @@ def read_text(path: Path) -> str | None:
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, None where there is no such file. Raises TokenizerError."""
-    text = read_text(path)
+    text = read_text(path, MAX_OBJECT_BYTES)
     if text is None:
         return None
     try:
