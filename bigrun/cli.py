@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -251,6 +252,8 @@ def _runner(given: dict[str, Any]) -> Any:
 
     arguments = _rig(dict(given))
     arguments.pop("debug")
+    if arguments["cache"] is None and arguments["weights"] == "int8":
+        arguments["cache"] = os.environ.get("BIGRUN_CACHE") or None
     model, plan_file = arguments.pop("model"), arguments.pop("plan_file", None)
     if plan_file is not None:
         from bigrun.planning.plan import Plan

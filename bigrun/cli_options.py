@@ -64,7 +64,6 @@ run_options = options(
     click.option(
         "--cache",
         metavar="DIR",
-        envvar="BIGRUN_CACHE",
         help="Keep int8 conversions here: what is there is mapped, the rest written. Or BIGRUN_CACHE.",
     ),
 )

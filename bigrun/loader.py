@@ -77,6 +77,8 @@ def load(
             yield LoadedPart(part, layout, device, arrays, read)
     if kept is not None:
         kept.finish()
+        if kept.failure is not None:  # the parts in memory are as good without
+            report.note(f"{kept.problem()}; the next start uses the parts that are there")
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def convert_all(
                 break
     kept.finish()
     if kept.failure is not None:
-        raise RunError(f"{kept.problem()}; free some space and give the same command: it goes on from there")
+        raise RunError(f"{kept.problem()} and give the same command: it goes on from there")
     return len(missing)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrun.dry_run import make_options, plan
-from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.errors import CallError, PlanDoesNotFit, RunError
 from bigrun.generation import Generation, Stats, Stream
 from bigrun.model.families import BY_NAME
 from bigrun.model.resolve import DEFAULT, resolve
@@ -121,7 +121,11 @@ class Runner:
         if cache is None:
             return None
         source = self.model.repo or str(self.model.gguf or self.model.folder)
-        return open_kept(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
+        try:
+            return open_kept(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
+        except RunError as error:
+            note(f"{error}; going on without it")
+            return None
 
     def _load(self, mode: str, threshold: float, progress: bool, cache: Path | None) -> None:
         check_runnable(self.plan, self.spec)
@@ -154,7 +158,8 @@ class Runner:
                 self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how)
         finally:
             if kept is not None:
-                kept.close()
+                kept.settle()
+        self._mapped = kept  # held while its files are mapped
         self.notes = tuple(report.notes)
 
     @property
@@ -243,6 +248,8 @@ class Runner:
     def close(self) -> None:
         """Give the memory back; the Runner is of no use afterwards."""
         self.__dict__.pop("executor", None)
+        if (kept := self.__dict__.pop("_mapped", None)) is not None:
+            kept.close()
 
     def __enter__(self) -> Runner:
         return self

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,8 +12,8 @@ from typing import Any
 import xxhash
 
 from bigrun.cache.identity import digest, fingerprints, part_identity
-from bigrun.cache.kept import Kept
-from bigrun.cache.manifest import MANIFEST, Manifest, is_conversion, read_manifest, write_file
+from bigrun.cache.kept import CONFIG, COPIED, GGUF_METADATA, Kept, hold
+from bigrun.cache.manifest import MANIFEST, Manifest, is_conversion, is_ours, read_manifest, write_file
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.checkpoint.safetensors import read_config
 from bigrun.errors import CallError, CheckpointError, RunError
@@ -21,12 +22,7 @@ from bigrun.model.source import Dialect
 from bigrun.model.spec import ModelSpec
 from bigrun.sources import check, find
 
-# Beside the weights, what a model needs to be run: copied, so that a conversion is a model by itself.
-COPIED = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-)  # fmt: skip
 LARGEST_COPIED = 256 * 2**20
-GGUF_METADATA = "metadata.gguf"
 
 
 def open_kept(
@@ -36,7 +32,7 @@ def open_kept(
     """The conversion of a model in a cache folder, begun where there is none. `itself`: the folder is to be the conversion,
     not to hold it.
 
-    CallError where the folder is another model's conversion; RunError where it cannot be written to.
+    CallError where the folder is another model's conversion, or no folder; RunError where it cannot be written to.
     """
     if storage.weights != "int8":
         raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
@@ -55,41 +51,69 @@ def open_kept(
         source=source,
         created=datetime.date.today().isoformat(),
         key=key,
-        storage={**asdict(storage), "skip": list(storage.skip)},
+        storage={**asdict(storage), "skip": sorted(storage.skip)},
         parts={name: (identity, layouts[name].nbytes) for name, identity in identities.items()},
         files={name: xxhash.xxh3_128_hexdigest(data) for name, data in beside.items()},
         source_files=prints,
     )
     itself = itself or is_conversion(cache)
     folder = cache if itself else cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name)[:80]}-{key}"
+    for path in (cache, folder):
+        if os.path.lexists(path) and not path.is_dir():
+            raise CallError(f"{path}: is no folder: name another for the int8 cache")
     try:
-        _begin(folder, manifest, beside, note)
+        _check_free(folder, manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(folder)  # before anything is written: whoever comes meanwhile takes nothing away
+        try:
+            _begin(folder, manifest, beside, note)
+        except BaseException:
+            os.close(lock)
+            raise
     except OSError as error:
         raise RunError(f"{folder}: the int8 cache cannot be kept here: {error.strerror}") from error
-    return Kept(folder, layouts, identities, alone=False, note=note)
+    return Kept(folder, lock, layouts, identities, alone=False, note=note)
+
+
+def _check_free(folder: Path, manifest: Manifest) -> None:
+    """The folder is this conversion's, or free for it; otherwise an error, before anything is written or removed."""
+    if not folder.is_dir() or not any(not file.name.startswith(".") for file in folder.iterdir()):
+        return
+    if not is_conversion(folder):
+        raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
+    if not is_ours(folder) and (folder / MANIFEST).stat().st_size:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: damaged, or not bigrun's: remove it if it is a conversion's, or name another folder"
+        )
+    try:
+        found = read_manifest(folder)
+    except CheckpointError:
+        return  # damaged: written anew
+    if found.key != manifest.key:
+        raise CallError(
+            f"{folder}: is the conversion of {found.model} from {found.source}, or of another version of it: name "
+            f"another folder, or remove this one"
+        )
 
 
 def _begin(folder: Path, manifest: Manifest, beside: Mapping[str, bytes], note: Callable[[str], None]) -> None:
-    """The folder with everything but its parts, unless that is there already."""
+    """The folder with everything but its parts: the manifest first, so that it is known for what it is from then on."""
     if is_conversion(folder):
         try:
-            found = read_manifest(folder)
+            sound = read_manifest(folder).files == manifest.files
         except CheckpointError as error:
             note(f"{error}; it is written anew")
-        else:
-            if found.key != manifest.key:
-                raise CallError(
-                    f"{folder}: is the conversion of {found.model} from {found.source}, or of another version of it: name "
-                    f"another folder, or remove this one"
-                )
-            if found.files == manifest.files and all(_same(folder / name, data) for name, data in beside.items()):
-                return
-    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+            sound = False
+    else:
+        sound = False
+    if not sound:
+        manifest.write(folder)
     for name, data in beside.items():
-        write_file(folder / name, data)
-    manifest.write(folder)
+        path = folder / name
+        if not _same(path, data):
+            if sound and path.exists():
+                note(f"{path}: damaged; it is written anew")
+            write_file(path, data)
 
 
 def _same(path: Path, data: bytes) -> bool:
@@ -100,7 +124,7 @@ def _beside(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The small files of a conversion: configuration and tokenizer."""
     from bigrun.checkpoint.gguf import GgufCheckpoint
 
-    found = {"config.json": json.dumps(dict(checkpoint.config), indent=1).encode() + b"\n"}
+    found = {CONFIG: json.dumps(dict(checkpoint.config), indent=1).encode() + b"\n"}
     if isinstance(checkpoint, GgufCheckpoint):
         return found | {GGUF_METADATA: checkpoint.metadata_only()}
     folder: Path = checkpoint.folder  # type: ignore[attr-defined]
@@ -127,7 +151,7 @@ class ConvertedCheckpoint:
 
     def _check(self, name: str, expected: str) -> None:
         path = self.folder / name
-        if name not in (*COPIED, "config.json", GGUF_METADATA):
+        if name not in (*COPIED, CONFIG, GGUF_METADATA):
             raise CheckpointError(f"{self.folder / MANIFEST}: damaged: names {name[:80]!r}")
         try:
             found = xxhash.xxh3_128_hexdigest(path.read_bytes())
@@ -157,7 +181,7 @@ class ConvertedCheckpoint:
     def check_storage(self, storage: Storage) -> None:
         """CallError where other forms are asked for than the conversion has."""
         held = self.manifest.storage
-        asked = {**asdict(storage), "skip": list(storage.skip)}
+        asked = {**asdict(storage), "skip": sorted(storage.skip)}
         for option in ("weights", "head", "skip"):
             if asked[option] != held.get(option):
                 value = ",".join(held[option]) if option == "skip" else held[option]
@@ -171,4 +195,4 @@ class ConvertedCheckpoint:
                 raise CheckpointError(
                     f"{self.folder / MANIFEST}: has no part {name}, which its configuration describes"
                 )
-        return Kept(self.folder, layouts, identities, alone=True, note=note)
+        return Kept(self.folder, hold(self.folder), layouts, identities, alone=True, note=note)

@@ -9,6 +9,7 @@ import xxhash
 
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.model.layout import Layout
+from bigrun.model.source import Source
 from bigrun.model.spec import Part
 from bigrun.sources import PartSources
 from bigrun_kernels import lanes
@@ -46,19 +47,12 @@ def part_identity(
     checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout, prints: Mapping[str, str]
 ) -> str:
     """Of one part: the versions, the stored arrays, and for each tensor where its rows come from."""
-    made_from = {
-        name: [
-            [
-                s.name,
-                s.shape,
-                s.grid,
-                s.axes,
-                checkpoint.tensors[s.name].dtype,
-                prints[checkpoint.tensors[s.name].where],
-            ]
-            for s in sources[name]
-        ]
-        for name in (tensor.name for tensor in part.tensors)
-    }
+
+    def origin(source: Source) -> list[Any]:
+        info = checkpoint.tensors[source.name]
+        constants = info.constants and [*info.constants, prints[info.constants[1]]]
+        return [source.name, source.shape, source.grid, source.axes, info.dtype, prints[info.where], constants]
+
+    made_from = {tensor.name: [origin(source) for source in sources[tensor.name]] for tensor in part.tensors}
     arrays = [[a.name, a.dtype, a.shape, a.offset] for a in layout.arrays]
     return digest([VERSION, lanes.VERSION, part.name, arrays, made_from])

@@ -1,7 +1,9 @@
 """A conversion on the disk as a load sees it: which parts are ready to be mapped, and where new ones are written."""
 
+import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +20,12 @@ from bigrun.memory import HostMemory, views
 from bigrun.model.layout import Layout
 from bigrun.model.spec import Part
 
+CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
+# Beside the weights, what a model needs to be run: copied, so that a conversion is a model by itself.
+COPIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+LEFTOVER = re.compile(rf"\.(.+)\.[A-Za-z0-9_]{{8}}{re.escape(part_file.TEMPORARY)}")
 CHECKERS = 2  # threads that sum up files: two read memory as fast as it goes
 
 
@@ -46,12 +54,12 @@ class Kept:
     """
 
     def __init__(
-        self, folder: Path, layouts: Mapping[str, Layout], identities: Mapping[str, str], alone: bool,
+        self, folder: Path, lock: int, layouts: Mapping[str, Layout], identities: Mapping[str, str], alone: bool,
         note: Callable[[str], None],
     ):  # fmt: skip
         self.folder, self.alone = folder, alone
         self._layouts, self._identities, self.note = layouts, identities, note
-        self._lock = hold(folder)
+        self._lock = lock
         self._checker = ThreadPoolExecutor(CHECKERS, "bigrun-check")
         self._coming: dict[str, Future[tuple[Mapped, np.ndarray] | None]] = {}
         self._writer = ThreadPoolExecutor(1, "bigrun-write")
@@ -113,23 +121,33 @@ class Kept:
                 self.failure = error
 
     def finish(self) -> None:
-        """Wait for what is being written. A disk that cannot take it is noted: the parts in memory are as good without."""
+        """Wait for what is being written."""
         while self._writing:
             self._settle(self._writing.pop(0))
-        if self.failure is not None:
-            self.note(f"{self.problem()}; the parts that are there are used by the next start")
 
     def problem(self) -> str:
-        why = self.failure.strerror if self.failure else ""
-        return f"{self.folder}: the int8 cache could not be written whole: {why}"
+        """What kept the disk from taking all of it, and what to do; "" if nothing did."""
+        if self.failure is None:
+            return ""
+        full = self.failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "free some space" if full else "mend that"
+        return f"{self.folder}: the int8 cache could not be written whole: {self.failure.strerror}; {mend}"
 
-    def close(self) -> None:
-        """Stop writing, waiting for the file at hand, and let go of the folder."""
+    def settle(self) -> None:
+        """Stop checking and writing, waiting for the file at hand. The folder stays in use: its files are mapped."""
         for pool in (self._checker, self._writer):
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Let go of the folder as well."""
+        self.settle()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", -1) >= 0:
+            os.close(self._lock)
 
 
 def hold(folder: Path) -> int:
@@ -138,7 +156,7 @@ def hold(folder: Path) -> int:
     handle = os.open(folder, os.O_RDONLY)
     if claim(handle):
         with suppress(OSError):  # on a read-only disk nothing is left over that matters
-            for file in leftovers(folder):
+            for file in list(leftovers(folder)):
                 file.unlink(missing_ok=True)
     fcntl.flock(handle, fcntl.LOCK_SH)
     with suppress(OSError):
@@ -156,5 +174,10 @@ def claim(handle: int) -> bool:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files of ours."""
-    yield from folder.glob(f".*{part_file.TEMPORARY}")
+    """Files of ours under temporary names."""
+    yield from (file for file in folder.iterdir() if (found := LEFTOVER.fullmatch(file.name)) and is_own(found[1]))
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of a conversion bears this name."""
+    return name in (*COPIED, CONFIG, GGUF_METADATA, MANIFEST) or part_file.is_part_file(name)

@@ -59,7 +59,17 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def is_conversion(folder: Path) -> bool:
+    """Whether there is a manifest, sound or not."""
     return (folder / MANIFEST).is_file()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the manifest is bigrun's, as far as that can be told of a damaged one: what nothing is removed without."""
+    try:
+        with open(folder / MANIFEST, "rb") as stream:
+            return FORMAT.encode() in stream.read(len(FORMAT) + 64)
+    except OSError:
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:

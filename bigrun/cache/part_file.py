@@ -7,6 +7,7 @@ Data begins on a page, so that it can be mapped; what lies between arrays is a t
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,11 +23,16 @@ PIECE = 32 * 2**20  # bytes that are written, or read and summed up, at a time
 DTYPES = {"int8": "I8", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TEMPORARY = ".tmp"
 MODE = 0o644  # others of this host may map it too
+NAME = re.compile(r"(embed|norm|head|blocks\.\d+(\.experts)?)\.safetensors", re.ASCII)
 UNSUMMED = "0" * 32
 
 
 def file_name(part: str) -> str:
     return f"{part}.safetensors"
+
+
+def is_part_file(name: str) -> bool:
+    return NAME.fullmatch(name) is not None
 
 
 def header(layout: Layout, identity: str, checksum: str) -> bytes:
@@ -53,7 +59,7 @@ def _entry(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> dict[str
 
 def write(folder: Path, layout: Layout, identity: str, data: np.ndarray) -> None:
     """Write a part's file: under a temporary name, to the disk, then under its own. OSError leaves nothing behind."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{layout.part}.", suffix=TEMPORARY)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{file_name(layout.part)}.", suffix=TEMPORARY)
     try:
         os.fchmod(handle, MODE)
         with os.fdopen(handle, "wb", buffering=0) as file:
@@ -90,11 +96,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def read(path: Path, layout: Layout, identity: str) -> tuple[Mapped, np.ndarray] | None:
-    """A part's file and its data, uint8 [layout.nbytes], mapped and checked to the last byte; None where there is no file,
-    or one that was made from something else. CheckpointError where the file is damaged.
+    """A part's file and its data, uint8 [layout.nbytes], mapped and checked to the last byte; None where there is none.
+    CheckpointError where it is damaged, or was made from something else.
 
     The array looks writable, as Numba compiles read-only ones anew, but its pages are not.
     """
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: damaged: a link, where a file was written")
     if not path.exists():
         return None
     mapped = Mapped(path)
@@ -107,9 +115,8 @@ def read(path: Path, layout: Layout, identity: str) -> tuple[Mapped, np.ndarray]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: its header is no part's") from error
     if mapped.data[: 8 + size] != header(layout, identity, checksum):
-        if found != identity and len(found) == len(identity):
-            return None
-        raise CheckpointError(f"{path}: damaged: its header is not that of {layout.part}")
+        why = "it was made from something else" if found != identity else f"its header is not that of {layout.part}"
+        raise CheckpointError(f"{path}: damaged, or of another conversion: {why}")
     if mapped.size != 8 + size + layout.nbytes:
         raise CheckpointError(f"{path}: cut short: it has {mapped.size} bytes of {8 + size + layout.nbytes}")
     mapped.advise(0, mapped.size, HUGEPAGE)

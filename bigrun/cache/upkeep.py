@@ -1,16 +1,16 @@
 """Looking after a cache folder: what is in it, whether it is sound, what of it is of no use any more."""
 
 import os
-import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bigrun.cache.conversion_folder import ConvertedCheckpoint
 from bigrun.cache.identity import fingerprint
-from bigrun.cache.kept import claim, leftovers
-from bigrun.cache.manifest import MANIFEST, Manifest, is_conversion, read_manifest
+from bigrun.cache.kept import claim, is_own, leftovers
+from bigrun.cache.manifest import MANIFEST, Manifest, is_ours, read_manifest
 from bigrun.cache.part_file import file_name, read
 from bigrun.dry_run import make_options
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
@@ -46,9 +46,9 @@ def conversions(cache: Path) -> list[Path]:
     """The folders of conversions: the cache itself, if it is one, or those in it."""
     if not cache.is_dir():
         raise CallError(f"{cache}: no such folder")
-    if is_conversion(cache):
+    if is_ours(cache):
         return [cache]
-    return sorted(folder for folder in cache.iterdir() if is_conversion(folder) and not folder.is_symlink())
+    return sorted(folder for folder in cache.iterdir() if is_ours(folder) and not folder.is_symlink())
 
 
 def survey(cache: Path) -> list[Found]:
@@ -57,7 +57,7 @@ def survey(cache: Path) -> list[Found]:
 
 
 def _look(folder: Path) -> Found:
-    files = [file for file in folder.iterdir() if file.is_file()]
+    files = [file for file in folder.iterdir() if file.is_file() and is_own(file.name)]
     nbytes = sum(file.stat().st_size for file in files)
     idle = (time.time() - (folder / MANIFEST).stat().st_mtime) / DAY
     try:
@@ -114,12 +114,11 @@ def verify_all(cache: Path) -> tuple[int, list[str]]:
         checked += len(checkpoint.manifest.files)
         for part, (identity, _) in checkpoint.manifest.parts.items():
             path = folder / file_name(part)
-            if part not in layouts or not path.is_file():
+            if part not in layouts or not os.path.lexists(path):
                 continue
             checked += 1
             try:
-                if read(path, layouts[part], identity) is None:
-                    bad.append(f"{path}: is of another conversion")
+                read(path, layouts[part], identity)
             except CheckpointError as error:
                 bad.append(str(error))
     return checked, bad
@@ -147,7 +146,7 @@ def prune(
                 if not dry_run:
                     _remove(folder)
             elif not dry_run:
-                for file in leftovers(folder):
+                for file in list(leftovers(folder)):
                     file.unlink(missing_ok=True)
         finally:
             os.close(handle)
@@ -169,13 +168,15 @@ def _why(found: Found, older_than: int | None, incomplete: bool, everything: boo
 
 
 def _remove(folder: Path) -> None:
-    """The manifest last: what is interrupted here is still known for a conversion, and gone on with or pruned later."""
+    """Files that a conversion has, and no others; then the folder, if it is empty. The manifest goes last: what is interrupted
+    here is still known for a conversion, and gone on with or pruned later."""
     try:
-        for file in folder.iterdir():
-            if file.name != MANIFEST and not file.is_dir():
-                file.unlink()
+        for file in [*leftovers(folder), *folder.iterdir()]:
+            if is_own(file.name) and file.name != MANIFEST and not file.is_dir():
+                file.unlink(missing_ok=True)
         (folder / MANIFEST).unlink()
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()
     except OSError as error:
         raise RunError(f"{folder}: cannot be removed: {error.strerror}") from error
 

@@ -13,13 +13,17 @@ from bigrun.model.source import Dialect
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name."""
+    """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name.
+
+    `constants` are those of a float8 tensor: (name, file, rows of a block, columns of a block).
+    """
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     readable: bool
     where: str
+    constants: tuple[str, str, int, int] | None = None
 
 
 @dataclass(frozen=True)

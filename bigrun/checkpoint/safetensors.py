@@ -117,8 +117,12 @@ class SafetensorsCheckpoint:
         for name, entry in found.items():
             if name not in hidden:
                 readable = entry.dtype in DTYPES and (entry.dtype != "F8_E4M3" or name in self._scales)
-                where = str(self.folder / self._home[name])
-                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where)
+                where, constants = str(self.folder / self._home[name]), None
+                if scale := self._scales.get(name):
+                    height, width = entry.shape
+                    block = self._block(height, width, found[scale].shape)
+                    constants = (scale, str(self.folder / self._home[scale]), *block)
+                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, constants)
         return result
 
     def _scale_of(self, name: str, found: Mapping[str, Entry]) -> str:
