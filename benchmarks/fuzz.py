@@ -37,7 +37,26 @@ ALARM = 2.0  # seconds for a case
 PATIENCE = 20.0  # seconds until the worker itself is given up: a hang in C does not hear the alarm
 MOST_GROWTH = 50 * 2**20  # bytes that the peak may rise by in one case
 ROOM = 2**30  # bytes of addresses beside those of a warm worker
-NUMBERS = (0, 1, 2, 7, 8, 31, 127, 128, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    31,
+    127,
+    128,
+    2**15,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**53,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 63, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
     "\0", "\x1b[31m\n", "\ud800", "../x", "F32", "F8_E4M3", "I8", "a" * 5000, [], [0], [1, 64], [[]], {}, {"a": 1},

@@ -1,6 +1,7 @@
 """`bigrun inspect`: what a checkpoint holds and what is wrong with it, from its headers alone. No weight is read."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -10,6 +11,7 @@ from bigrun.checkpoint.base import Checkpoint
 from bigrun.dry_run import make_options
 from bigrun.errors import BigrunError, CallError, CheckpointError
 from bigrun.model.families import BY_NAME, spec_from_config
+from bigrun.model.layout import Layout
 from bigrun.model.resolve import Model, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
@@ -17,6 +19,7 @@ from bigrun.sizes import format_size
 from bigrun.sources import find, problems
 
 MOST_PROBLEMS = 20
+UNKNOWN = 8192  # tensors that are looked at of a model whose configuration does not say what it is
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ def inspect(path: str, revision: str | None = None) -> Inspection:
             files = {file.name: file.stat().st_size for file in _files(checkpoint)}
         except BigrunError as error:
             wrong.append(str(error))
+        except OSError as error:
+            wrong.append(f"{error.filename}: cannot be read: {error.strerror}")
     if spec is not None and checkpoint is not None and tensors:
         wrong += _unfit(checkpoint, spec)
     if model.folder is not None and checkpoint is not None and hasattr(checkpoint, "manifest"):
-        wrong += _missing_parts(checkpoint)
+        wrong += _missing_parts(checkpoint, spec)
     tokenizer = _tokenizer(model, checkpoint, wrong)
     dtypes: Counter[str] = Counter()
     for info in tensors.values():
@@ -126,6 +131,8 @@ def _open(model: Model, wrong: list[str]) -> tuple[Checkpoint | None, ModelSpec 
         checkpoint = open_files(model)
     except CheckpointError:
         return None, None
+    if hasattr(checkpoint, "most_tensors"):
+        checkpoint.most_tensors = UNKNOWN
     try:
         return checkpoint, spec_from_config(checkpoint.config, model.name, checkpoint.where)
     except CheckpointError:
@@ -141,14 +148,24 @@ def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     return found
 
 
-def _missing_parts(checkpoint: Any) -> list[str]:
-    from bigrun.cache.part_file import file_name
+def _missing_parts(checkpoint: Any, spec: ModelSpec | None) -> list[str]:
+    """Parts that a conversion lacks, by the manifest and by the configuration, and files that cannot be what they should."""
+    from bigrun.cache.part_file import UNSUMMED, file_name, header
 
-    folder = Path(checkpoint.folder)
-    gone = [part for part in checkpoint.manifest.parts if not (folder / file_name(part)).is_file()]
-    return (
-        [f"{folder}: the conversion was not finished: {len(gone)} parts are missing, {gone[0]} first"] if gone else []
-    )
+    folder, manifest = Path(checkpoint.folder), checkpoint.manifest
+    layouts = _layouts(spec, manifest.storage) if spec is not None else {}
+    names = [name for name, layout in layouts.items() if layout.arrays] or list(manifest.parts)
+    found = [f"{folder}: its manifest has no part {name}" for name in names if name not in manifest.parts]
+    gone = [name for name in names if not (folder / file_name(name)).is_file()]
+    if gone:
+        found.append(f"{folder}: the conversion was not finished: {len(gone)} parts are missing, {gone[0]} first")
+    for name in names:
+        path = folder / file_name(name)
+        if name in layouts and name not in gone:
+            expected = len(header(layouts[name], "0" * 32, UNSUMMED)) + layouts[name].nbytes
+            if path.stat().st_size != expected:
+                found.append(f"{path}: damaged: it has {path.stat().st_size} bytes, not {expected}")
+    return found[:MOST_PROBLEMS]
 
 
 def _files(checkpoint: Any) -> list[Path]:
@@ -186,8 +203,12 @@ def _tokenizer(model: Model, checkpoint: Any, wrong: list[str]) -> str:
 def _int8_bytes(spec: ModelSpec | None) -> int | None:
     if spec is None:
         return None
-    options = make_options(spec, None, 1, "int8", "int8", (), "16bit")
-    return sum(layout.nbytes for layout in Ledger(spec, options).layouts.values())
+    return sum(layout.nbytes for layout in _layouts(spec, {}).values())
+
+
+def _layouts(spec: ModelSpec, storage: Mapping[str, Any]) -> dict[str, Layout]:
+    options = make_options(spec, None, 1, "int8", storage.get("head", "int8"), tuple(storage.get("skip", ())), "16bit")
+    return Ledger(spec, options).layouts
 
 
 def describe(found: Inspection) -> str:
@@ -203,7 +224,7 @@ def describe(found: Inspection) -> str:
     if found.int8_bytes is not None:
         rows["in int8"] = format_size(found.int8_bytes)
     rows["tokenizer"] = found.tokenizer
-    lines = [f"{name:10} {text}" for name, text in rows.items()]
+    lines = [str(BigrunError(f"{name:10} {text}")) for name, text in rows.items()]
     if not found.problems:
         return "\n".join([*lines, "problems   none that its headers show"])
     return "\n".join([*lines, "problems", *(f"  {BigrunError(problem)}" for problem in found.problems)])

@@ -106,10 +106,14 @@ class Runner:
         """The checkpoint and its spec; what a hub has of it is fetched, if the plan fits, and the plan shown before."""
         from bigrun.checkpoint.open import open_checkpoint
         from bigrun.fetching import fetching
+        from bigrun.sources import check, find
 
         if plan is not None and self.model.repo is not None:
             check_runnable(plan, None)
-        return open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
+        checkpoint, spec = open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
+        if BY_NAME[spec.family].sources is not None and not hasattr(checkpoint, "manifest"):
+            check(checkpoint, spec, find(checkpoint, spec))  # what is not as its configuration says is not planned for
+        return checkpoint, spec
 
     def _kept(self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept | None:
         """The int8 cache of this model: the conversion that it is itself, else that of a cache folder."""

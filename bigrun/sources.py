@@ -59,7 +59,7 @@ def count(spec: ModelSpec) -> int:
     """How many tensors a checkpoint may hold, many times what the model needs: what hostile headers are held to."""
     sources = BY_NAME[spec.family].sources
     if sources is None:
-        return 2**18
+        return 256 + sum(8 * len(part.tensors) * max(1, spec.expert_count(part.name)) for part in spec.parts)
     needed = sum(len(group) for part in spec.parts for group in sources(spec, part.name, "hf").values())
     return 4 * needed + 256
 

@@ -75,3 +75,27 @@ def test_wrong_messages_are_the_callers_error() -> None:
 
 def test_a_block_takes_its_indent_and_its_newline_with_it() -> None:
     assert render("a\n  {% if true %}\nb\n  {% endif %}\nc", HELLO, True) == "a\nb\nc"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ('b' * 10**6).join(('a ' * 10**6).split()) }}",
+        "{{ ('b' * 10**6).join('a' * 10**6) }}",
+        "{{ ('a ' * 10**6).split() | join('b' * 10**6) }}",
+        "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
+        "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
+        "{{ ('a' * 10**6).replace('', 'b' * 10**6) }}",
+    ],
+)
+def test_joining_and_replacing_make_no_terabytes(template: str) -> None:
+    with pytest.raises(TokenizerError, match="more than"):
+        render(template, [{"role": "user", "content": "x"}], True)
+
+
+def test_joining_and_replacing_are_otherwise_python_s() -> None:
+    template = (
+        "{{ ','.join(['a', 'b']) }} {{ ['c', 'd'] | join('-') }} {{ 'aab'.replace('a', 'x', 1) }} "
+        "{{ 'aab' | replace('a', 'x') }} {{ messages | join('+', attribute='role') }}"
+    )
+    assert render(template, [{"role": "u"}, {"role": "v"}], True) == "a,b c-d xab xxb u+v"

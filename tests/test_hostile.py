@@ -146,7 +146,22 @@ def field(name: str, value: str) -> Damage:
     return apply
 
 
-ABSURD = ("1" + "0" * 15, "-64", "64.0", '"64"', "[64]", "true", "1e308", "NaN", "null", "{}", "1" * 4000, "1" * 5000, "0", "-0.0")
+ABSURD = (
+    "1" + "0" * 15,
+    "-64",
+    "64.0",
+    '"64"',
+    "[64]",
+    "true",
+    "1e308",
+    "NaN",
+    "null",
+    "{}",
+    "1" * 4000,
+    "1" * 5000,
+    "0",
+    "-0.0",
+)
 FIELDS = {
     f"{name} {value[:18]}": ("single", field(name, value))
     for name in ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -375,7 +390,9 @@ GGUFS: dict[str, tuple[str, Damage]] = {
 
 
 def tokenizer(**model: Any) -> Damage:
-    return lambda folder: (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **model}))
+    return lambda folder: (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], **model})
+    )
 
 
 ARRAYS = '{"a": [' + "{}," * 300_000 + "]"
@@ -392,7 +409,10 @@ SOME = header(lambda entries: many(entries, 30_000))
 UNKNOWN = unlike(SOME, lambda f: edit_config(f, architectures=["FooForCausalLM"]))
 OTHERS: dict[str, tuple[str, Damage]] = {
     "30,000 tensors of nobody knows what": ("single", UNKNOWN),
-    "30,000 of a family that is only planned": ("single", unlike(SOME, lambda f: edit_config(f, architectures=["GemmaForCausalLM"]))),
+    "30,000 of a family that is only planned": (
+        "single",
+        unlike(SOME, lambda f: edit_config(f, architectures=["GemmaForCausalLM"])),
+    ),
     "a million objects for a configuration": ("single", config("[" + "{}," * 340_000 + "{}]")),
 }
 
@@ -407,21 +427,10 @@ ONE: dict[str, str] = {  # what only one of the commands can see, or would take 
     "a copied file of 64 MiB": "inspect", "all at their limits": "inspect",
     "30,000 of a family that is only planned": "inspect", "a part in a circle": "inspect", "no parts": "inspect",
 }  # fmt: skip
-FIFO = "Mapped and read_json open a FIFO, and wait for ever"
-MANY = "headers are parsed before anything bounds their entries"
+# More than a few MB, which real vocabularies take as well
 BUGS: dict[str, str] = {
-    "all at their limits": "num_hidden_layers up to 4096 is believed before any header is read",
-    "fifo for the weights": FIFO, "fifo for an index": FIFO, "fifo for a .bin's index": FIFO, "fifo for a part": FIFO,
-    "fifo for a copied tokenizer": FIFO, "float8 of no columns": "SafetensorsCheckpoint._scale_of divides by no columns",
-    "a storage that is an array": "a manifest's storage has no types", "a storage of nothing": "a manifest's storage has no types",
-    "a storage that skips 5": "a manifest's storage has no types", "a storage of a long name": "quoted in full",
-    "files that are an array": "a manifest's files have no types", "infinite bytes": "int(inf) is an OverflowError",
-    "no parts": "inspect compares a manifest with itself, not with the parts of the configuration",
-    "a copied file of 64 MiB": "read whole for its digest", "a part in a circle": "inspection._files() calls stat()",
-    "40,000 tensors of GGUF": MANY, "a quarter million numbers": MANY, "a quarter million texts": MANY,
-    "overlapping tensors": "GGUF offsets are not compared with each other",
-    "a million objects of settings": "tokenizer_config.json may have 256 MiB", "30,000 tensors of nobody knows what": MANY,
-    "30,000 of a family that is only planned": MANY, "a million objects for a configuration": "a MiB of JSON takes 24 in memory",
+    "a quarter million numbers": "as many as a real vocabulary has", "a quarter million texts": "as many as a real vocabulary has",
+    "a million objects of settings": "a MB of JSON, which real tokenizer_config.json files have, takes 24 in memory",
 }  # fmt: skip
 BOTH = [(name, command) for name in CASES for command in ("inspect", "load") if ONE.get(name, command) == command]
 
@@ -448,7 +457,9 @@ def test_constants_that_are_no_numbers_are_found_by_a_load(sources: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", ["100,000 tensors", "a terabyte of zeros alone", "deep arrays"])
-def test_a_process_takes_no_more_memory_than_for_a_sound_model(sources: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_a_process_takes_no_more_memory_than_for_a_sound_model(
+    sources: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     shutil.copytree(sources["single"], tmp_path / "single")
     CASES[name][1](tmp_path / "single")
     code = "import resource, sys; from bigrun.cli import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
@@ -488,7 +499,13 @@ def test_no_configuration_ends_in_another_error(data: st.DataObject) -> None:
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_no_header_or_index_ends_in_another_error(entries: dict[str, Any], junk: bytes, value: Any) -> None:
     good = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-    for content in (entries, value, *({"a": good | {key: value}} for key in good), {"weight_map": value}, {"weight_map": entries}):
+    for content in (
+        entries,
+        value,
+        *({"a": good | {key: value}} for key in good),
+        {"weight_map": value},
+        {"weight_map": entries},
+    ):
         for raw in (json.dumps(content).encode(), json.dumps(content).encode()[:-1] + junk):
             for read in (parse, weight_map):
                 try:
@@ -512,7 +529,9 @@ def accepted(folder: Path, text: str, nbytes: int = 8) -> None:
     raw = text.encode()
     (folder / SINGLE).write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(nbytes))
     try:
-        found = {name: (t.dtype, list(t.shape)) for name, t in SafetensorsCheckpoint(folder).tensors.items() if t.readable}
+        found = {
+            name: (t.dtype, list(t.shape)) for name, t in SafetensorsCheckpoint(folder).tensors.items() if t.readable
+        }
     except BigrunError:
         return
     with safetensors.safe_open(folder / SINGLE, "np") as file:
@@ -528,7 +547,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@given(st.dictionaries(st.sampled_from(["a", "b", "ü", ""]), ENTRY, min_size=1, max_size=2), st.sampled_from([0, 1, 2, 4, 8]))
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "ü", ""]), ENTRY, min_size=1, max_size=2),
+    st.sampled_from([0, 1, 2, 4, 8]),
+)
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_what_bigrun_accepts_safetensors_accepts(bare: Path, entries: dict[str, Any], nbytes: int) -> None:
     if not any(entry["dtype"] in ("f32", "X") for entry in entries.values()):  # below

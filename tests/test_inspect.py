@@ -75,9 +75,17 @@ def inspected(path: Path, status: int = 0) -> Any:
         assert result.exit_code == status, result.output
         count = len(found["problems"])
         plural = "s" * (count > 1)
-        assert result.stderr == (f"bigrun: {path}: cannot be run as it is: {count} problem{plural} found\n" if status else "")
+        assert result.stderr == (
+            f"bigrun: {path}: cannot be run as it is: {count} problem{plural} found\n" if status else ""
+        )
     assert found["path"] == str(path)
-    for word in (found["format"], found["tokenizer"], *found["dtypes"], *found["problems"], found["family"] or "problems"):
+    for word in (
+        found["format"],
+        found["tokenizer"],
+        *found["dtypes"],
+        *found["problems"],
+        found["family"] or "problems",
+    ):
         assert word in told.stdout
     assert ("none that its headers show" in told.stdout) == (status == 0)
     return found
@@ -127,7 +135,9 @@ def single(sources: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_all_problems_are_listed_at_once(single: Path) -> None:
     tensors = state(single)
-    rewrite(single, {n: t for n, t in tensors.items() if n != NORM} | {DOWN: tensors[DOWN].T, "model.extra": torch.ones(3)})
+    rewrite(
+        single, {n: t for n, t in tensors.items() if n != NORM} | {DOWN: tensors[DOWN].T, "model.extra": torch.ones(3)}
+    )
     (single / "tokenizer.json").write_text("{")
     problems = inspected(single, 4)["problems"]
     assert len(problems) == 4
@@ -240,7 +250,17 @@ def test_a_hub_id_is_inspected_by_its_headers(hub: Hub, sources: dict[str, Path]
     assert (done.returncode, done.stderr) == (0, "")
     found, here = json.loads(done.stdout), inspected(sources[name])
     assert found["format"] == f"safetensors on the hub, commit {COMMIT[:12]}"
-    for field in ("family", "parameters", "context_tokens", "dtypes", "tensors", "files", "bytes", "int8_bytes", "problems"):
+    for field in (
+        "family",
+        "parameters",
+        "context_tokens",
+        "dtypes",
+        "tensors",
+        "files",
+        "bytes",
+        "int8_bytes",
+        "problems",
+    ):
         assert found[field] == here[field], field
     assert found["tokenizer"] == ("tokenizer.json" if name == "single" else "none")
     assert not list(tmp_path.rglob("*.safetensors"))

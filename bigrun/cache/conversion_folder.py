@@ -15,6 +15,7 @@ from bigrun.cache.identity import digest, fingerprints, part_identity
 from bigrun.cache.kept import CONFIG, COPIED, GGUF_METADATA, Kept, hold
 from bigrun.cache.manifest import MANIFEST, Manifest, is_conversion, is_ours, read_manifest, write_file
 from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.files import open_file, read_file
 from bigrun.checkpoint.safetensors import read_config
 from bigrun.errors import CallError, CheckpointError, RunError
 from bigrun.model.layout import Layout, Storage
@@ -22,7 +23,8 @@ from bigrun.model.source import Dialect
 from bigrun.model.spec import ModelSpec
 from bigrun.sources import check, find
 
-LARGEST_COPIED = 256 * 2**20
+LARGEST_COPIED = 64 * 2**20
+PIECE = 2**20
 
 
 def open_kept(
@@ -82,7 +84,7 @@ def _check_free(folder: Path, manifest: Manifest) -> None:
     if not is_conversion(folder):
         raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
     if not is_ours(folder) and (folder / MANIFEST).stat().st_size:
-        raise CheckpointError(
+        raise CallError(
             f"{folder / MANIFEST}: damaged, or not bigrun's: remove it if it is a conversion's, or name another folder"
         )
     try:
@@ -153,11 +155,11 @@ class ConvertedCheckpoint:
         path = self.folder / name
         if name not in (*COPIED, CONFIG, GGUF_METADATA):
             raise CheckpointError(f"{self.folder / MANIFEST}: damaged: names {name[:80]!r}")
-        try:
-            found = xxhash.xxh3_128_hexdigest(path.read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}; convert the model again") from error
-        if found != expected:
+        total = xxhash.xxh3_128()
+        with open_file(path) as stream:
+            while piece := stream.read(PIECE):
+                total.update(piece)
+        if total.hexdigest() != expected:
             raise CheckpointError(f"{path}: damaged, or changed since the conversion; convert the model again")
 
     @property
@@ -167,7 +169,7 @@ class ConvertedCheckpoint:
             return None
         from bigrun.checkpoint.gguf_header import read_header
 
-        return read_header((self.folder / GGUF_METADATA).read_bytes(), str(self.folder / GGUF_METADATA))[0]
+        return read_header(read_file(self.folder / GGUF_METADATA, LARGEST_COPIED), str(self.folder / GGUF_METADATA))[0]
 
     def rows(self, name: str, start: int, stop: int) -> Any:
         raise CheckpointError(f"{self.where}: holds int8 parts, not the tensors that they were made from ({name[:80]})")

@@ -15,7 +15,8 @@ from bigrun.errors import CheckpointError
 
 MANIFEST = "bigrun.json"
 FORMAT = "bigrun int8 cache"
-LARGEST = 8 * 2**20  # bytes; a model of 200 blocks has 20 thousand
+LONGEST_FORM, LONGEST_SKIP = 16, 64  # characters
+LARGEST = 2**20  # bytes; a model of 200 blocks has 20 thousand
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def read_manifest(folder: Path) -> Manifest:
     found = read_json(path, LARGEST)
     try:
         values = {known.name: found[known.name] for known in fields(Manifest)}
-        if found["format"] != FORMAT:
-            raise ValueError(found["format"])
+        if found["format"] != FORMAT or not _typed(values):
+            raise ValueError("of another form")
         whole = found["digest"] == digest(values)
-        parts = {name: (str(identity), int(nbytes)) for name, (identity, nbytes) in values["parts"].items()}
+        parts = {name: (identity, nbytes) for name, (identity, nbytes) in values["parts"].items()}
         manifest = Manifest(**{**values, "parts": parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged, or not the manifest of an int8 cache; convert again") from error
@@ -90,3 +91,19 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.version != VERSION:
         raise CheckpointError(f"{path}: version {manifest.version}; this bigrun reads {VERSION}: convert again")
     return manifest
+
+
+def _typed(values: Mapping[str, Any]) -> bool:
+    """Whether every field has its type: the digest finds damage, but a stranger can compute it too."""
+    storage, parts = values["storage"], values["parts"]
+    names = [values[name] for name in ("model", "source", "created", "key")]
+    forms = [storage["weights"], storage["head"], storage["checkpoint_dtype"]]
+    return (
+        all(isinstance(name, str) for name in names)
+        and type(values["version"]) is int
+        and all(isinstance(form, str) and len(form) <= LONGEST_FORM for form in forms)
+        and isinstance(storage["skip"], list)
+        and all(isinstance(name, str) and len(name) <= LONGEST_SKIP for name in storage["skip"])
+        and all(isinstance(identity, str) and type(nbytes) is int for identity, nbytes in parts.values())
+        and all(isinstance(text, str) for text in [*values["files"].values(), *values["source_files"].values()])
+    )

@@ -72,7 +72,10 @@ def write(folder: Path, layout: Layout, identity: str, data: np.ndarray) -> None
             os.lseek(file.fileno(), 0, os.SEEK_SET)
             write_all(file.fileno(), header(layout, identity, total.hexdigest()))
             os.fsync(file.fileno())
-        os.replace(name, folder / file_name(layout.part))
+        target = folder / file_name(layout.part)
+        if target.is_dir() and not target.is_symlink():
+            target.rmdir()  # an OSError where there is something in it
+        os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise

@@ -49,6 +49,7 @@ class GgufCheckpoint:
                     other = self._homes[name].path.name
                     raise CheckpointError(f"{file.path}: tensor {name[:80]!r} is in {other} too; fetch the set again")
                 self._found[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
+            _check_apart(file, tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
         self.config: Mapping[str, Any] = _config(self.metadata, self._found, str(self.paths[0]))
 
@@ -115,6 +116,17 @@ def _open_all(path: Path) -> tuple[_File, ...]:
     if count != tensors:
         raise CheckpointError(f"{files[0].path}: split.tensors.count is {tensors}, the set has {count}; fetch it again")
     return tuple(files)
+
+
+def _check_apart(file: _File, tensors: Mapping[str, TensorInfo]) -> None:
+    """CheckpointError where two tensors of a file share a byte."""
+    end, before = 0, ""
+    for tensor in sorted(file.found, key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise CheckpointError(
+                f"{file.path}: damaged: tensors {before[:60]} and {tensor.name[:60]} overlap; fetch it again"
+            )
+        end, before = tensor.offset + tensors[tensor.name].nbytes, tensor.name
 
 
 def _open(path: Path) -> _File:

@@ -16,9 +16,10 @@ MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MOST_DIMENSIONS = 4
-MOST_VALUES = 2**21  # of all arrays; the largest vocabularies have a quarter of a million
+MOST_VALUES = 2**20  # of all arrays; the largest vocabularies have a quarter of a million tokens
 MOST_ENTRIES = 2**16
 MOST_TENSORS = 2**17
+IN_A_BLOCK = 64  # tensors; most architectures have about twelve
 LONGEST_NAME = 2**16
 LARGEST_HEADER = 64 * 2**20
 MOST_IN_A_BYTE = 8  # numbers: no block type takes less than a bit for one
@@ -145,6 +146,10 @@ def _metadata(data: Any, where: str) -> tuple[Reader, dict[str, Any], int]:
 def read_header(data: Any, where: str) -> tuple[dict[str, Any], list[GgufTensor]]:
     """(metadata, tensors) of a GGUF file's bytes; CheckpointError says what is unsound."""
     reader, metadata, tensor_count = _metadata(data, where)
+    layers = metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    most = IN_A_BLOCK * layers + 256 if type(layers) is int and 0 <= layers <= MOST_TENSORS else 2**12
+    if tensor_count > most:
+        raise reader.bad(f"{tensor_count} tensors, far more than this model has")
     found: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name, dimensions = reader.string(LONGEST_NAME), reader.scalar("I")

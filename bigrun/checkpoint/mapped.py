@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bigrun.checkpoint.files import open_file
 from bigrun.errors import CheckpointError
 
 WILLNEED, DONTNEED, HUGEPAGE, POPULATE_READ = 3, 4, 14, 22  # madvise(2), Linux
@@ -24,16 +25,14 @@ class Mapped:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with open(path, "rb") as stream:
+        with open_file(path) as stream:
+            try:
                 self.data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                self._handle = os.dup(stream.fileno())
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: missing; fetch it again") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: cut short: it is empty; fetch it again") from error
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            except ValueError as error:
+                raise CheckpointError(f"{path}: cut short: it is empty; fetch it again") from error
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            self._handle = os.dup(stream.fileno())
         self.size = len(self.data)
         self.address = np.frombuffer(self.data, np.uint8).ctypes.data
 

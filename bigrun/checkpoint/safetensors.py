@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bigrun.checkpoint.base import Rows, TensorInfo
+from bigrun.checkpoint.files import read_file
 from bigrun.checkpoint.mapped import POPULATE_READ, WILLNEED, Mapped
 from bigrun.checkpoint.safetensors_header import MOST_TENSORS, Entry, data_bytes, longest, parse, weight_map
 from bigrun.errors import CheckpointError
@@ -21,17 +22,13 @@ SINGLE = "model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8}
 SCALES = ("_scale_inv", "_scale")  # after the name of a float8 tensor
 LONGEST_NAME = 255
-LARGEST_JSON = 2**20  # bytes; the configurations of language models have some thousand
+LARGEST_JSON = 2**18  # bytes; the configurations of language models have some thousand
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     """A JSON file of reasonable size; CheckpointError names the file."""
     try:
-        if path.stat().st_size > most:
-            raise CheckpointError(f"{path}: larger than {most >> 10} KiB, which no such file is")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        return json.loads(read_file(path, most).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {str(error)[:120]}") from error
 
@@ -87,14 +84,11 @@ class SafetensorsCheckpoint:
             if not (self.folder / SINGLE).exists():
                 raise CheckpointError(f"{self.folder}: holds neither {SINGLE} nor {INDEX}, nor pytorch_model.bin")
             return (SINGLE,)
-        return tuple(dict.fromkeys(weight_map(self._index(index), str(index), self.most_tensors).values()))
-
-    def _index(self, index: Path) -> bytes:
-        try:
-            with open(index, "rb") as stream:
-                return stream.read(longest(self.most_tensors) + 1)
-        except OSError as error:
-            raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+        return tuple(
+            dict.fromkeys(
+                weight_map(read_file(index, longest(self.most_tensors)), str(index), self.most_tensors).values()
+            )
+        )
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -128,6 +122,8 @@ class SafetensorsCheckpoint:
     def _scale_of(self, name: str, found: Mapping[str, Entry]) -> str:
         """The constants of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
         rows, columns = (*found[name].shape, 0, 0)[:2]
+        if not rows or not columns:
+            return ""
         for suffix in SCALES:
             scale = found.get(name + suffix)
             if scale is not None and scale.dtype in ("F32", "F16", "BF16") and len(found[name].shape) == 2:

@@ -5,6 +5,7 @@ they claim, offsets against each other. Nothing is parsed that is longer than th
 """
 
 import json
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,7 @@ ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1,
     "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
+DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,19}", re.ASCII)
 MOST_DIMENSIONS = 32
 LARGEST_COUNT = 2**53
 MOST_TENSORS = 2**18  # of a model that nothing is known of; a trillion parameters are in 200,000
@@ -63,14 +65,19 @@ def data_bytes(tensors: dict[str, Entry]) -> int:
 def _entry(name: str, entry: Any, where: str) -> Entry:
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not (isinstance(dtype, str) and _counts(shape, range(MOST_DIMENSIONS)) and _counts(offsets, (2,))):
+    if not (
+        isinstance(dtype, str)
+        and DTYPE.fullmatch(dtype)
+        and _counts(shape, range(MOST_DIMENSIONS))
+        and _counts(offsets, (2,))
+    ):
         raise CheckpointError(f"{where}: damaged: the entry of tensor {name[:100]}; fetch it again")
     nbytes = offsets[1] - offsets[0]
     if nbytes < 0 or (dtype in ITEM_BYTES and nbytes != prod(shape) * ITEM_BYTES[dtype]):
         raise CheckpointError(
-            f"{where}: damaged: tensor {name[:100]} has {nbytes} bytes, not those of {dtype[:20]} {shape}; fetch it again"
+            f"{where}: damaged: tensor {name[:100]} has {nbytes} bytes, not those of {dtype} {shape}; fetch it again"
         )
-    return Entry(dtype[:20], tuple(shape), offsets[0], nbytes)
+    return Entry(dtype, tuple(shape), offsets[0], nbytes)
 
 
 def _counts(values: Any, lengths: Container[int]) -> TypeGuard[list[int]]:

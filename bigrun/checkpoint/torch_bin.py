@@ -25,6 +25,7 @@ INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LONGEST_NAME = 255
+LARGEST_INDEX = 2**20  # bytes
 LARGEST_DIRECTORY = 2**20  # bytes of the zip's directory: ten thousand records
 LARGEST_PROGRAM = 2**20  # bytes of data.pkl: some four thousand tensors
 LARGEST_NOTE = 1024  # bytes of any record that is no tensor's
@@ -51,7 +52,7 @@ class TorchCheckpoint:
             if not os.path.lexists(self.folder / SINGLE):
                 raise CheckpointError(f"{self.folder}: holds neither {SINGLE} nor {INDEX}")
             return {}
-        content = read_json(index)
+        content = read_json(index, LARGEST_INDEX)
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(f"{index}: has no 'weight_map' of tensor names to file names")

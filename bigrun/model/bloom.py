@@ -1,6 +1,6 @@
 """BLOOM: ALiBi, LayerNorm, fused and interleaved QKV, a norm after the embedding, tied head (Le Scao et al. 2022)."""
 
-from bigrun.model.fields import Fields
+from bigrun.model.fields import MOST_LAYERS, Fields
 from bigrun.model.source import Dialect, Source
 from bigrun.model.spec import Block, ModelSpec
 
@@ -42,7 +42,7 @@ def describe(fields: Fields, name: str) -> ModelSpec:
         family=NAME,
         vocab=fields.integer("vocab_size"),
         hidden=hidden,
-        blocks=(block,) * fields.integer("n_layer", "num_hidden_layers", high=4096),
+        blocks=(block,) * fields.integer("n_layer", "num_hidden_layers", high=MOST_LAYERS),
         # ALiBi has no table of positions to run out of; 2,048 is what the models were trained with.
         context_limit=fields.integer("seq_length", default=2048, high=2**28),
         tied=fields.flag("tie_word_embeddings", True),

@@ -7,6 +7,8 @@ from bigrun.errors import CheckpointError
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+MOST_LAYERS = 512  # the deepest published models have 126
+
 
 class Fields:
     """Typed reads of a configuration. `where` is the file that messages name."""

@@ -1,6 +1,6 @@
 """OPT: learned positions, LayerNorm before each half, ReLU, biases, tied head (Zhang et al. 2022)."""
 
-from bigrun.model.fields import Fields
+from bigrun.model.fields import MOST_LAYERS, Fields
 from bigrun.model.source import Dialect, Source
 from bigrun.model.spec import Block, ModelSpec
 
@@ -48,7 +48,7 @@ def describe(fields: Fields, name: str) -> ModelSpec:
         family=NAME,
         vocab=fields.integer("vocab_size"),
         hidden=hidden,
-        blocks=(block,) * fields.integer("num_hidden_layers", high=4096),
+        blocks=(block,) * fields.integer("num_hidden_layers", high=MOST_LAYERS),
         context_limit=context,
         tied=fields.flag("tie_word_embeddings", True),
         checkpoint_dtype=fields.dtype(),

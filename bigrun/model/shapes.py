@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bigrun.model.fields import Fields
+from bigrun.model.fields import MOST_LAYERS, Fields
 from bigrun.model.spec import Block, ModelSpec, Rope
 
 KINDS = {"full_attention": False, "sliding_attention": True}  # of `layer_types`: does this layer look back a window?
 
 
 def layers(fields: Fields) -> int:
-    return fields.integer("num_hidden_layers", high=4096)
+    return fields.integer("num_hidden_layers", high=MOST_LAYERS)
 
 
 def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **given: Any) -> Block:

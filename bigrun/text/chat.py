@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, sandbox
-from jinja2.filters import do_indent
+from jinja2.filters import do_indent, do_join, do_replace, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
@@ -75,7 +75,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         for name in _PADDING_FILTERS:
             del self.filters[name]
         del self.globals["lipsum"]
-        self.filters.update(tojson=_to_json, format=_format, indent=_indent)
+        self.filters.update(tojson=_to_json, format=_format, indent=_indent, join=_join, replace=_replace)
         self.finalize = self.filtered
         self.globals.update(
             raise_exception=_raise,
@@ -115,6 +115,12 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.spend(1)
+        text, method = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(text, str) and method == "join" and args:
+            args = (list(__self.looped(args[0])), *args[1:])
+            _refuse_longer(_joined_length(text, args[0]))
+        elif isinstance(text, str) and method == "replace" and len(args) > 1:
+            _refuse_longer(_replaced_length(text, *args[:2]))
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -225,6 +231,33 @@ def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = 
     if (len(width) if isinstance(width, str) else width) > 100:
         raise sandbox.SecurityError("it indents by more than 100")
     return do_indent(text, width, first, blank)
+
+
+@jinja2.pass_eval_context
+def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> Any:
+    items = list(value)
+    if attribute is not None:
+        items = list(map(make_attrgetter(context.environment, attribute), items))
+    _refuse_longer(_joined_length(str(d), items))
+    return do_join(context, items, d)
+
+
+@jinja2.pass_eval_context
+def _replace(context: nodes.EvalContext, s: str, old: str, new: str, count: int | None = None) -> str:
+    _refuse_longer(_replaced_length(str(s), old, new))
+    return do_replace(context, s, old, new, count)
+
+
+def _joined_length(separator: str, items: Sequence[Any]) -> int:
+    """Characters of a join; what is no text has few."""
+    return len(separator) * len(items) + sum(len(item) for item in items if isinstance(item, str))
+
+
+def _replaced_length(text: str, old: Any, new: Any) -> int:
+    """Characters at most where `old` gives way to `new`; what is no text is refused by whoever replaces."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return 0
+    return len(text) + text.count(old) * len(new)
 
 
 def _refuse_wide(text: str) -> None:

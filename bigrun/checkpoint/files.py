@@ -1,0 +1,31 @@
+"""Opening what strangers have put into a folder: files of a reasonable size, and nothing that could keep one waiting."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from bigrun.errors import CheckpointError
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A plain file, opened to read. CheckpointError for anything else: a pipe, which might never have a byte, or a device."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path}: is no plain file; fetch it again")
+    return os.fdopen(handle, "rb")
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a file, which may have `most`."""
+    with open_file(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise CheckpointError(f"{path}: larger than {most >> 10} KiB, which no such file is")
+    return data
