@@ -10,6 +10,7 @@ from typing import Any
 
 from bigrun.cache.identity import VERSION, digest
 from bigrun.cache.part_file import MODE, TEMPORARY, sync_folder, write_all
+from bigrun.checkpoint.files import read_file
 from bigrun.checkpoint.safetensors import read_json
 from bigrun.errors import CheckpointError
 
@@ -67,10 +68,10 @@ def is_conversion(folder: Path) -> bool:
 def is_ours(folder: Path) -> bool:
     """Whether the manifest is bigrun's, as far as that can be told of a damaged one: what nothing is removed without."""
     try:
-        with open(folder / MANIFEST, "rb") as stream:
-            return FORMAT.encode() in stream.read(len(FORMAT) + 64)
-    except OSError:
+        text = read_file(folder / MANIFEST, LARGEST)
+    except CheckpointError:
         return False
+    return FORMAT.encode() in text[: len(FORMAT) + 64] or (b'"source_files"' in text and b'"digest"' in text)
 
 
 def read_manifest(folder: Path) -> Manifest:
