@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from bigrun.checkpoint.mapped import HUGEPAGE, POPULATE_READ, WILLNEED, Mapped
+from bigrun.checkpoint.mapped import HUGEPAGE, POPULATE_READ, Mapped
 from bigrun.errors import CheckpointError
 from bigrun.model.layout import Layout
 
@@ -132,7 +132,7 @@ def read(path: Path, layout: Layout, identity: str) -> tuple[Mapped, np.ndarray]
 def _sum(mapped: Mapped, data: np.ndarray, offset: int) -> str:
     total = xxhash.xxh3_128()
     for start in range(0, data.size, PIECE):
-        mapped.advise(offset + start + PIECE, 2 * PIECE, WILLNEED)
+        # not asked for ahead of time, which would fill the page cache in single pages: a fault may bring large ones
         mapped.advise(offset + start, PIECE, POPULATE_READ)
         total.update(data[start : start + PIECE].data)
     return str(total.hexdigest())
