@@ -67,7 +67,9 @@ def load(
                 yield LoadedPart(part, layout, device, {}, 0)
                 continue
             if part.name in ready:
-                yield LoadedPart(part, layout, device, ready.pop(part.name).place(memories[device], layout), 0)
+                arrays = ready.pop(part.name).place(memories[device], layout)
+                report.moved(f"{part.name} → {device}", layout.nbytes)
+                yield LoadedPart(part, layout, device, arrays, 0)
                 continue
             arena = memories[device].arena(layout, part.name)
             arrays = views(arena, layout)

@@ -105,9 +105,9 @@ class Kept:
         return None if found is None else ReadyPart(*found)
 
     def write(self, part: Part, data: np.ndarray) -> None:
-        """Write a converted part, in the background, one at a time; whoever goes on converting has one more ahead at most."""
+        """Write a converted part, in the background, once the one before is written: two are held at a time."""
         if self.failure is None:
-            while len(self._writing) > 1:
+            while self._writing:
                 self._settle(self._writing.pop(0))
             layout, identity = self._layouts[part.name], self._identities[part.name]
             self._writing.append(self._writer.submit(part_file.write, self.folder, layout, identity, data))
