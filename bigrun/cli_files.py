@@ -74,7 +74,7 @@ def verify(directory: Path | None, as_json: bool, debug: bool) -> None:
         print("\n".join([*bad, f"{checked} files checked, {len(bad)} of them bad"]))
     if bad:
         raise CheckpointError(
-            f"{directory}: {len(bad)} files are bad; the next start with its source mends them, or convert again"
+            f"{directory}: {len(bad)} bad: the next start with the source mends that, or convert again"
         )
 
 

@@ -526,7 +526,7 @@ def test_convert_and_verify_name_a_damaged_part(source: Path, conversion: Path, 
     assert "0 of them bad" in forked("cache", "verify", conversion)["out"]
     flip(-1)(path)
     verified = forked("cache", "verify", conversion, "--json")
-    one_line(verified, 4, "1 files are bad")
+    one_line(verified, 4, "1 bad")
     assert [str(path) in line for line in json.loads(verified["out"])["bad"]] == [True]
     one_line(forked(*run("--model", conversion)), 4, path)
     one_line(forked("convert", "--model", source, "--out", conversion), 0, path)

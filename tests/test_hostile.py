@@ -274,10 +274,10 @@ def loop(path: Path) -> None:
 
 
 SHARD = "model-00001-of-00004.safetensors"
-MILLION: Damage = index(lambda names, files: names.update({f"t{i}": files[0] for i in range(10**6)}))
+MANY_ENTRIES: Damage = index(lambda names, files: names.update({f"t{i}": files[0] for i in range(250_000)}))
 FILES: dict[str, tuple[str, Damage]] = {
-    "a million entries": ("sharded", MILLION),
-    "a million in a .bin's": ("sharded", unlike(MILLION, lambda f: (f / INDEX).rename(f / "pytorch_model.bin.index.json"))),
+    "250,000 entries": ("sharded", MANY_ENTRIES),
+    "250,000 in a .bin's": ("sharded", unlike(MANY_ENTRIES, lambda f: (f / INDEX).rename(f / "pytorch_model.bin.index.json"))),
     "a file named in control characters": ("sharded", index(lambda names, files: names.update(x="\x1b[31m\n.safetensors"))),
     "a tensor named in control characters": ("sharded", index(lambda names, files: names.update({"\x1b\n": "no.safetensors"}))),
     "links in a circle": ("single", instead(SINGLE, loop)), "the .bin a circle": ("bin", instead("pytorch_model.bin", loop)),
@@ -421,7 +421,7 @@ ONE: dict[str, str] = {  # what only one of the commands can see, or would take 
     "a part of another": "load", "a part of a terabyte": "load", "fifo for an index": "load", "fifo for a .bin's index": "load",
     "fifo for a part": "load", "fifo for a copied tokenizer": "load", "fifo for the weights": "load",
     "30,000 tensors of nobody knows what": "inspect", "40,000 tensors of GGUF": "load", "a quarter million texts": "load",
-    "a quarter million numbers": "load", "a million in a .bin's": "load", "a storage that is an array": "load",
+    "a quarter million numbers": "load", "250,000 in a .bin's": "load", "a storage that is an array": "load",
     "a storage of nothing": "load", "a storage that skips 5": "load", "a storage of a long name": "load",
     "a million objects of settings": "inspect", "a million objects for a configuration": "inspect",
     "a copied file of 64 MiB": "inspect", "all at their limits": "inspect",
