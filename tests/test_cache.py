@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from bigrun import CallError, CheckpointError, Runner
 from bigrun.cache import part_file
 from bigrun.cache.convert import convert_model
+from bigrun.cache.identity import fingerprint
 
 # Each line is a list of commands, {"args", "kind", "at"}: they are forked at once, and run when all are there. `kind` of fault
 # happens at the `at`-th of the calls that change a disk; the answer is the count of these, and how each command ended.
@@ -726,3 +727,24 @@ def test_prune_leaves_files_of_the_users_in_a_conversion(conversion: Path, forke
     (conversion / "notes" / "thesis.txt").write_text("mine")
     forked("cache", "prune", conversion, "--all")
     assert (conversion / "notes" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["blobs", "elsewhere"])
+def test_a_folder_that_is_called_as_the_hub_s_is_no_hub_cache(tmp_path: Path, name: str) -> None:
+    """A file in a folder of that name, or linked to from anywhere, can change under its name."""
+    file, link = tmp_path / name / ("0" * 64), tmp_path / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"one")
+    link.symlink_to(file)
+    before = fingerprint(file), fingerprint(link)
+    file.write_bytes(b"two")
+    assert not {fingerprint(file), fingerprint(link)} & set(before)
+
+
+def test_the_hub_s_own_blobs_are_known_by_their_etags(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blobs" / ("a" * 64), tmp_path / "snapshots" / "c0ffee"
+    blob.parent.mkdir()
+    snapshot.mkdir(parents=True)
+    blob.write_bytes(b"one")
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob.name}")
+    assert fingerprint(snapshot / "model.safetensors") == f"etag {blob.name}"

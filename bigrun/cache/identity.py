@@ -1,6 +1,7 @@
 """What a converted part was made from and how: equal identities mean equal bytes, whatever the plan."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bigrun.sources import PartSources
 from bigrun_kernels import lanes
 
 VERSION = 1  # of the conversion: raised whenever the same source would become other bytes
+ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of git, and of its large files: hashes of the content
 EDGE = 1 << 16  # bytes at a file's beginning and end that go into its fingerprint
 
 
@@ -28,7 +30,8 @@ def fingerprint(path: Path) -> str:
     """What tells one version of a source file from another without reading it all: the etag by which the hub's cache names
     its blobs, or else the size, the time of the last change, and a hash of both ends."""
     real = path.resolve()
-    if real.parent.name == "blobs":
+    snapshot = path.parent.resolve().parent
+    if snapshot.name == "snapshots" and real.parent == snapshot.parent / "blobs" and ETAG.fullmatch(real.name):
         return f"etag {real.name}"
     status = real.stat()
     with open(real, "rb") as stream:
