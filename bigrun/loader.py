@@ -86,14 +86,12 @@ def load(
 @contextmanager
 def beginning(checkpoint: Checkpoint, spec: ModelSpec, kept: Kept | None) -> Iterator[None]:
     """What can begin before there are kernels, or memory, does: a cache's files are checked, else the disk is asked for the
-    first of the source's. CheckpointError as `load`."""
+    first of the source's, whose headers are known to be right."""
     if kept is not None:
         kept.begin(spec.parts)
         yield
         return
-    work = find(checkpoint, spec)
-    check(checkpoint, spec, work)
-    with asked_early(checkpoint, work):
+    with asked_early(checkpoint, find(checkpoint, spec)):
         yield
 
 

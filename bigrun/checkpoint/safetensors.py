@@ -41,23 +41,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def inside(folder: Path, file: str, named_in: str) -> Path:
+def inside(folder: Path, file: str, index: str) -> Path:
     """The path of a file that an index names; CheckpointError where the name, or a link, leads out of the folder.
 
     The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
     """
-    pure = PurePosixPath(file)
+    pure, path = PurePosixPath(file), folder / file
     bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
     bad = bad or not 1 <= len(file.encode("utf-8", "replace")) <= LONGEST_NAME
-    path = folder / file
-    if not bad and path.exists():
-        real, home = path.resolve(), folder.resolve()
-        blobs = home.parent.parent / "blobs"
-        bad = real.is_dir() or not (
-            real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))
-        )
+    try:
+        if not bad and path.exists():
+            real, home = path.resolve(), folder.resolve()
+            linked = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+            bad = real.is_dir() or not (real.is_relative_to(home) or linked)
+    except (OSError, RuntimeError):  # links in a circle, among others
+        bad = True
     if bad:
-        raise CheckpointError(f"{folder / named_in}: names {file[:80]!r}, which is outside the checkpoint's folder")
+        says = f"{folder / index}: names {file[:80]!r}, which" if (folder / index).exists() else str(path)
+        raise CheckpointError(f"{says} is outside the checkpoint's folder")
     return path
 
 

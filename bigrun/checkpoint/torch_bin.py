@@ -12,19 +12,20 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from bigrun.checkpoint.base import Rows, TensorInfo
+from bigrun.checkpoint.files import read_file
 from bigrun.checkpoint.pickle_guard import ANEW, ITEM_BYTES, Bad, Record, StoredTensor, read_program
-from bigrun.checkpoint.safetensors import read_json
+from bigrun.checkpoint.safetensors import inside, read_config
+from bigrun.checkpoint.safetensors_header import weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-LONGEST_NAME = 255
 LARGEST_INDEX = 2**20  # bytes
 LARGEST_DIRECTORY = 2**20  # bytes of the zip's directory: ten thousand records
 LARGEST_PROGRAM = 2**20  # bytes of data.pkl: some four thousand tensors
@@ -38,9 +39,7 @@ class TorchCheckpoint:
 
     def __init__(self, folder: Path):
         self.folder, self.where = folder, str(folder)
-        self.config: Mapping[str, Any] = read_json(folder / "config.json")
-        if not isinstance(self.config, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: not a JSON object")
+        self.config: Mapping[str, Any] = read_config(folder)
         self._shards: dict[str, dict[str, StoredTensor]] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
 
@@ -52,11 +51,7 @@ class TorchCheckpoint:
             if not os.path.lexists(self.folder / SINGLE):
                 raise CheckpointError(f"{self.folder}: holds neither {SINGLE} nor {INDEX}")
             return {}
-        content = read_json(index, LARGEST_INDEX)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(f"{index}: has no 'weight_map' of tensor names to file names")
-        return weight_map
+        return weight_map(read_file(index, LARGEST_INDEX), str(index))
 
     @cached_property
     def _files(self) -> tuple[str, ...]:
@@ -66,7 +61,7 @@ class TorchCheckpoint:
     @cached_property
     def paths(self) -> tuple[Path, ...]:
         """The shards, in the order of the index."""
-        return tuple(_inside(self.folder, file) for file in self._files)
+        return tuple(inside(self.folder, file, INDEX) for file in self._files)
 
     @cached_property
     def _homes(self) -> Mapping[str, str]:
@@ -136,7 +131,7 @@ class TorchCheckpoint:
     def _shard(self, file: str) -> dict[str, StoredTensor]:
         """What a shard holds, by the guard."""
         if file not in self._shards:
-            self._shards[file] = stored_tensors(_inside(self.folder, file))
+            self._shards[file] = stored_tensors(inside(self.folder, file, INDEX))
         return self._shards[file]
 
     def _load(self, file: str) -> Mapping[str, Any]:
@@ -167,27 +162,6 @@ class TorchCheckpoint:
             )
         self._loaded[file] = loaded
         return loaded
-
-
-def _inside(folder: Path, file: str) -> Path:
-    """The shard's path; CheckpointError where the index, or a link, leads out of the folder.
-
-    The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
-    """
-    pure, path = PurePosixPath(file), folder / file
-    bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
-    bad = bad or not 1 <= len(file.encode(errors="replace")) <= LONGEST_NAME
-    try:
-        if not bad and path.exists():
-            real, home = path.resolve(), folder.resolve()
-            linked = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
-            bad = real.is_dir() or not (real.is_relative_to(home) or linked)
-    except (OSError, RuntimeError):  # links in a circle, among others
-        bad = True
-    if bad:
-        where = path if file == SINGLE else folder / INDEX
-        raise CheckpointError(f"{where}: {file[:80]!r} is outside the checkpoint's folder")
-    return path
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
