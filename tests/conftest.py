@@ -1,9 +1,12 @@
 """What holds for every test."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels run on the CPU (ahead.py compiles them)
 
 
 @pytest.fixture(scope="session", autouse=True)
