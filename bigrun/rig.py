@@ -29,6 +29,11 @@ class Device:
     label: str = ""
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether GPU kernels compute here; on a virtual GPU the CPU's do."""
+        return self.kind == "gpu" and not self.virtual
+
+    @property
     def reserve_bytes(self) -> int:
         return 0 if self.kind == "disk" else min(RESERVE, self.budget_bytes // 100)
 

@@ -16,7 +16,9 @@ def smollm2_float32() -> LlamaForCausalLM:
     """SmolLM2-135M-Instruct in transformers, its weights taken from the embedded GGUF through bigrun's reader."""
     checkpoint, spec = open_checkpoint(resolve("smollm2-135m"))
     fields = {k: v for k, v in checkpoint.config.items() if k not in ("architectures", "torch_dtype")}
-    model = LlamaForCausalLM(LlamaConfig(**fields)).float().eval()
+    with torch.device("meta"):  # weights of its own, which would be drawn to be overwritten, are never there
+        model = LlamaForCausalLM(LlamaConfig(**fields)).eval()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     weights = {}
     for part in spec.parts:
         theirs = llama.sources(spec, part.name, "hf")
@@ -27,5 +29,7 @@ def smollm2_float32() -> LlamaForCausalLM:
                 ordered[source.destinations()] = rows
                 weights[target.name] = torch.from_numpy(ordered)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
+    made = [*model.parameters(), *model.buffers()]
+    assert all(tensor.dtype == torch.float32 and not tensor.is_meta for tensor in made)
     return model

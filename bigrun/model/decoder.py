@@ -13,7 +13,7 @@ import numpy as np
 
 from bigrun.model.spec import Block, Rope
 from bigrun.model.weights import BlockWeights, NormWeights
-from bigrun_kernels.ops import Array, Ops, Pages, Scratch, Weight
+from bigrun_kernels.ops import Array, Ops, Pages, Weight
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,23 @@ def run_block(
     ops: Ops, block: Block, w: BlockWeights, step: StepArrays, cache: BlockCache, work: Mapping[str, Any], x: Array
 ) -> None:
     """x [T, hidden] ← the block's output; `work` holds the step's buffers (model/memory.py)."""
-    count = len(x)
-    scratch = scratch_of(work)
+    count, scratch = len(x), ops.scratch(work)
+    mode, threshold = step.mode, step.threshold
     normed, qkv, attended = work["normed"][:count], work["qkv"][:count], work["attention"][:count]
     up = work["up"][:count]
-    ops.norm(x, w.attention_norm.weight, w.attention_norm.bias, block.norm_eps, normed)
-    ops.linear(normed, w.qkv, step.mode, step.threshold, scratch, qkv, False)
-    if step.rotation is not None:  # q and k lie side by side: one call turns both
-        ops.rotate(qkv, block.heads + block.kv_heads, block.head_dim, step.rotation)
-    ops.store(qkv, block.q_rows, block.head_dim, step.slots, cache.k)
-    ops.store(qkv, block.q_rows + block.kv_rows, block.head_dim, step.slots, cache.v)
+    first, second = w.attention_norm, w.mlp_norm
+    ops.norm_linear(x, first.weight, first.bias, block.norm_eps, normed, w.qkv, mode, threshold, scratch, qkv)
+    ops.turn_and_store(
+        qkv, block.heads, block.kv_heads, block.head_dim, step.rotation, step.slots, cache.k, cache.v
+    )  # fmt: skip
     scale = 1.0 / math.sqrt(block.head_dim)
     ops.attention(
         qkv, block.heads, cache.k, cache.v, step.tables, step.sequences, step.positions, cache.slopes, scale, attended
     )
-    ops.linear(attended, w.out, step.mode, step.threshold, scratch, x, True)
-    ops.norm(x, w.mlp_norm.weight, w.mlp_norm.bias, block.norm_eps, normed)
-    ops.linear(normed, w.up, step.mode, step.threshold, scratch, up, False)
+    ops.linear(attended, w.out, mode, threshold, scratch, x, True)
+    ops.norm_linear(x, second.weight, second.bias, block.norm_eps, normed, w.up, mode, threshold, scratch, up)
     inner = work["gated"][:count] if block.gated else up
-    ops.activate(block.activation, up, block.gated, inner)
-    ops.linear(inner, w.down, step.mode, step.threshold, scratch, x, True)
+    ops.activate_linear(block.activation, up, block.gated, inner, w.down, mode, threshold, scratch, x)
 
 
 def run_head(
@@ -73,11 +70,7 @@ def run_head(
     """out [R, vocab] = logits of x [R, hidden]. Always exact: a head's rows are few and its errors go straight out."""
     normed = work["normed"][: len(x)]
     ops.norm(x, norm.weight, norm.bias, eps, normed)
-    ops.linear(normed, table, "exact", 0.0, scratch_of(work), out, False)
-
-
-def scratch_of(work: Mapping[str, Any]) -> Scratch:
-    return Scratch(work["planes"], work["row_scale"], work["row_sum"], work["mask"])
+    ops.linear(normed, table, "exact", 0.0, ops.scratch(work), out, False)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

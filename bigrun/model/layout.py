@@ -21,7 +21,7 @@ from bigrun_kernels import lanes
 
 ALIGNMENT = 64
 K_MULTIPLE = lanes.COLUMNS
-ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "float64": 8}
+ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "float32": 4, "float64": 8}
 FORMATS = ("int8", "16bit", "float32")
 
 

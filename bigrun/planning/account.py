@@ -50,7 +50,7 @@ def account(problem: Problem, placements: list[Placement]) -> tuple[DevicePlan, 
         here = [p for p in placements if p.stored_on == device.name]
         computed = [p.part for p in placements if device.name in (p.decode_on, p.prefill_on)]
         blocks = any(name.startswith("blocks.") for name in computed)
-        workspace = ledger.workspace(problem.chunk, blocks, "head" in computed) if computed else 0
+        workspace = ledger.workspace(problem.chunk, blocks, "head" in computed, device.is_gpu) if computed else 0
         ring = STAGING_SLOTS * problem.slot
         to_here = any(device.name in (p.prefill_on, p.decode_on) and p.stored_on != device.name for p in placements)
         pinned = ring if device.kind == "cpu" and streamed else 0

@@ -46,7 +46,7 @@ def accelerate_plan(
         copied = [ledger.weights(name) for name in computed if name not in here]
         needed += max(copied, default=0)
         blocks = any(name.startswith("blocks.") for name in computed)
-        needed += ledger.workspace(problem.chunk, blocks, "head" in computed) if computed else 0
+        needed += ledger.workspace(problem.chunk, blocks, "head" in computed, device.is_gpu) if computed else 0
         counted = sum(ledger.weights(name) for name in here)
         rows.append(
             {

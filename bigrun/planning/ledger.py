@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from bigrun.model.gpu_memory import gpu_step_buffers
 from bigrun.model.layout import ALIGNMENT, Layout, layout, round_up
 from bigrun.model.memory import PAGE_TOKENS, kv_buffers, kv_dtype, step_buffers, total
 from bigrun.model.spec import Block, ModelSpec
@@ -72,14 +73,20 @@ class Ledger:
         pages = kv_buffers(block, self.options.context, 1, dtype)[0].shape[0]
         return pages * PAGE_TOKENS
 
-    def workspace(self, chunk: int, blocks: bool, head: bool) -> int:
-        """Buffers of the largest step on a device that computes blocks, the head, both, or only the embedding."""
-        key = (chunk, blocks, head)
+    def workspace(self, chunk: int, blocks: bool, head: bool, gpu: bool = False) -> int:
+        """Buffers of the largest step on a device that computes blocks, the head, both, or only the embedding; of a `gpu`,
+        which is computed with GPU kernels, if it is a real one."""
+        key = (chunk, blocks, head, gpu)
         if key not in self._workspaces:
             batch, context = self.options.batch, self.options.context
-            self._workspaces[key] = total(step_buffers(self.spec, max(chunk, batch), batch, context, blocks, head))
+            rows = max(chunk, batch)
+            if gpu:
+                found = gpu_step_buffers(self.spec, self.options.storage, rows, batch, context, blocks, head)
+            else:
+                found = step_buffers(self.spec, rows, batch, context, blocks, head)
+            self._workspaces[key] = total(found)
         return self._workspaces[key]
 
     @cached_property
-    def _workspaces(self) -> dict[tuple[int, bool, bool], int]:
+    def _workspaces(self) -> dict[tuple[int, bool, bool, bool], int]:
         return {}

@@ -39,7 +39,7 @@ def _equal(problem: Problem, load: Load) -> object:
     device = problem.rig.device(load.device) if load.device else None
     if device is None or device.kind != "gpu":
         return load.device
-    return device.budget_bytes, device.rates, problem.staging(device)
+    return device.budget_bytes, device.rates, device.virtual, problem.staging(device)
 
 
 def _rank(load: Load) -> int:

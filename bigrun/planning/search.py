@@ -193,10 +193,10 @@ class Search:
         # A lookup is as free in host memory as anywhere, and there it takes no room from a block.
         return cost + (self.problem.cost("embed", home) + 1e-9 * (home.kind == "gpu") if add & EMBED else 0.0)
 
-    def _workspace(self, blocks: bool, add: int) -> int:
+    def _workspace(self, blocks: bool, add: int, home: Device) -> int:
         if not blocks and not add:
             return 0
-        return self.problem.ledger.workspace(self.problem.chunk, blocks, bool(add & HEAD))
+        return self.problem.ledger.workspace(self.problem.chunk, blocks, bool(add & HEAD), home.is_gpu)
 
     def _room(self, free: np.ndarray, idle: int) -> np.ndarray:
         """Experts that fit what is free; `idle`: the workspace that a device without blocks would need for them."""
@@ -218,7 +218,7 @@ class Search:
         """(cost, room for experts) [first, stop] of a GPU that takes a run of blocks and the ends in `add`."""
         crossing = self.problem.crossing(device)
         fixed = self.ends[add] + device.reserve_bytes + self.problem.staging(device)
-        busy, idle = self._workspace(True, add), self._workspace(False, add)
+        busy, idle = self._workspace(True, add, device), self._workspace(False, add, device)
         if device.name == self.problem.target:  # it computes what is streamed through it
             idle = busy
         free = (device.budget_bytes - fixed - busy) - self.run
@@ -255,7 +255,7 @@ class Search:
         disk = next((d for d in rig.devices if d.kind == "disk"), None)
         stored = self.ends[add] - (self.ends[EMBED] if embed_on_disk else 0)
         fixed = stored + cpu.reserve_bytes + self.problem.staging(cpu)
-        busy, idle = self._workspace(True, add), self._workspace(False, add)
+        busy, idle = self._workspace(True, add, cpu), self._workspace(False, add, cpu)
         if not any(self._computes(home) for home in (cpu, disk) if home):  # all is streamed, in both phases
             busy = idle
         have = cpu.budget_bytes - fixed - np.where(self.some, busy, idle)
@@ -308,7 +308,7 @@ class Search:
         layers = []
         made: dict[tuple[object, ...], list[tuple]] = {}
         for gpu in self.problem.rig.gpus:
-            key = (gpu.budget_bytes, gpu.rates, self.problem.staging(gpu))
+            key = (gpu.budget_bytes, gpu.rates, gpu.virtual, self.problem.staging(gpu))
             if key not in made:
                 made[key] = [(add, *self.gpu(gpu, add)) for add in self.gpu_adds]
             layers.append((gpu.name, made[key]))

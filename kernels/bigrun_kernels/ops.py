@@ -2,11 +2,14 @@
 
   CpuOps        NumPy arrays, Numba kernels (cpu/)
   ReferenceOps  torch tensors on any device, plain torch (reference.py): the definition of each op
+  TorchOps      tensors of a GPU, weights row by row, torch alone (gpu/torch_ops.py)
+  TritonOps     the same through Triton kernels (gpu/triton_ops.py)
 
 Shapes: T tokens, H hidden, N outputs, K inputs, V vocabulary. Activations are float32. 16-bit floats are held by NumPy as
 their bits in uint16. Every op writes into `out`, so that whoever plans memory also owns it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +17,7 @@ from bigrun_kernels import lanes
 
 Array = Any  # np.ndarray or torch.Tensor: each backend takes its own
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
-MODES = ("exact", "llm.int8")
+MODES = ("exact", "llm.int8", "grouped")  # grouped: on GPUs alone
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Weight:
     """A linear's weight [N, K] as it is stored, with its bias [N] or an empty array.
 
     form int8: values int8 in lanes (lanes.py), scale float32 [N]; table: values and float16 scales in lanes; else values
-    [N, K] alone.
+    [N, K] alone. On a GPU int8 and table lie row by row, padded as in lanes (rows to 16, columns to 64).
     """
 
     form: str  # int8, table, float16, bfloat16 or float32
@@ -53,6 +56,9 @@ class Scratch:
 class Ops(Protocol):
     """What the decoder asks of a backend."""
 
+    def scratch(self, work: Mapping[str, Array]) -> Any:
+        """What `linear` needs of a step's buffers."""
+
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         """out [T, H] = RMSNorm (empty bias) or LayerNorm of each row."""
 
@@ -77,8 +83,63 @@ class Ops(Protocol):
     ) -> None:  # fmt: skip
         """out [T, heads·D]: each token over its sequence up to its own position."""
 
+    def norm_linear(
+        self, x: Array, weight: Array, bias: Array, eps: float, normed: Array, w: Weight, mode: str, threshold: float,
+        scratch: Any, out: Array,
+    ) -> None:  # fmt: skip
+        """out = linear(norm(x)), by way of `normed`."""
 
-class CpuOps:
+    def activate_linear(
+        self, kind: str, x: Array, gated: bool, inner: Array, w: Weight, mode: str, threshold: float, scratch: Any,
+        out: Array,
+    ) -> None:  # fmt: skip
+        """out += linear(activate(x)), by way of `inner`."""
+
+    def turn_and_store(
+        self,
+        qkv: Array,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rotation: Array | None,
+        slots: Array,
+        k: Pages,
+        v: Pages,
+    ) -> None:
+        """Rotary embedding of queries (and keys), then keys and values into the cache's pages."""
+
+
+class Composed:
+    """Ops of several steps, one after the other: what a backend does that has no kernel for the whole."""
+
+    def norm_linear(
+        self: Any, x: Array, weight: Array, bias: Array, eps: float, normed: Array, w: Weight, mode: str,
+        threshold: float, scratch: Any, out: Array,
+    ) -> None:  # fmt: skip
+        self.norm(x, weight, bias, eps, normed)
+        self.linear(normed, w, mode, threshold, scratch, out, False)
+
+    def activate_linear(
+        self: Any, kind: str, x: Array, gated: bool, inner: Array, w: Weight, mode: str, threshold: float, scratch: Any,
+        out: Array,
+    ) -> None:  # fmt: skip
+        self.activate(kind, x, gated, inner)
+        self.linear(inner, w, mode, threshold, scratch, out, True)
+
+    def turn_and_store(
+        self: Any, qkv: Array, heads: int, kv_heads: int, head_dim: int, rotation: Array | None, slots: Array, k: Pages,
+        v: Pages,
+    ) -> None:  # fmt: skip
+        if rotation is not None:  # q and k lie side by side: one call turns both
+            self.rotate(qkv, heads + kv_heads, head_dim, rotation)
+        self.store(qkv, heads * head_dim, head_dim, slots, k)
+        self.store(qkv, (heads + kv_heads) * head_dim, head_dim, slots, v)
+
+    def scratch(self, work: Mapping[str, Array]) -> Any:
+        return Scratch(work["planes"], work["row_scale"], work["row_sum"], work["mask"])
+
+
+class CpuOps(Composed):
     """Numba kernels. `form` is the kind of integer dot product, chosen once (isa.py)."""
 
     def __init__(self) -> None:
@@ -142,7 +203,7 @@ class CpuOps:
         )
 
 
-class ReferenceOps:
+class ReferenceOps(Composed):
     """Plain torch, on whatever device its tensors are."""
 
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
