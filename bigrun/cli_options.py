@@ -59,6 +59,13 @@ rig_options = options(
 )
 run_options = options(
     click.option("--mode", default="auto", show_default=True, metavar="MODE", help="exact, llm.int8 or auto."),
+    click.option(
+        "--kernels",
+        default="auto",
+        show_default=True,
+        metavar="WHICH",
+        help="On GPUs: triton, or reference (torch alone).",
+    ),
     click.option("--threshold", type=float, default=6.0, show_default=True, help="Outliers of llm.int8; 0: none."),
     threads,
     click.option(

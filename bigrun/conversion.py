@@ -6,16 +6,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigrun.checkpoint.base import Checkpoint, Rows
 from bigrun.errors import CheckpointError
+from bigrun.memory import NUMPY
 from bigrun.model.layout import Layout
 from bigrun.model.source import Source
 from bigrun.model.spec import Part
 from bigrun.sources import PartSources
+from bigrun_kernels import lanes
 
 SMALL = 1 << 18  # entries that NumPy copies about as fast
 CHUNK_BYTES = 16 * 2**20  # of source rows converted at a time, counted as float32
@@ -119,10 +121,10 @@ def reading(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]], dr
 
 
 def convert(
-    checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout, arrays: Mapping[str, np.ndarray],
+    checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout, target: "Mapping[str, np.ndarray] | Elsewhere",
     reader: Reader, moved: Callable[[str, int], None], what: str,
 ) -> int:  # fmt: skip
-    """One part into its arrays; the reader's next chunks are its own. Returns the bytes read; `moved(what, bytes)` is told
+    """One part into its arrays, or to where it goes piece by piece; the reader's next chunks are its own. Returns the bytes read; `moved(what, bytes)` is told
     of them as they are converted.
 
     CheckpointError names a tensor with NaN or inf in it.
@@ -132,7 +134,8 @@ def convert(
         found, rows = reader.next()
         assert found == chunk, "the reader goes through the same chunks"
         where = chunk.source.destinations()[chunk.start : chunk.stop] + chunk.first
-        bad = store(rows, where, chunk.tensor, layout, arrays)
+        into = store if isinstance(target, Mapping) else store_elsewhere
+        bad = into(rows, where, chunk.tensor, layout, target)  # type: ignore[arg-type]
         reader.done(chunk)
         if bad:
             _refuse(checkpoint, chunk, bad, layout)
@@ -151,6 +154,30 @@ def _refuse(checkpoint: Checkpoint, chunk: Chunk, bad: int, layout: Layout) -> N
     which = f"{rows} rows" if chunk.stop - chunk.start == rows else f"rows {chunk.start} to {chunk.stop - 1}"
     where = checkpoint.tensors[name].where
     raise CheckpointError(f"{where}: tensor {name} holds NaN or inf in {bad} of its {which}{limit}")
+
+
+class Elsewhere(Protocol):
+    """A part whose arrays are not in host memory."""
+
+    def put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
+        """Rows in their stored form, which become the rows `where`."""
+
+
+def store_elsewhere(rows: Rows, where: np.ndarray, name: str, layout: Layout, part: Elsewhere) -> int:
+    """`store` by way of a piece of host memory for these rows alone."""
+    count, names = len(where), [name]
+    if layout.by_name[name].dtype == "int8":
+        names.append(f"{name}.scale")
+    pieces = {}
+    for each in names:
+        stored = layout.by_name[each]
+        of_panels = len(stored.shape) == (4 if stored.dtype == "int8" else 3)
+        shape = (lanes.panels(count) if of_panels else count, *stored.shape[1:])
+        pieces[each] = np.zeros(shape, NUMPY[stored.dtype])
+    bad = store(rows, np.arange(count), name, layout, pieces)
+    for each, piece in pieces.items():
+        part.put(each, where, piece)
+    return bad
 
 
 def store(rows: Rows, where: np.ndarray, name: str, layout: Layout, arrays: Mapping[str, np.ndarray]) -> int:

@@ -52,8 +52,9 @@ class Stream:
         logits = executor.feed({0: ids})[0]
         self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()
+        token = choose(logits, sampling, 0, len(ids))
+        following = executor.continuation(token, sampling, len(ids))
         for i in range(limit):
-            token = choose(logits, sampling, 0, len(ids) + i)
             if token in runner.tokenizer.stop_ids:
                 break
             self.token_ids.append(token)
@@ -61,7 +62,7 @@ class Stream:
             if piece := text.push(token):
                 yield piece
             if i + 1 < limit:
-                logits = executor.feed({0: [token]})[0]
+                token = next(following)
         self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
         if piece := text.finish():
             yield piece

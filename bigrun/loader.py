@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from bigrun.cache.kept import Kept
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.conversion import asked_early, convert, reading
 from bigrun.errors import RunError
-from bigrun.memory import HostMemory, views
+from bigrun.memory import HostMemory, Memory, views
 from bigrun.model.layout import Layout
 from bigrun.model.spec import ModelSpec, Part
 from bigrun.planning.plan import Plan
@@ -30,7 +29,7 @@ class LoadedPart:
     part: Part
     layout: Layout
     device: str
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Any]  # NumPy's, on a real GPU torch's
     read_bytes: int
 
 
@@ -39,14 +38,15 @@ def load(
     spec: ModelSpec,
     plan: Plan,
     layouts: Mapping[str, Layout],
-    memories: Mapping[str, HostMemory],
+    memories: Mapping[str, Memory],
     kept: Kept | None = None,
     report: Report = QUIET,
 ) -> Iterator[LoadedPart]:
     """Load every part to the device of the plan, converted as it arrives, in the order of execution.
 
     Peak host memory is the parts loaded so far and the current one in their stored form, and a few chunks of source rows
-    (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. With `kept`, parts that
+    (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. What goes to a GPU goes there
+    chunk by chunk, but for parts that an int8 cache is to have: those are held on the host until they are written. With `kept`, parts that
     an int8 cache has are mapped from it, and the others are written to it. CheckpointError names the tensor and the file:
     missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
     """
@@ -67,15 +67,23 @@ def load(
                 yield LoadedPart(part, layout, device, {}, 0)
                 continue
             if part.name in ready:
-                arrays = ready.pop(part.name).place(memories[device], layout)
+                arrays: Mapping[str, Any] = ready.pop(part.name).place(memories[device], layout)
                 report.moved(f"{part.name} → {device}", layout.nbytes)
                 yield LoadedPart(part, layout, device, arrays, 0)
                 continue
-            arena = memories[device].arena(layout, part.name)
+            memory, what = memories[device], f"{part.name} → {device}"
+            if memory.is_gpu and kept is None:  # straight there, chunk by chunk
+                target: Any = memory.part(layout, part.name)  # type: ignore[attr-defined]
+                read = convert(checkpoint, part, sources, layout, target, reader, report.moved, what)
+                yield LoadedPart(part, layout, device, target.arrays, read)
+                continue
+            holder = memory if isinstance(memory, HostMemory) else HostMemory("cpu", 2**62)
+            arena = holder.arena(layout, part.name)
             arrays = views(arena, layout)
-            read = convert(checkpoint, part, sources, layout, arrays, reader, report.moved, f"{part.name} → {device}")
+            read = convert(checkpoint, part, sources, layout, arrays, reader, report.moved, what)
             if kept is not None:
                 kept.write(part, arena)
+            arrays = memory.upload(arena, layout) if memory.is_gpu else arrays
             yield LoadedPart(part, layout, device, arrays, read)
     if kept is not None:
         kept.finish()

@@ -3,7 +3,7 @@
 import mmap
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,8 +23,25 @@ NUMPY = {
 }
 
 
+class Memory(Protocol):
+    """One device's memory in a run; bytes taken so far, at most, and by kind."""
+
+    name: str
+    used_bytes: int
+    by_kind: dict[str, int]
+    is_gpu: bool  # a real one: its arrays are torch tensors
+
+    def buffers(self, buffers: Sequence[Buffer], kind: str, what: str) -> Mapping[str, Any]: ...
+
+    def upload(self, data: np.ndarray, layout: Layout) -> Mapping[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
 class HostMemory:
     """The CPU's memory, or that of a virtual GPU, which is the CPU's under a smaller budget."""
+
+    is_gpu = False
 
     def __init__(self, name: str, budget_bytes: int):
         self.name, self.budget_bytes = name, budget_bytes
@@ -71,6 +88,9 @@ class HostMemory:
         self.used_bytes -= nbytes
         self.by_kind[kind] -= nbytes
 
+    def close(self) -> None:
+        """Nothing: memory goes with its arrays."""
+
     @property
     def shares_files(self) -> bool:
         """Whether what is mapped from a file is in this memory: on the CPU, not on a GPU, virtual or not."""
@@ -79,6 +99,12 @@ class HostMemory:
     def arena(self, layout: Layout, what: str) -> np.ndarray:
         """uint8 for the arrays of a part."""
         return self.take(layout.nbytes, "weights", what)
+
+    def upload(self, data: np.ndarray, layout: Layout) -> Mapping[str, np.ndarray]:
+        """A copy of a part, given as its bytes."""
+        arena = self.arena(layout, layout.part)
+        np.copyto(arena, data)
+        return views(arena, layout)
 
     def buffers(self, buffers: Sequence[Buffer], kind: str, what: str) -> Mapping[str, Any]:
         """Named buffers, in one arena."""

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
     from bigrun.cache.kept import Kept
     from bigrun.checkpoint.base import Checkpoint
+    from bigrun.memory import Memory
     from bigrun.model.layout import Layout
     from bigrun.text.sampling import Sampling
     from bigrun.text.tokenizer import Tokenizer
     from bigrun_kernels.ops import CpuOps
 
 MODES = ("auto", "exact", "llm.int8")
+KERNELS = ("auto", "triton", "reference")
 
 
 class Runner:
@@ -67,12 +69,13 @@ class Runner:
         prompt_tokens: int | None = None,
         plan: Plan | None = None,
         cache: str | Path | None = None,
+        kernels: str = "auto",
     ):
         from bigrun.checkpoint.open import model_spec
         from bigrun.planning.planner import make_plan
         from bigrun.planning.replay import check_plan, check_types, options_of
 
-        check_arithmetic(mode, threshold, threads)
+        check_arithmetic(mode, threshold, threads, kernels)
         started = time.perf_counter()
         if plan is not None:
             given = (max_memory, context, gpus, cpu, disk, rig, host, prompt_tokens)
@@ -91,6 +94,7 @@ class Runner:
 
             def planned(spec: ModelSpec) -> tuple[Options, Plan]:
                 options = make_options(spec, context, batch, weights, head, skip, kv, prompt_tokens)
+                options = replace(options, streams=False)  # which runs do not do yet
                 made = make_plan(spec, devices, options)
                 return options, replace(made, model_id=DEFAULT if model_id is None else model_id, revision=revision)
 
@@ -98,7 +102,7 @@ class Runner:
             first = planned(model_spec(self.model, revision))[1] if self.model.repo else None
             self.checkpoint, self.spec = self._open(revision, first, progress)
             self.options, self.plan = planned(self.spec)
-        self.threads = threads
+        self.threads, self._kernels = threads, kernels
         self._load(mode, threshold, progress, None if cache is None else Path(cache).expanduser())
         self.load_seconds = time.perf_counter() - started
 
@@ -133,10 +137,10 @@ class Runner:
 
     def _load(self, mode: str, threshold: float, progress: bool, cache: Path | None) -> None:
         check_runnable(self.plan, self.spec)
-        from bigrun.execute.executor import Arithmetic, Executor
+        from bigrun.execute.batch import Arithmetic
+        from bigrun.execute.executor import Executor
         from bigrun.host import host_bytes
         from bigrun.loader import beginning, load
-        from bigrun.memory import HostMemory
         from bigrun.planning.ledger import Ledger
         from bigrun.progress import reporting
         from bigrun.warm import warm_up
@@ -148,30 +152,53 @@ class Runner:
         layouts = Ledger(self.spec, self.options).layouts
         early: list[str] = []
         kept = self._kept(cache, layouts, early.append)
+        self.memories = memories(self.plan, self.spec)
         try:
             with beginning(self.checkpoint, self.spec, kept):
                 warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
             self.warm_bytes = host_bytes()
-            self.memories = {d.name: HostMemory(d.name, d.budget_bytes) for d in self.plan.devices if d.kind != "disk"}
             with reporting(self.spec.name, progress) as report:
                 for note in early:
                     report.note(note)
                 if kept is not None:
                     kept.note = report.note
                 parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, kept, report)
-                self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how)
+                if real_gpus(self.plan) and any(p.stored_on == "cpu" == p.prefill_on for p in self.plan.blocks):
+                    report.note("prompts pass the host's blocks on the CPU: streaming those to a GPU is not built yet")
+                gpus = self._gpu_engine(mode, threshold, report.note) if real_gpus(self.plan) else None
+                self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how, gpus)
+        except BaseException:
+            for memory in self.memories.values():
+                if memory.is_gpu:  # what was placed there is of no use
+                    memory.close()
+            raise
         finally:
             if kept is not None:
                 kept.settle()
         self._mapped = kept  # held while its files are mapped
         self.notes = tuple(report.notes)
 
+    def _gpu_engine(self, mode: str, threshold: float, note: Callable[[str], None]) -> Any:
+        """What makes the engine of each real GPU."""
+        from bigrun.execute.gpu import GpuEngine
+
+        def make(spec: ModelSpec, plan: Plan, device: Any, memory: Any, parts: Any) -> Any:
+            engine = GpuEngine(spec, plan, device, memory, parts, mode, threshold, self._kernels)
+            for text in engine.notes:
+                note(text)
+            return engine
+
+        return make
+
     @property
     def kernels(self) -> str:
-        """The CPU kernels in use, for reports."""
+        """The kernels in use, for reports."""
         from bigrun_kernels.cpu import isa
 
-        return f"{isa.describe()} kernels"
+        engines = self.executor.engines
+        on_gpus = {engines[name].ops.name: None for name in engines if self.memories[name].is_gpu}
+        on_host = len(on_gpus) == 0 or any(not self.memories[name].is_gpu for name in engines)
+        return " and ".join([*on_gpus, *([isa.describe()] if on_host else [])]) + " kernels"
 
     def _use_threads(self) -> None:
         from bigrun_kernels.cpu import threads
@@ -251,7 +278,8 @@ class Runner:
 
     def close(self) -> None:
         """Give the memory back; the Runner is of no use afterwards."""
-        self.__dict__.pop("executor", None)
+        if (executor := self.__dict__.pop("executor", None)) is not None:
+            executor.close()
         if (kept := self.__dict__.pop("_mapped", None)) is not None:
             kept.close()
 
@@ -279,7 +307,7 @@ def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampli
     return Sampling(**sampling)
 
 
-def check_arithmetic(mode: str, threshold: float, threads: int | None) -> None:
+def check_arithmetic(mode: str, threshold: float, threads: int | None, kernels: str = "auto") -> None:
     """CallError for options that no run can take."""
     if mode not in MODES:
         raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
@@ -287,6 +315,8 @@ def check_arithmetic(mode: str, threshold: float, threads: int | None) -> None:
         raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
     if threads is not None and threads < 1:
         raise CallError(f"--threads {threads}: give at least 1")
+    if kernels not in KERNELS:
+        raise CallError(f"--kernels {kernels!r}: choose one of {', '.join(KERNELS)}")
 
 
 def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
@@ -304,11 +334,40 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
         )
     if any(placement.stored_on == "disk" for placement in plan.placements):
         raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
-    real = [device.name for device in plan.devices if device.kind == "gpu" and device.parts and not device.virtual]
-    if real:
+    if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):
         raise CallError(
-            f"running on a real GPU ({', '.join(real)}) is not built yet: plan for it, add --virtual, or give --gpus none"
+            "streaming the host's parts through a GPU can be planned but not run yet: run the model without --plan"
         )
+    if real := real_gpus(plan):
+        from bigrun.cuda import torch_device
+
+        for name in real:
+            torch_device(name)  # before anything is loaded: is it there?
+
+
+def real_gpus(plan: Plan) -> list[str]:
+    """The GPUs that a plan computes on, virtual ones aside."""
+    return [d.name for d in plan.devices if d.kind == "gpu" and not d.virtual and d.workspace_bytes]
+
+
+def memories(plan: Plan, spec: ModelSpec) -> dict[str, Memory]:
+    """The memory of each device of a run; of real GPUs all that the plan wants is taken now, or RunError says what is free."""
+    from bigrun.memory import HostMemory
+
+    found: dict[str, Memory] = {}
+    real = real_gpus(plan)
+    for device in plan.devices:
+        if device.name in real:
+            from bigrun.cuda import GpuMemory
+            from bigrun.model.gpu_memory import library_bytes
+            from bigrun.model.layout import Storage
+
+            storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
+            unallocated = device.reserve_bytes + library_bytes(storage)
+            found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
+        elif device.kind != "disk":
+            found[device.name] = HostMemory(device.name, device.budget_bytes)
+    return found
 
 
 __all__ = ["Generation", "Runner", "Stats", "Stream", "plan"]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bigrun.checkpoint.base import Checkpoint, Rows, TensorInfo
-from bigrun.execute.executor import Arithmetic, Executor
+from bigrun.execute.batch import Arithmetic
+from bigrun.execute.executor import Executor
 from bigrun.loader import load
 from bigrun.memory import HostMemory
 from bigrun.model.families import BY_NAME

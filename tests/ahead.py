@@ -61,9 +61,7 @@ def build(specimen: Specimen, capability: int) -> dict[str, Any]:
         "shared": built.metadata.shared,
         "narrow products": re.findall(r"arith\.muli .*xi32>", built.asm["ttir"]),
         "wide loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
-        "shuffles in loop": re.findall(
-            r"ttg\.convert_layout", ttgir.partition("scf.for")[2].partition("scf.yield")[0]
-        ),
+        "shuffles in loop": re.findall(r"ttg\.convert_layout", ttgir.partition("scf.for")[2].partition("scf.yield")[0]),
         "reductions": [(shape, layouts[layout]) for shape, layout in reductions],
         **usage(built.asm["cubin"]),
     }

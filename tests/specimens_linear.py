@@ -11,7 +11,7 @@ WIDE = {
 }  # fmt: skip
 STRIDES = {"x_col": 1, "out_col": 1}
 NO_OUTLIERS = dict.fromkeys(("wide", "wide_side", "side", "columns", "count"))
-PIECES = {"SIDE": linear.SIDE, "PIECE": linear.PIECE, "CHUNKS": 1, "CHUNK": linear.INT32_COLUMNS}
+PIECES = {"SIDE": tables.SIDE, "PIECE": linear.PIECE, "CHUNKS": 1, "CHUNK": linear.INT32_COLUMNS}
 
 
 def _size(tile: tables.Tile, **more: object) -> dict[str, object]:

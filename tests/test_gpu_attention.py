@@ -6,7 +6,6 @@ call. Errors are measured against the sizes of what is added up: weights times |
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +54,10 @@ class Case:
 
 CASES = [
     Case("float16", 2, 2, 64),
-    Case("int8", 4, 1, 128, alibi=True),
+    Case("int8", 4, 1, 16, alibi=True),
     Case("float32", 5, 1, 80, window=100, softcap=3.0),
     Case("float16", 8, 1, 16, window=70, sinks=True),
-    Case("int8", 4, 2, 80, alibi=True, softcap=5.0, sinks=True, dtype=torch.float32),
+    Case("int8", 1, 1, 128, alibi=True, softcap=5.0, sinks=True, dtype=torch.float32),
     Case("float16", 2, 1, 20, window=1),
 ]
 case_of = pytest.mark.parametrize("case", CASES, ids=str)
@@ -159,7 +158,7 @@ class Cache:
 
 @case_of
 def test_tokens_of_many_sequences_are_decoded_together(case: Case) -> None:
-    """Contexts around the pages' and the spans' edges, and a row of padding, which is zeros."""
+    """Contexts around the edges of pages and spans, and a row of padding, which is zeros."""
     cache = Cache(case, [130, 300, 65])
     sequences, positions = [1, 0, 2, 2, 0, 1, 1], [n - 1 for n in CONTEXTS]
     positions.insert(3, -1)
@@ -175,11 +174,11 @@ def test_tokens_of_many_sequences_are_decoded_together(case: Case) -> None:
         assert written == [position >= 0 and first <= span <= position // SPAN for span in range(partial.shape[2])]
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
+@pytest.mark.parametrize("case", CASES[3:5], ids=str)
 def test_a_token_gets_the_same_bits_in_any_company(case: Case) -> None:
-    cache = Cache(case, [300, 200])
+    cache = Cache(case, [30, 200])
     qkv = cache.queries(3)
-    together, _ = cache.decode(qkv, [0, 1, 0], [290, 140, 30])
+    together, _ = cache.decode(qkv, [0, 1, 0], [29, 140, 3])
     alone, _ = cache.decode(qkv[1:2].contiguous(), [1], [140], spans=2)
     assert torch.equal(together[1:2], alone)
 
@@ -189,29 +188,30 @@ def test_a_token_gets_the_same_bits_in_any_company(case: Case) -> None:
 
 @case_of
 def test_a_prompt_is_answered_alike_in_any_chunks(case: Case) -> None:
-    cache, length = Cache(case, [40, 300]), 300
-    qkv = cache.queries(length)
-    whole = cache.prompt(qkv, 1, 0)
-    parts = [cache.prompt(qkv[a:b], 1, a, torch.float16) for a, b in ((0, 1), (100, 231), (231, 300))]
-    for t in {*(n - 1 for n in CONTEXTS), 127, 128, 191, 192, 230, 255, *range(0, 300, 29)}:
-        cache.assert_near(whole[t], qkv[t], 1, t)
-    for t, row in ((0, parts[0][0]), (100, parts[1][0]), (230, parts[1][-1]), (231, parts[2][0]), (299, parts[2][-1])):
-        cache.assert_near(row, qkv[t], 1, t)
-    assert torch.allclose(torch.cat(parts[1:]).float(), whole[100:], rtol=2e-3, atol=2e-3)
+    cache = Cache(replace(case, heads=min(case.heads, 2)), [40, 300])
+    qkv = cache.queries(300)
+    early, late = ((150, 300), (231, 300)) if case.window > 1 else ((231, 300), (260, 300))
+    chunks = {early: torch.float32, late: torch.float16}
+    chunks |= {} if case.window > 1 else {(0, 66): torch.float16}
+    y = {(a, b): cache.prompt(qkv[a:b], 1, a, out) for (a, b), out in chunks.items()}
+    for a, b in chunks:
+        for t in {a, a + 1, b - 1, *(n - 1 for n in CONTEXTS), 191, 192, 213, 214, 255, 256} & set(range(a, b)):
+            cache.assert_near(y[a, b][t - a], qkv[t], 1, t)
+    assert torch.allclose(y[late].float(), y[early][late[0] - early[0] :], rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_that_is_not_finite_reaches_no_earlier_token(kind: str) -> None:
     """It has weight zero there, but zero times NaN is NaN. In int8 the constant of such a vector is NaN."""
-    cache = Cache(Case(kind, 1, 1, 16, window=40), [150])
-    qkv = cache.queries(150)
-    cache.store(1, 0, 100, torch.full((1, 1, 16), NAN))
-    y = cache.prompt(qkv, 0, 0)
-    for t in (3, 64, 99, 140, 149):
-        cache.assert_near(y[t], qkv[t], 0, t)
+    cache = Cache(Case(kind, 1, 1, 16, window=20), [110])
+    qkv = cache.queries(60)
+    cache.store(1, 0, 70, torch.full((1, 1, 16), NAN))
+    y = cache.prompt(qkv, 0, 50)
+    for t in (0, 19, 40, 59):
+        cache.assert_near(y[t], qkv[t], 0, 50 + t)
     ill = y.isnan()
-    assert ill[100:140].all()
-    assert ill.sum() == ill[100:140].numel()
+    assert ill[20:40].all()
+    assert ill.sum() == ill[20:40].numel()
 
 
 # --------------------------------------------------------------------------------------------------------------- both
@@ -233,8 +233,6 @@ def test_constants_of_int8_values_may_differ_a_thousandfold(size: float) -> None
     """Weights times constants would be subnormal float16 numbers at 1e-4, and above its range at 1e4 and more."""
     case = Case("int8", 2, 2, 16)
     cache = Cache(case, [70], spread=2.0)
-    for scale in cache.scales[1:]:
-        assert scale is not None
     keys, values = cache.vectors[0]
     cache.vectors[0] = keys, cache.store(1, 0, 0, values.float() * size)
     qkv = cache.queries(1)
@@ -247,7 +245,6 @@ def test_scores_beyond_the_softcap_do_not_overflow() -> None:
     qkv = cache.queries(1) * 500
     for y in (cache.decode(qkv, [0], [9])[0], cache.prompt(qkv, 0, 9)):
         cache.assert_near(y[0], qkv[0], 0, 9)
-    assert math.isfinite(qkv.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -258,7 +255,7 @@ def test_scores_beyond_the_softcap_do_not_overflow() -> None:
         ({"k_scale": torch.zeros(2, 1, 64).half()}, "int8 pages, and no others"),
         ({"slopes": torch.zeros(3)}, r"slopes is \[3\]"),
         ({"out": torch.zeros(1, 33)}, "out must be"),
-        ({"qkv": torch.zeros(1, 32, dtype=torch.bfloat16)}, "qkv is .* bfloat16"),
+        ({"qkv": torch.zeros(1, 32, dtype=torch.bfloat16)}, "qkv is .*bfloat16"),
         ({"window": -1}, "neither can be below zero"),
     ],
 )
@@ -275,7 +272,7 @@ def test_a_wrong_call_says_what_is_wrong(wrong: dict[str, Any], message: str) ->
 
 
 def test_places_that_do_not_fit_are_told() -> None:
-    cache = Cache(replace(CASES[0]), [10])
+    cache = Cache(CASES[0], [10])
     with pytest.raises(ValueError, match="2 tokens from position 127 on do not fit the 2 pages"):
         cache.prompt(cache.queries(2), 0, 127)
     with pytest.raises(ValueError, match="sequences is"):

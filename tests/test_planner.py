@@ -32,6 +32,15 @@ ROW = (
 )  # x qkv attention up gated rotation normed; int8; scales
 PARTIAL = 320  # what one span of one head and sequence gives: 66 float32
 LOGITS = 16 * 64 * 4
+# On a real GPU: x ids positions sequences slots; in 16 bits qkv attention up gated normed and the outlier columns' side; the
+# rotation; int8 and the constants of two groups of 32.
+GPU_ROW = 4 * 64 + 4 * 8 + 2 * (192 + 64 + 128 + 64 + 64 + 128) + 4 * 64 + 64 + 2 * 4
+GPU_SIDE = (
+    2 * 64 * 4 + 64 + 192 * 128
+)  # outlier columns: marks, numbers, their count, and a copy of the widest linear's
+GPU_SPLIT = 2**17 * 4  # sums of a row that splits of K leave
+GPU_CHOSEN = 8 * 2 * 8  # tokens that are on their way to the host
+GPU_LOGITS = 16 * 64 * 4 + LOGITS + GPU_CHOSEN  # rows of x and their logits
 EMBED_ONLY = 32 * 64 * 4
 RING = STAGING_SLOTS * (BLOCK + KV)  # a slot is a piece of a block, or all of a small one
 # Launches that take so long that a hop is nothing beside them, as in models whose blocks take long.
@@ -39,8 +48,13 @@ GPU, CPU = replace(ASSUMED_GPU, block=1e-3), replace(ASSUMED_CPU, block=1e-2)
 
 
 def steps(rows: int, head: bool = False) -> int:
-    """Workspace of a device that computes blocks."""
+    """Workspace of the CPU or a virtual GPU that computes blocks."""
     return rows * ROW + 64 + PARTIAL + head * LOGITS
+
+
+def gpu_steps(rows: int, head: bool = False) -> int:
+    """Workspace of a real GPU that computes blocks: a page table too, which takes 64 bytes."""
+    return rows * GPU_ROW + 64 + PARTIAL + GPU_SIDE + GPU_SPLIT + head * GPU_LOGITS
 
 
 def budget(need: int) -> int:
@@ -78,8 +92,8 @@ def counts(made: Plan) -> dict[str, int]:
     return {name: number for name, number in found.items() if number}
 
 
-TWO = 2 * (BLOCK + KV) + steps(32)
-ONE_AND_HEAD = BLOCK + KV + TABLE + NORM + steps(32, head=True)
+TWO = 2 * (BLOCK + KV) + gpu_steps(32)
+ONE_AND_HEAD = BLOCK + KV + TABLE + NORM + gpu_steps(32, head=True)
 
 
 def test_three_blocks_and_a_tied_head_fill_two_gpus_to_the_byte() -> None:
@@ -88,10 +102,10 @@ def test_three_blocks_and_a_tied_head_fill_two_gpus_to_the_byte() -> None:
     assert made.fits
     first, second, cpu = made.devices
     assert (first.used_bytes, first.free_bytes) == (budget(TWO), 0)
-    assert (first.weights_bytes, first.kv_cache_bytes, first.workspace_bytes) == (2 * BLOCK, 2 * KV, steps(32))
+    assert (first.weights_bytes, first.kv_cache_bytes, first.workspace_bytes) == (2 * BLOCK, 2 * KV, gpu_steps(32))
     assert (first.staging_bytes, first.pinned_bytes, first.reserve_bytes) == (0, 0, budget(TWO) - TWO)
     assert (second.weights_bytes, second.kv_cache_bytes) == (BLOCK + TABLE + NORM, KV)
-    assert (second.workspace_bytes, second.used_bytes) == (steps(32, head=True), budget(ONE_AND_HEAD))
+    assert (second.workspace_bytes, second.used_bytes) == (gpu_steps(32, head=True), budget(ONE_AND_HEAD))
     assert (cpu.name, cpu.used_bytes) == ("cpu", 0)
     block, head = made.placement("blocks.2"), made.placement("head")
     assert (block.stored_on, block.prefill_on, block.decode_on, block.kv_on) == ("cuda:1",) * 4
@@ -156,7 +170,7 @@ def test_an_untied_table_is_stored_where_it_takes_no_room_from_a_block(host: dic
 def test_where_a_card_holds_either_it_takes_what_takes_longer(vocabulary: int, on_gpu: tuple[str, ...]) -> None:
     reads: dict[str, Any] = {"read": 1e7, "block": 0.0}
     rig = rig_of(
-        {0: budget(BLOCK + KV + steps(32)), "cpu": GB}, replace(GPU, **reads), cpu=replace(CPU, read=1e6, block=0.0)
+        {0: budget(BLOCK + KV + gpu_steps(32)), "cpu": GB}, replace(GPU, **reads), cpu=replace(CPU, read=1e6, block=0.0)
     )
     made = make_plan(toy(1, vocab_size=vocabulary), rig, Options(context=16))
     assert made.device("cuda:0").parts == on_gpu
@@ -166,8 +180,8 @@ def test_the_head_is_on_a_gpu_beside_the_last_blocks_that_it_leaves_room_for() -
     made = planned(
         toy(5),
         {
-            0: budget(3 * (BLOCK + KV) + steps(32)),
-            1: budget(2 * (BLOCK + KV) + TABLE + NORM + steps(32, True)),
+            0: budget(3 * (BLOCK + KV) + gpu_steps(32)),
+            1: budget(2 * (BLOCK + KV) + TABLE + NORM + gpu_steps(32, True)),
             "cpu": GB,
         },
     )
@@ -185,7 +199,7 @@ FAST = replace(GPU, read=2 * GPU.read, int8=2 * GPU.int8, block=GPU.block / 2)
 def test_of_cards_with_the_same_memory_the_faster_one_takes_as_many_blocks_as_it_holds(
     fast: int, blocks: int, on_fast: int
 ) -> None:
-    size = budget(4 * (BLOCK + KV) + TABLE + NORM + steps(32, head=True))
+    size = budget(4 * (BLOCK + KV) + TABLE + NORM + gpu_steps(32, head=True))
     cards = (FAST, GPU) if fast == 0 else (GPU, FAST)
     made = make_plan(toy(blocks), rig_of({0: size, 1: size}, *cards), Options(context=16))
     rest = {f"cuda:{1 - fast}": blocks - on_fast} if blocks > on_fast else {}
@@ -194,25 +208,43 @@ def test_of_cards_with_the_same_memory_the_faster_one_takes_as_many_blocks_as_it
 
 
 def test_a_faster_card_of_less_memory_is_filled_before_a_slower_one_of_more() -> None:
-    small, large = budget(2 * (BLOCK + KV) + steps(32)), GB
+    small, large = budget(2 * (BLOCK + KV) + gpu_steps(32)), GB
     made = make_plan(toy(6), rig_of({0: large, 1: small}, GPU, FAST), Options(context=16))
     assert counts(made) == {"cuda:0": 4, "cuda:1": 2}
 
 
-@pytest.mark.parametrize(("rows", "spare"), [(32, 0), (64, 32 * ROW), (32, 32 * ROW - 64)])
+@pytest.mark.parametrize(("rows", "spare"), [(32, 0), (64, 32 * GPU_ROW), (32, 32 * GPU_ROW - 64)])
 def test_the_prompt_is_read_in_larger_chunks_only_where_no_block_pays_for_it(rows: int, spare: int) -> None:
-    need = 2 * (BLOCK + KV) + TABLE + NORM + steps(32, head=True) + spare
+    need = 2 * (BLOCK + KV) + TABLE + NORM + gpu_steps(32, head=True) + spare
     made = planned(toy(2), {0: budget(need), "cpu": GB}, context=64)
     assert made.prefill_chunk_tokens == rows
     assert set(homes(made)) == {"cuda:0"}
-    assert made.device("cuda:0").workspace_bytes == steps(rows, head=True)
+    assert made.device("cuda:0").workspace_bytes == gpu_steps(rows, head=True)
 
 
 def test_a_step_of_more_sequences_than_the_chunk_has_rows_takes_a_row_for_each() -> None:
-    made = make_plan(toy(1), make_rig(max_memory={0: GB}), Options(context=16, batch=40))
-    assert made.prefill_chunk_tokens == 32
-    assert made.devices[0].workspace_bytes == 40 * ROW + 64 + 40 * 66 * 4 + 40 * 64 * 4
-    assert made.devices[0].kv_cache_bytes == 40 * KV
+    partial, logits = 40 * 66 * 4, 40 * 64 * 4
+    tables, split = 192, 16 * GPU_SPLIT  # 40 int32, to a multiple of 64; of more rows than 16 none is split
+    gpu = 40 * GPU_ROW + tables + partial + GPU_SIDE + split + 2 * logits + GPU_CHOSEN
+    for virtual, need in ((True, 40 * ROW + 64 + partial + logits), (False, gpu)):
+        made = make_plan(toy(1), rig_of({0: GB}, virtual=virtual), Options(context=16, batch=40))
+        assert made.prefill_chunk_tokens == 32
+        assert made.devices[0].workspace_bytes == need
+        assert made.devices[0].kv_cache_bytes == 40 * KV
+
+
+@pytest.mark.parametrize("real", [0, 1])
+def test_a_real_card_takes_a_gpus_buffers_and_a_virtual_one_the_cpus(real: int) -> None:
+    """Cards of one size and speed: the real one holds a block as well, and the virtual one as many as its smaller buffers
+    leave room for."""
+    size = budget(BLOCK + KV + gpu_steps(32))
+    most = (size - size // 100 - steps(32)) // (BLOCK + KV)
+    rig = rig_of({0: size, 1: size})
+    devices = [replace(d, virtual=d.kind == "gpu" and d.name != f"cuda:{real}") for d in rig.devices]
+    made = make_plan(toy(most + 1), replace(rig, devices=tuple(devices)).with_budget("cpu", GB), Options(context=16))
+    assert counts(made) == {f"cuda:{real}": 1, f"cuda:{1 - real}": most}
+    assert [made.device(f"cuda:{i}").workspace_bytes for i in (real, 1 - real)] == [gpu_steps(32), steps(32)]
+    assert made.device(f"cuda:{real}").free_bytes == 0
 
 
 def disk_rig(blocks: int, more: int = 0) -> dict[Any, int]:
@@ -250,13 +282,14 @@ def test_host_memory_keeps_as_many_blocks_as_it_can_beside_the_slots_and_the_dis
 
 # A link over which a block is copied faster than the CPU computes it for a prompt, but not for a token.
 SLOW_CPU = replace(CPU, read=1e9, int8=2e9, block=1e-5)
-STREAM_BUDGET = budget(8 * (BLOCK + KV) + RING + TABLE + NORM + steps(32, head=True))
 
 
-def streaming(link: float, virtual: bool = False, blocks: int = 20, gpu: int = STREAM_BUDGET, cpu: int = GB) -> Plan:
+def streaming(link: float, virtual: bool = False, blocks: int = 20, gpu: int | None = None, cpu: int = GB) -> Plan:
     """A plan of a card that holds a few blocks, behind a link."""
+    work = steps(32, head=True) if virtual else gpu_steps(32, head=True)
+    size = budget(8 * (BLOCK + KV) + RING + TABLE + NORM + work) if gpu is None else gpu
     card = replace(GPU, link=link, block=1e-5)
-    rig = rig_of({0: gpu, "cpu": cpu}, card, cpu=SLOW_CPU, virtual=virtual)
+    rig = rig_of({0: size, "cpu": cpu}, card, cpu=SLOW_CPU, virtual=virtual)
     return make_plan(toy(blocks), rig, Options(context=64))
 
 
@@ -304,10 +337,10 @@ def test_a_host_without_room_for_pinned_slots_does_not_stream() -> None:
 
 
 def test_a_gpu_that_nothing_is_stored_on_is_streamed_through_only_with_room_for_a_steps_buffers() -> None:
-    need = budget(RING + steps(32))
+    need = budget(RING + gpu_steps(32))
     made = streaming(5e8, blocks=30, gpu=need)
     assert phases(made) == {("cpu", "cuda:0", "cpu", "cpu")}
-    assert (made.device("cuda:0").staging_bytes, made.device("cuda:0").workspace_bytes) == (RING, steps(32))
+    assert (made.device("cuda:0").staging_bytes, made.device("cuda:0").workspace_bytes) == (RING, gpu_steps(32))
     assert made.device("cuda:0").free_bytes == 0
     less = streaming(5e8, blocks=30, gpu=need - 1)
     assert phases(less) == {ON_GPU, ("cpu", "cpu", "cpu", "cpu")}
@@ -319,7 +352,7 @@ def test_what_the_disk_is_too_slow_to_stream_is_computed_on_the_cpu_in_its_own_b
     """Host memory is streamed in both phases, the disk in none: the CPU needs a step's buffers for the disk's blocks."""
     monkeypatch.setattr(search, "SLOT_BYTES", 4096)
     ring = STAGING_SLOTS * 4096
-    gpu = budget(8 * (BLOCK + KV) + TABLE + NORM + ring + steps(32, head=True))
+    gpu = budget(8 * (BLOCK + KV) + TABLE + NORM + ring + gpu_steps(32, head=True))
     memory = budget(4 * BLOCK + 22 * KV + ring + steps(32))
     card, cpu = replace(GPU, link=1e12, block=1e-5), replace(SLOW_CPU, block=1e-2)
     rig = rig_of({0: gpu, "cpu": memory, "disk": GB}, card, cpu=cpu)
@@ -352,6 +385,11 @@ def mixture(blocks: int, tied: bool = True, count: int = 4, active: int = 1) -> 
 def mixture_steps(rows: int, head: bool = False) -> int:
     """Workspace of a device that computes blocks of the mixture: what is gathered, its sum and the router's choice too."""
     return steps(rows, head) + rows * 4 * (64 + 64 + 4)
+
+
+def gpu_mixture_steps(rows: int, head: bool = False) -> int:
+    """The same of a real GPU, in 16 bits."""
+    return gpu_steps(rows, head) + rows * 2 * (64 + 64 + 4)
 
 
 def of_experts(spec: ModelSpec, more: int) -> Plan:
@@ -455,8 +493,8 @@ def check_accounts(made: Plan, ledger: Ledger) -> None:
         assert device.kv_cache_bytes == sum(p.kv_cache_bytes for p in made.placements if p.kv_on == device.name)
         assert device.kind != "disk" or not computed
         names = {p.part for p in computed}
-        blocks = any(name.startswith("blocks.") for name in names)
-        work = ledger.workspace(made.prefill_chunk_tokens, blocks, "head" in names) if names else 0
+        blocks, real = any(name.startswith("blocks.") for name in names), device.kind == "gpu" and not device.virtual
+        work = ledger.workspace(made.prefill_chunk_tokens, blocks, "head" in names, real) if names else 0
         assert device.workspace_bytes == work
         streamed = [p for p in made.placements if {p.prefill_on, p.decode_on} - {p.stored_on, "cpu"}]
         from_disk = [p for p in made.placements if p.stored_on == "disk" and p.part != "embed"]
@@ -492,9 +530,8 @@ def test_big_models_on_eight_unequal_cards_a_host_and_a_disk_keep_to_every_budge
 
 
 def test_keys_and_values_are_beside_attention_and_experts_have_none() -> None:
-    made = planned(
-        mixture(2), {0: budget(2 * (ATTENTION + KV) + TABLE + NORM + mixture_steps(32, head=True)), "cpu": GB}
-    )
+    need = 2 * (ATTENTION + KV) + TABLE + NORM + gpu_mixture_steps(32, head=True)
+    made = planned(mixture(2), {0: budget(need), "cpu": GB})
     for placement in made.placements:
         attends = placement.part in ("blocks.0", "blocks.1")
         assert (placement.kv_on, placement.kv_cache_bytes) == (("cuda:0", KV) if attends else (None, 0)), placement.part
@@ -607,6 +644,11 @@ def some_rates(draw: st.DrawFn, usual: Rates) -> Rates:
     )
 
 
+def with_steps(ledger: Ledger, size: int) -> int:
+    """Memory of a real GPU that holds so many bytes beside the buffers of its smallest step, which take more than a toy."""
+    return budget(size + ledger.workspace(32, True, True, gpu=True))
+
+
 @st.composite
 def cases(draw: st.DrawFn, models: Any = None) -> tuple[Ledger, Rig]:
     """A model, options, and a rig whose memories are in the range of what the model takes."""
@@ -614,16 +656,19 @@ def cases(draw: st.DrawFn, models: Any = None) -> tuple[Ledger, Rig]:
     storage = Storage(draw(forms), draw(forms))
     options = Options(draw(st.integers(1, 600)), draw(st.integers(1, 3)), storage, draw(forms))
     whole = 2 * spec.parameters + 2000 * spec.hidden
-    sizes = st.integers(0, 100).map(lambda percent: whole * percent // 60)
-    virtual = draw(st.booleans())
+    percents = st.integers(0, 100)
+    sizes = percents.map(lambda percent: whole * percent // 60)
+    virtual, ledger = draw(st.booleans()), Ledger(spec, options)
+    real = percents.map(lambda n: with_steps(ledger, whole * n // 60) if n % 4 else whole * n // 60)  # in three of four
+    cards = sizes if virtual else real
     gpus = [
         Device(f"cuda:{i}", "gpu", size, draw(some_rates(ASSUMED_GPU)), virtual)
-        for i, size in enumerate(draw(st.lists(sizes, max_size=3)))
+        for i, size in enumerate(draw(st.lists(cards, max_size=3)))
     ]
     devices = [*gpus, Device("cpu", "cpu", draw(sizes), replace(draw(some_rates(ASSUMED_CPU)), link=math.inf))]
     if draw(st.booleans()):
         devices.append(Device("disk", "disk", draw(sizes), disk_rates(draw(st.sampled_from([1e6, 1e8])))))
-    return Ledger(spec, options), Rig(tuple(devices))
+    return ledger, Rig(tuple(devices))
 
 
 often = settings(
@@ -680,12 +725,12 @@ def faster(rates: Rates, name: str, times: float) -> Rates:
 RATES = [field.name for field in fields(Rates) if field.name != "source"]
 
 
-def more_memory(draw: st.DrawFn, rig: Rig) -> Rig:
+def more_memory(draw: st.DrawFn, ledger: Ledger, rig: Rig) -> Rig:
     device = draw(st.sampled_from(rig.devices))
     return rig.with_budget(device.name, device.budget_bytes + draw(st.integers(1, 200_000)))
 
 
-def faster_rate(draw: st.DrawFn, rig: Rig) -> Rig:
+def faster_rate(draw: st.DrawFn, ledger: Ledger, rig: Rig) -> Rig:
     i = draw(st.integers(0, len(rig.devices) - 1))
     device = rig.devices[i]
     name, times = (
@@ -696,18 +741,20 @@ def faster_rate(draw: st.DrawFn, rig: Rig) -> Rig:
     return replace(rig, devices=(*rig.devices[:i], changed, *rig.devices[i + 1 :]))
 
 
-def another_gpu(draw: st.DrawFn, rig: Rig, link: float = ASSUMED_GPU.link) -> Rig:
+def another_gpu(draw: st.DrawFn, ledger: Ledger, rig: Rig, link: float = ASSUMED_GPU.link) -> Rig:
     """One that is behind as fast a link as the others."""
     link = min(link, *(gpu.rates.link for gpu in rig.gpus)) if rig.gpus else link
-    new = Device("cuda:9", "gpu", draw(st.integers(1, 400_000)), replace(draw(some_rates(ASSUMED_GPU)), link=link))
+    size = draw(st.integers(1, 400_000))
+    size = with_steps(ledger, size) if size % 4 else size
+    new = Device("cuda:9", "gpu", size, replace(draw(some_rates(ASSUMED_GPU)), link=link))
     return rig.with_gpus(draw(st.sampled_from([[new, *rig.gpus], [*rig.gpus, new]])))
 
 
-def a_gpu_behind_a_slow_link(draw: st.DrawFn, rig: Rig) -> Rig:
-    return another_gpu(draw, rig, 1e6)
+def a_gpu_behind_a_slow_link(draw: st.DrawFn, ledger: Ledger, rig: Rig) -> Rig:
+    return another_gpu(draw, ledger, rig, 1e6)
 
 
-def a_disk(draw: st.DrawFn, rig: Rig) -> Rig:
+def a_disk(draw: st.DrawFn, ledger: Ledger, rig: Rig) -> Rig:
     """The first, or one of more room."""
     before = next((d.budget_bytes for d in rig.devices if d.kind == "disk"), 0)
     new = Device("disk", "disk", before + draw(st.integers(1, 400_000)), disk_rates(1e9))
@@ -730,7 +777,7 @@ def test_nothing_that_is_better_makes_a_request_slower(models: Any, change: Any)
     @given(cases(models), st.data())
     def check(case: tuple[Ledger, Rig], data: st.DataObject) -> None:
         ledger, rig = case
-        before, after = best_plan(ledger, rig), best_plan(ledger, change(data.draw, rig))
+        before, after = best_plan(ledger, rig), best_plan(ledger, change(data.draw, ledger, rig))
         if not any(part.name.endswith(".experts") for part in ledger.spec.parts):
             assert len(after.unplaced) <= len(before.unplaced)  # of experts, some of a part may be
         assert seconds_of(after) <= seconds_of(before) * (1 + 1e-9) + 1e-9
@@ -757,7 +804,7 @@ def test_accelerate_takes_the_device_map(family: str, tied: bool) -> None:
         model = AutoModelForCausalLM.from_config(made_config)
     spec = spec_from_config({**made_config.to_dict(), "architectures": [type(model).__name__]}, "tiny")
     ledger = Ledger(spec, Options(context=16))
-    need = ledger.weights("blocks.0") + ledger.kv("blocks.0") + ledger.workspace(32, blocks=True, head=False)
+    need = ledger.weights("blocks.0") + ledger.kv("blocks.0") + ledger.workspace(32, True, False, gpu=True)
     made = planned(spec, {1: budget(need), "cpu": GB})
     layers = {"llama": "model.layers", "bloom": "transformer.h", "opt": "model.decoder.layers"}[family]
     with warnings.catch_warnings():

@@ -68,12 +68,12 @@ def test_streamed_pieces_are_the_decoded_text(name: str) -> None:
     tokenizer = tokenizer_of(BACKENDS[name]())
     size = tokenizer.vocab_size
 
-    @settings(max_examples=400, deadline=None, derandomize=True)
+    @settings(max_examples=150, deadline=None, derandomize=True)
     @given(st.lists(st.one_of(st.integers(0, size + 3), st.integers(size - 8, size - 1)), max_size=24))
     def holds(ids: list[int]) -> None:
         assert streamed(tokenizer, ids) == tokenizer.decode(ids)
 
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=50, deadline=None, derandomize=True)
     @given(st.text(max_size=24))
     def holds_for_text(text: str) -> None:
         ids = tokenizer.encode(text)

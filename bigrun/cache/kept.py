@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from bigrun.cache import part_file
 from bigrun.cache.manifest import MANIFEST
 from bigrun.checkpoint.mapped import DONTNEED, Mapped
 from bigrun.errors import CheckpointError
-from bigrun.memory import HostMemory, views
+from bigrun.memory import HostMemory, Memory, views
 from bigrun.model.layout import Layout
 from bigrun.model.spec import Part
 
@@ -36,14 +37,13 @@ class ReadyPart:
     mapped: Mapped
     data: np.ndarray
 
-    def place(self, memory: HostMemory, layout: Layout) -> Mapping[str, np.ndarray]:
+    def place(self, memory: Memory, layout: Layout) -> Mapping[str, Any]:
         """Its arrays in a memory: as they are mapped on the CPU, a copy elsewhere."""
-        if memory.shares_files:
+        if isinstance(memory, HostMemory) and memory.shares_files:
             return views(memory.adopt(self.data, self.mapped, "weights", layout.part), layout)
-        arena = memory.arena(layout, layout.part)
-        np.copyto(arena, self.data)
+        arrays = memory.upload(self.data, layout)
         self.mapped.advise(0, self.mapped.size, DONTNEED)
-        return views(arena, layout)
+        return arrays
 
 
 class Kept:

@@ -1,163 +1,127 @@
 """The executor: one step of any tokens through all parts, each on its device, the residual stream hopping between."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigrun.execute.compiled import CompiledBlocks, compilable
+from bigrun.errors import RunError
+from bigrun.execute.batch import Arithmetic, Batch, Engine, ends_of, runs_of
+from bigrun.execute.host import HostEngine
 from bigrun.execute.kv_cache import PageTables
 from bigrun.loader import LoadedPart
-from bigrun.memory import HostMemory
-from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
-from bigrun.model.memory import LOGIT_ROWS, kv_buffers, kv_dtype, step_buffers
-from bigrun.model.opt import POSITION_OFFSET
+from bigrun.memory import Memory
+from bigrun.model.decoder import BlockCache, alibi_slopes
+from bigrun.model.memory import kv_buffers, kv_dtype, step_buffers
 from bigrun.model.spec import ModelSpec
-from bigrun.model.weights import BlockWeights, block_weights, linear, norm_weights
-from bigrun.planning.plan import Plan
-from bigrun_kernels.ops import CpuOps, Ops, Pages
+from bigrun.model.weights import BlockWeights, block_weights
+from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.text.sampling import Sampling, choose
+from bigrun_kernels.ops import Ops, Pages
 
 NOTHING, NO_SCALE = np.empty(0, np.float32), np.empty(0, np.uint16)
 
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's tokens, in any mixture of sequences: token ids, positions, sequence numbers and cache slots, each
-    int64 [T]; `rows` are the tokens whose logits are wanted; `phase` is prefill or decode."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-    sequences: np.ndarray
-    slots: np.ndarray
-    rows: np.ndarray
-    phase: str
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """The mode of each phase and the outlier threshold (NUMERICS)."""
-
-    prefill: str = "exact"
-    decode: str = "exact"
-    threshold: float = 6.0
+# (spec, plan, the device in it, its memory, its parts) → the engine of a real GPU
+MakeEngine = Callable[[ModelSpec, Plan, DevicePlan, Any, Mapping[str, LoadedPart]], Engine]
 
 
 class Executor:
-    """A loaded model. Holds every buffer it will ever use: a step allocates nothing on a device."""
+    """A loaded model. Holds every buffer it will ever use: a step allocates nothing on a device.
+
+    `arithmetic` is the host's; `gpu_engine` makes the engine of each real GPU.
+    """
 
     def __init__(
-        self, spec: ModelSpec, plan: Plan, parts: Iterable[LoadedPart], memories: Mapping[str, HostMemory],
-        ops: Ops, arithmetic: Arithmetic,
+        self, spec: ModelSpec, plan: Plan, parts: Iterable[LoadedPart], memories: Mapping[str, Memory],
+        ops: Ops, arithmetic: Arithmetic, gpu_engine: MakeEngine | None = None,
     ):  # fmt: skip
         self.spec, self.plan, self.memories, self.ops, self.arithmetic = spec, plan, memories, ops, arithmetic
         self.pages = PageTables(plan.context_tokens, plan.batch)
         self.parts = {part.part.name: part for part in parts}
-        self._blocks: list[BlockWeights] = []
-        self._caches: list[BlockCache] = []
-        self._work: dict[str, Mapping[str, Any]] = {}
-        self._place_blocks()
-        self._place_ends()
+        self.runs = runs_of([plan.placement(f"blocks.{i}").decode_on for i in range(len(spec.blocks))])
+        self.engines: dict[str, Engine] = {}
         for device in plan.devices:
             if device.workspace_bytes:
-                rows = max(plan.prefill_chunk_tokens, plan.batch)
-                buffers = step_buffers(spec, rows, plan.batch, plan.context_tokens, *self._computes(device.name))
-                self._work[device.name] = memories[device.name].buffers(buffers, "workspace", "workspace")
-        self._runs = self._compile(ops) if isinstance(ops, CpuOps) else {}
-        rope = spec.blocks[0].rope
-        self._frequencies = rope_frequencies(rope) if rope else None
+                memory = memories[device.name]
+                if memory.is_gpu:
+                    assert gpu_engine is not None, "a plan with real GPUs comes with what makes their engines"
+                    self.engines[device.name] = gpu_engine(spec, plan, device, memory, self.parts)
+                else:
+                    self.engines[device.name] = self._host_engine(device, memory)
+        self._embed, self._head = (self.engines[str(plan.placement(name).decode_on)] for name in ("embed", "head"))
 
-    def _place_blocks(self) -> None:
-        dtype = kv_dtype(self.plan.kv, self.plan.weights)
-        for i, block in enumerate(self.spec.blocks):
+    def _host_engine(self, device: DevicePlan, memory: Any) -> HostEngine:
+        spec, plan = self.spec, self.plan
+        dtype = kv_dtype(plan.kv, plan.weights)
+        blocks: dict[int, BlockWeights] = {}
+        caches: dict[int, BlockCache] = {}
+        for i, block in enumerate(spec.blocks):
             name = f"blocks.{i}"
-            part, placement = self.parts[name], self.plan.placement(name)
-            self._blocks.append(block_weights(part.part, part.layout, part.arrays, NOTHING))
-            buffers = kv_buffers(block, self.plan.context_tokens, self.plan.batch, dtype)
-            pages = self.memories[str(placement.kv_on)].buffers(buffers, "kv_cache", f"the KV cache of {name}")
+            if plan.placement(name).decode_on != device.name:
+                continue
+            part = self.parts[name]
+            blocks[i] = block_weights(part.part, part.layout, part.arrays, NOTHING)
+            buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
+            pages = memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
             slopes = alibi_slopes(block.heads) if block.positions == "alibi" else np.zeros(block.heads, np.float32)
             k, v = (Pages(pages[name], pages.get(f"{name}.scale", NO_SCALE)) for name in ("k", "v"))
-            self._caches.append(BlockCache(k, v, slopes))
-
-    def _compile(self, ops: CpuOps) -> dict[int, tuple[int, CompiledBlocks]]:
-        """First block → (stop, run) of consecutive equal blocks on one device that one compiled call can take."""
-        runs, first, count = {}, 0, len(self.spec.blocks)
-        devices = [self.plan.placement(f"blocks.{i}").decode_on for i in range(count)]
-        while first < count:
-            stop = first
-            while (
-                stop < count and compilable(self._blocks[stop]) and self.spec.blocks[stop] == self.spec.blocks[first]
-                and devices[stop] == devices[first]
-            ):  # fmt: skip
-                stop += 1
-            if stop > first:
-                part, work = slice(first, stop), self._work[devices[first]]
-                compiled = CompiledBlocks(ops, self.spec.blocks[first], self._blocks[part], self._caches[part], work)
-                runs[first] = stop, compiled
-            first = max(stop, first + 1)
-        return runs
-
-    def _place_ends(self) -> None:
-        embed, norm, head = (self.parts[name] for name in ("embed", "norm", "head"))
-        self._table = linear(embed.part, embed.layout, embed.arrays, "table", NOTHING)
-        owner = embed if self.spec.tied else head
-        self._head = linear(owner.part, owner.layout, owner.arrays, "table", NOTHING)
-        self._norm = norm_weights(norm.arrays, "norm", NOTHING)
-        self._embed_norm = norm_weights(embed.arrays, "norm", NOTHING) if self.spec.embed_norm else None
-
-    def _computes(self, device: str) -> tuple[bool, bool]:
-        """Whether a device computes blocks, and the head."""
-        names = [p.part for p in self.plan.placements if p.decode_on == device]
-        return any(name.startswith("blocks.") for name in names), "head" in names
+            caches[i] = BlockCache(k, v, slopes)
+        rows = max(plan.prefill_chunk_tokens, plan.batch)
+        computes = computed_on(plan, device.name)
+        work = memory.buffers(
+            step_buffers(spec, rows, plan.batch, plan.context_tokens, *computes), "workspace", "workspace"
+        )
+        ends = ends_of(spec, self.parts, device.name, NOTHING)
+        return HostEngine(spec, self.ops, self.arithmetic, work, ends, blocks, caches)
 
     def step(self, batch: Batch) -> np.ndarray:
         """Logits float32 [rows, vocab] of the wanted tokens. At most `prefill_chunk_tokens` (or `batch`) tokens."""
-        device = self.plan.placement("embed").decode_on
-        x = self._embed(batch, device)
-        mode = self.arithmetic.decode if batch.phase == "decode" else self.arithmetic.prefill
-        turn = None if self._frequencies is None else rotation(self._frequencies, batch.positions)
-        step = StepArrays(
-            batch.positions, batch.sequences, batch.slots, self.pages.tables, turn, mode, self.arithmetic.threshold
-        )
-        i = 0
-        while i < len(self.spec.blocks):
-            x, device = self._hop(x, device, self.plan.placements[i + 1].decode_on)
-            if mode == "exact" and i in self._runs:
-                i, compiled = self._runs[i]
-                compiled.run(x, step)
-                continue
-            run_block(self.ops, self.spec.blocks[i], self._blocks[i], step, self._caches[i], self._work[device], x)
-            i += 1
-        return self._logits(x, device, batch.rows)
+        for engine in self.engines.values():
+            engine.begin(batch, self.pages.tables)
+        here = self._embed
+        here.embed()
+        for first, stop, device in self.runs:
+            here = _hop(here, self.engines[device])
+            here.run(first, stop)
+        return _hop(here, self._head).logits()
 
-    def _embed(self, batch: Batch, device: str) -> np.ndarray:
-        x = self._work[device]["x"][: len(batch.ids)]
-        self.ops.lookup(batch.ids, self._table, x)
-        if self.spec.position_rows:
-            x += self.parts["embed"].arrays["positions"][batch.positions + POSITION_OFFSET]
-        if self._embed_norm is not None:
-            self.ops.norm(x, self._embed_norm.weight, self._embed_norm.bias, self.spec.blocks[0].norm_eps, x)
-        return x
+    def continuation(self, token: int, sampling: Sampling, position: int) -> Iterator[int]:
+        """The tokens after `token`, which was chosen for `position` of sequence 0 and is fed first, without an end.
 
-    def _hop(self, x: np.ndarray, device: str, target: str) -> tuple[np.ndarray, str]:
-        """The residual stream on the next device: a copy into its own buffer."""
-        if device == target:
-            return x, device
-        copy = self._work[target]["x"][: len(x)]
-        copy[:] = x
-        return copy, target
+        Where one GPU holds the whole model, it chooses them itself, one ahead of the one that is given out.
+        """
+        engine = self._ahead(sampling)
+        if engine is None:
+            while True:
+                position += 1
+                token = choose(self.feed({0: [token]})[0], sampling, 0, position)
+                yield token
+        begun = given = 0
+        while True:
+            while begun < given + 2 and self.pages.lengths[0] < self.plan.context_tokens:
+                batch = self._batch([(0, np.array([token]), True)], False, "decode")
+                engine.begin(batch, self.pages.tables, ids=begun == 0)
+                engine.embed()
+                engine.run(0, len(self.spec.blocks))
+                begun += 1
+                engine.choose(sampling, position + begun, begun)
+            if given == begun:
+                raise RunError(f"the context of {self.plan.context_tokens} tokens is full: give a larger --context")
+            given += 1
+            yield engine.told(given, position + given)
 
-    def _logits(self, x: np.ndarray, device: str, rows: np.ndarray) -> np.ndarray:
-        target = self.plan.placement("head").decode_on
-        result = np.empty((len(rows), self.spec.vocab), np.float32)
-        held = max(self.plan.batch, LOGIT_ROWS)
-        work = self._work[target]
-        for start in range(0, len(rows), held):
-            wanted = np.ascontiguousarray(x[rows[start : start + held]])
-            out = work["logits"][: len(wanted)]
-            run_head(self.ops, self._norm, self.spec.blocks[0].norm_eps, self._head, wanted, work, out)
-            result[start : start + len(wanted)] = out
-        return result
+    def _ahead(self, sampling: Sampling) -> Any:
+        """The engine of the GPU that has everything, if there is one and it makes such choices; else None."""
+        if len(self.engines) != 1 or not self.memories[next(iter(self.engines))].is_gpu:
+            return None
+        from bigrun.execute.gpu_sampling import stays_on_device
+
+        return self._head if stays_on_device(sampling) else None
+
+    def close(self) -> None:
+        """Let go of the devices."""
+        for engine in self.engines.values():
+            engine.close()
 
     def feed(self, tokens: Mapping[int, Sequence[int] | np.ndarray], every: bool = False) -> dict[int, np.ndarray]:
         """Take tokens into sequences, in as many steps as the chunk asks for; logits of each one's last token, float32
@@ -202,3 +166,20 @@ class Executor:
 
     def clear(self, sequence: int) -> None:
         self.pages.clear(sequence)
+
+
+def _hop(here: Engine, there: Engine) -> Engine:
+    """The residual stream on the next device: a copy into its own buffer."""
+    if here is there:
+        return there
+    if hasattr(here, "take_from") and hasattr(there, "take_from"):  # both are GPUs
+        there.take_from(here)
+    else:
+        there.take(here.give())
+    return there
+
+
+def computed_on(plan: Plan, device: str) -> tuple[bool, bool]:
+    """Whether a device computes blocks, and the head."""
+    names = [p.part for p in plan.placements if p.decode_on == device]
+    return any(name.startswith("blocks.") for name in names), "head" in names

@@ -3,14 +3,12 @@
 Everything is taken once, so that a captured graph finds every address where it was and allocates nothing itself.
 """
 
-from bigrun.model.layout import K_MULTIPLE, Storage, round_up
+from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, Storage, round_up
 from bigrun.model.memory import LOGIT_ROWS, VECTOR, Buffer, block_widths, pages_per_sequence, spans
 from bigrun.model.spec import ModelSpec
+from bigrun_kernels.gpu.tables import SIDE, SMALL_ROWS, SPLIT_ENTRIES
 
-SMALL_ROWS = 16  # rows of a decode step that go through kernels which split K
-SPLIT_ENTRIES = 2**17  # float32 sums of a row that such a kernel may leave (bigrun_kernels/gpu/tables.py holds to it)
 GROUP_LEAST = 32  # columns that share an activation's constant, at least
-SIDE = 128  # outlier columns of which dense copies are made
 LIBRARY_BYTES = 32 * 2**20  # what torch's matrix library takes for itself, where weights are kept in 16 or 32 bits
 AHEAD = 8  # tokens that are on their way to the host
 
@@ -60,7 +58,7 @@ def gpu_step_buffers(
         buffers += [
             Buffer("wanted", "float32", (held, spec.hidden)),
             Buffer("logits", "float32", (held, spec.vocab)),
-            Buffer("chosen", "int64", (AHEAD, batch)),
+            Buffer("chosen", "int64", (AHEAD, 2)),
         ]
     if _wide(storage):  # inputs and products of 16- and 32-bit weights, in the weights' own type
         held = rows if blocks else max(batch, LOGIT_ROWS)
@@ -71,6 +69,11 @@ def gpu_step_buffers(
             Buffer("library", "int8", (LIBRARY_BYTES,)),
         ]
     return tuple(buffers)
+
+
+def library_bytes(storage: Storage) -> int:
+    """Of a GPU's step buffers, what is not taken with the others but by torch itself."""
+    return round_up(LIBRARY_BYTES, ALIGNMENT) if _wide(storage) else 0
 
 
 def _wide(storage: Storage) -> bool:

@@ -19,6 +19,7 @@ class Options:
     storage: Storage = field(default_factory=Storage)
     kv: str = "16bit"
     prompt: int | None = None  # tokens of the prompt of a request; None: three quarters of the context
+    streams: bool = True  # whether prompts may pass the host's parts on a GPU
 
     @property
     def prompt_tokens(self) -> int:
@@ -111,6 +112,10 @@ class Plan:
 
     def placement(self, part: str) -> Placement:
         return next(placement for placement in self.placements if placement.part == part)
+
+    @property
+    def blocks(self) -> tuple[Placement, ...]:
+        return tuple(placement for placement in self.placements if placement.part.startswith("blocks."))
 
     def device(self, name: str) -> DevicePlan:
         return next(device for device in self.devices if device.name == name)

@@ -54,7 +54,7 @@ def check(spec: ModelSpec, options: Options) -> None:
 
 def fits(ledger: Ledger, rig: Rig) -> bool:
     """Whether any placement holds everything: those that leave most room are asked."""
-    for through in (None, *_targets(rig)):
+    for through in (None, *_targets(ledger, rig)):
         problem = Problem(ledger, rig, _chunks(ledger)[-1], through)
         search = Search(problem, 0.0)
         search.sink = EXPERT_NOWHERE / search.each if search.each else 0.0
@@ -74,7 +74,7 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     smallest = Problem(ledger, rig, chunks[-1])
     best, sink = _first(smallest)
     host = any(p.decode_on == "cpu" and p.part not in ("embed", "norm") for p in best.placements)
-    targets = _targets(rig) if host or not best.fits or is_small(smallest) else []
+    targets = _targets(ledger, rig) if host or not best.fits or is_small(smallest) else []
     if smallest.experts and not is_small(smallest):  # each takes longer to try, and the best link is nearly always it
         targets = targets[:1]
     for chunk in chunks:
@@ -91,8 +91,10 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     return best
 
 
-def _targets(rig: Rig) -> list[str]:
+def _targets(ledger: Ledger, rig: Rig) -> list[str]:
     """GPUs worth streaming through, by their links; runs on virtual GPUs do not stream yet."""
+    if not ledger.options.streams:
+        return []
     best: dict[tuple[float, float, int], str] = {}
     for gpu in rig.gpus:
         if not gpu.virtual:

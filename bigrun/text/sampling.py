@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +49,7 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, sequence: int, posit
         raise RunError(f"logits have the shape {logits.shape}; one token is chosen from [vocabulary]")
     best = int(np.argmax(logits))  # a NaN wins, wherever it is
     if not math.isfinite(logits[best]):
-        what = "all -inf" if logits[best] == -math.inf else str(logits[best])
-        raise RunError(
-            f"the logits at position {position} of sequence {sequence} are {what}"
-            " (first at token %d): the checkpoint is damaged or a layer overflowed; --weights float32 tells" % best
-        )
+        fail(float(logits[best]), best, sequence, position)
     if sampling.temperature == 0:
         return best
     kept = _top_k(logits, sampling.top_k)
@@ -63,8 +60,17 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, sequence: int, posit
         kept, weights = _top_p(kept, weights, sampling.top_p)
     sums = np.cumsum(weights)
     # Strictly below the total, whatever the rounding, so that a token of weight 0 is never drawn.
-    drawn = min(_uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
+    drawn = min(uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
     return int(kept[np.searchsorted(sums, drawn, side="right")])
+
+
+def fail(best: float, token: int, sequence: int, position: int) -> NoReturn:
+    """RunError for logits of which the largest, at `token`, is no finite number."""
+    what = "all -inf" if best == -math.inf else str(best)
+    raise RunError(
+        f"the logits at position {position} of sequence {sequence} are {what} (first at token {token}): the checkpoint is "
+        "damaged or a layer overflowed; --weights float32 tells"
+    )
 
 
 def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
@@ -89,7 +95,7 @@ def _top_p(
     return kept[order[:count]], weights[order[:count]]
 
 
-def _uniform(seed: int, sequence: int, position: int) -> float:
+def uniform(seed: int, sequence: int, position: int) -> float:
     """A number in [0, 1) from Philox4x64-10 (Salmon et al. 2011), keyed by seed and sequence, its counter the position.
 
     From the raw bits, since numpy promises the same ones in every version for those only.

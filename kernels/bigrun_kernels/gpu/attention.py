@@ -24,9 +24,11 @@ STORED = (torch.float32, torch.float16, torch.int8)
 
 
 class Span(NamedTuple):
-    """What one program of the first kernel has: at least `rows` of query heads (a matrix instruction takes 16)."""
+    """What one program of the first kernel has: at least `rows` of query heads (a matrix instruction takes 16), and so
+    many keys at a time (at most a page)."""
 
     rows: int
+    keys: int
     warps: int
     stages: int
 
@@ -40,8 +42,9 @@ class Combine(NamedTuple):
 
 
 # Not yet run, nor tuned, on hardware. One stage: a page's keys and values are asked for together, and several programs
-# share a multiprocessor, which hides what a pipeline would.
-SPAN_LAUNCH = Span(16, 4, 1)
+# share a multiprocessor, which hides what a pipeline would. Float32's products take no tensor cores, and more memory.
+SPAN_LAUNCH = Span(16, 64, 4, 1)
+FULL_SPAN_LAUNCH = Span(16, 16, 4, 1)
 COMBINE_LAUNCH = Combine(16, 4, 1)
 
 
@@ -94,7 +97,8 @@ def weigh(acc, p, v, v_unit):
 def span_kernel(
     qkv, k, v, k_scale, v_scale, tables, sequences, positions, slopes, partial, scale, qkv_row, tables_row, spans,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
+    SOFTCAP: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     """partial[t, heads of g, span] = the sum over one span [D], its maximum at Dp, its sum of weights at Dp + 1.
 
@@ -112,7 +116,7 @@ def span_kernel(
     kind = tl.float32 if FULL else tl.float16
     d = tl.arange(0, WIDTH)
     r = tl.arange(0, ROWS)
-    n = tl.arange(0, PAGE)
+    n = tl.arange(0, KEYS)
     head = (g * GROUP + r).to(tl.int64)
     q = tl.load(qkv + t * qkv_row + head[:, None] * D + d, mask=(r < GROUP)[:, None] & (d < D), other=0.0).to(kind)
     slope = None
@@ -122,11 +126,11 @@ def span_kernel(
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     most = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    last = tl.minimum(position // PAGE, span * 2 + 1)
-    for page in range(tl.maximum(begin // PAGE, span * 2), last + 1):
-        key = page * PAGE + n
+    last = tl.minimum(position, (span + 1) * (2 * PAGE) - 1)
+    for low in range(tl.maximum(begin // KEYS * KEYS, span * (2 * PAGE)), last + 1, KEYS):
+        key = n + low
         inside = (key <= position) & (key >= begin)
-        first = (tl.load(table + page).to(tl.int64) * KV_HEADS + g) * PAGE
+        first = (tl.load(table + low // PAGE).to(tl.int64) * KV_HEADS + g) * PAGE + low % PAGE
         at = first * DP + n.to(tl.int64)[:, None] * DP + d
         both = inside[:, None] & (d < DP)[None, :]
         keys = tl.load(k + at, mask=both, other=0)
@@ -212,14 +216,15 @@ def attention(
     if not len(qkv):
         return
     kv_heads, padded, spans = k.shape[1], k.shape[3], partial.shape[2]
-    rows = max(SPAN_LAUNCH.rows, triton.next_power_of_2(heads // kv_heads))
+    launch = FULL_SPAN_LAUNCH if full(qkv, k) else SPAN_LAUNCH
+    rows = max(launch.rows, triton.next_power_of_2(heads // kv_heads))
     width = max(16, triton.next_power_of_2(padded))
     with torch.cuda.device_of(qkv):
         span_kernel[(len(qkv) * kv_heads, spans)](
             qkv, k, v, k_scale, v_scale, tables, sequences, positions, slopes, partial, scale, qkv.stride(0),
             tables.stride(0), spans, KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim, DP=padded, WINDOW=window,
-            SOFTCAP=softcap, FULL=full(qkv, k), ROWS=rows, WIDTH=width, PAGE=PAGE,
-            num_warps=SPAN_LAUNCH.warps * (1 if rows <= 32 else 2), num_stages=SPAN_LAUNCH.stages,
+            SOFTCAP=softcap, FULL=full(qkv, k), ROWS=rows, KEYS=launch.keys, WIDTH=width, PAGE=PAGE,
+            num_warps=launch.warps * (1 if rows <= 32 else 2), num_stages=launch.stages,
             enable_fp_fusion=False,
         )  # fmt: skip
         combine_kernel[(len(qkv) * heads,)](

@@ -31,9 +31,9 @@ def tile_for(width: int, pages: torch.dtype, full: bool) -> Tile:
     (of int8 pages too, which are widened there). Not yet run, nor tuned, on hardware.
     """
     if full:
-        return Tile(32, 8, 1) if width <= 128 else Tile(16, 8, 1)
+        return Tile(16, 8, 1)
     if width > 128:
-        return Tile(64, 8, 1)
+        return Tile(32 if pages == torch.int8 else 64, 8, 1)
     return Tile(64, 8, 2) if pages == torch.int8 else Tile(128, 8, 2)
 
 
@@ -52,14 +52,13 @@ def _pages(
     n = tl.arange(0, PAGE)
     kind = q.dtype
     for page in range(begin, end):
-        key = page * PAGE + n
+        key = n + page * PAGE
         first = (tl.load(table + page).to(tl.int64) * KV_HEADS + g) * PAGE
         at = first * DP + n.to(tl.int64)[:, None] * DP + d
-        inside = (d < DP)[None, :] & (n >= 0)[:, None]
-        read = n >= 0
+        read = tl.full([PAGE], 1, tl.int1)
         if EDGE:
-            read = (key <= last) & (key >= limit)
-            inside = inside & read[:, None]
+            read &= (key <= last) & (key >= limit)
+        inside = read[:, None] & (d < DP)[None, :]
         keys = tl.load(k + at, mask=inside, other=0)
         k_unit = None
         v_unit = None
@@ -74,7 +73,7 @@ def _pages(
             if WINDOW > 0:
                 seen = seen & (position[:, None] - key[None, :] < WINDOW)
             if v_scale is not None:
-                good = v_unit == v_unit
+                good = tl.abs(v_unit) < float("inf")
                 v_unit = tl.where(good, v_unit, 0.0)
             else:
                 good = tl.max((tl.abs(values) < float("inf")).to(tl.int32) ^ 1, axis=1) == 0

@@ -20,15 +20,12 @@ from torch import Tensor
 
 from bigrun_kernels.gpu import tables
 from bigrun_kernels.gpu.gemv import combine_kernel, decode_kernel, small_kernel
-from bigrun_kernels.gpu.tables import Tile
+from bigrun_kernels.gpu.tables import DECODE_ROWS, SIDE, SMALL_ROWS, Tile
 from bigrun_kernels.gpu.tiles import tile_kernel
 
 Path = Literal["auto", "decode", "small", "tile"]
 
 ALIGN = 64  # the weight's rows are padded to a multiple of this
-DECODE_ROWS = 4  # rows of x that share one load of the weight; with more than these "auto" takes tensor cores
-SMALL_ROWS = 16  # rows that one matrix instruction takes anyway
-SIDE = 128  # outlier columns that are copied together; with more, they are read where they lie
 PIECE = 32  # outlier columns multiplied at a time
 COMBINE_COLUMNS = 256
 INT32_COLUMNS = 65_536  # columns an int32 may sum: 128 · 128 · 65,536 = 2³⁰ (and u8·s8 kernels stop at 66,311)
@@ -38,23 +35,14 @@ FLOAT32_TILE, FLOAT32_SMALL = Tile(32, 32, 32, 4, 2), Tile(16, 32, 64, 4, 2)
 
 
 class Outliers(NamedTuple):
-    """Outlier columns of a step, found on the device: `columns` int32 [K] of which the first count[0] count, x [M, K] as it
+    """Outlier columns of a step, found on the device: `columns` int32 [K] of which the first number[0] count, x [M, K] as it
     was before it was quantised, and dense copies of those columns: x_side [M, SIDE], w_side int8 [N, SIDE]."""
 
     columns: Tensor
-    count: Tensor
+    number: Tensor
     x: Tensor
     x_side: Tensor
     w_side: Tensor
-
-
-def partial_entries(capability: int, n: int, kp: int, rows: int) -> int:
-    """float32 entries of `partial` that a weight [n, kp] needs for up to so many rows, whichever path they take."""
-    table = tables.for_capability(capability)
-    splits = max(
-        table.splits(table.decode, n, kp), table.splits(table.small, n, kp), table.splits(FLOAT32_SMALL, n, kp)
-    )
-    return splits * rows * n if splits > 1 else 0
 
 
 def linear_exact(
@@ -154,7 +142,7 @@ def _launch_tiles(
     _check_tensor_cores(x, "tile")
     chunks = 1 if sx is None else triton.cdiv(kp, INT32_COLUMNS)
     o = outliers
-    wide = (None, None, None, None, None) if o is None else (o.x, o.x_side, o.w_side, o.columns, o.count)
+    wide = (None, None, None, None, None) if o is None else (o.x, o.x_side, o.w_side, o.columns, o.number)
     with torch.cuda.device_of(x):
         tile_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
             x, sx, q, scale, bias, out, *wide, m, n, k, kp, *x.stride(), *out.stride(), 0 if o is None else o.x.stride(0),

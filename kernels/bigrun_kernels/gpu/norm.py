@@ -1,9 +1,9 @@
 """Norms and activations in Triton: what lies between the linear layers, and what it tells them of LLM.int8()'s outliers.
 
 Each writes the 16-bit rows that the next linear reads; with `marks` it also says which columns of them hold outliers
-(|value| ≥ threshold in some row of finite numbers: Dettmers et al. 2022, section 3.2), so that no pass of its own has to
-look. `mark` is that pass, for rows that something else wrote. Marks are only ever set here: `quantise.compact` clears them.
-Nothing is allocated and nothing waits for the device: all of it may be captured in a CUDA graph.
+(|value| ≥ threshold in some row of finite numbers: Dettmers et al. 2022, section 3.2), so that nothing has to look again.
+`mark` looks at rows that something else wrote. Marks are only ever set here: `quantise.compact` clears them. Nothing is
+allocated and nothing waits for the device: all of it may be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,7 @@ def row_tile(length: int, least: int = 32) -> tuple[int, bool, int]:
 def _rounded(y, out):
     """Float32 y in the type of what `out` points at. As float16, finite numbers saturate and the rest is NaN."""
     if out.dtype.element_ty == tl.float16:
-        held = tl.minimum(tl.maximum(y, -65504.0), 65504.0)
-        y = tl.where(tl.abs(y) < float("inf"), held, float("nan"))
+        y = tl.where(tl.abs(y) < float("inf"), tl.minimum(tl.maximum(y, -65504.0), 65504.0), float("nan"))
     return y.to(out.dtype.element_ty)
 
 
@@ -66,9 +65,9 @@ def _normal(v, mean, reciprocal, weight, bias, j, H):
 
 
 @triton.jit
-def _reciprocal(squares, H, eps):
-    """1/√(squares/H + eps); NaN, and so a row of NaN, where the sum of squares is inf or NaN."""
-    root = tl.sqrt_rn(tl.div_rn(squares, H.to(tl.float32)) + eps)
+def _reciprocal(squares, length, eps):
+    """1/√(squares/length + eps); NaN, and so a row of NaN, where the sum of squares is inf or NaN."""
+    root = tl.sqrt_rn(tl.div_rn(squares, length) + eps)
     return tl.where(squares < float("inf"), tl.div_rn(tl.full([], 1.0, tl.float32), root), float("nan"))
 
 
@@ -79,15 +78,15 @@ def norm_kernel(
     """One row. WHOLE: it fits the block, and is read once; else there is a pass for each sum, and one that writes."""
     x += tl.program_id(0).to(tl.int64) * x_row
     out += tl.program_id(0).to(tl.int64) * out_row
-    size = tl.full([], H, tl.int32)
+    length = tl.full([], H, tl.float32)
     mean = tl.full([], 0.0, tl.float32)
     if WHOLE:
         j = tl.arange(0, BLOCK)
         v = tl.load(x + j, mask=j < H, other=0.0).to(tl.float32)
         if bias is not None:
-            mean = tl.div_rn(tl.sum(v, axis=0), size.to(tl.float32))
+            mean = tl.div_rn(tl.sum(v, axis=0), length)
         centred = tl.where(j < H, v - mean, 0.0)
-        reciprocal = _reciprocal(tl.sum(centred * centred, axis=0), size, eps)
+        reciprocal = _reciprocal(tl.sum(centred * centred, axis=0), length, eps)
         y = _rounded(_normal(v, mean, reciprocal, weight, bias, j, H), out)
         tl.store(out + j, y, mask=j < H)
         if marks is not None:
@@ -101,14 +100,14 @@ def norm_kernel(
             for first in range(0, H, BLOCK):
                 j = first + tl.arange(0, BLOCK)
                 sums += tl.load(x + j, mask=j < H, other=0.0).to(tl.float32)
-            mean = tl.div_rn(tl.sum(sums, axis=0), size.to(tl.float32))
+            mean = tl.div_rn(tl.sum(sums, axis=0), length)
         squares = tl.zeros([BLOCK], tl.float32)
         for first in range(0, H, BLOCK):
             j = first + tl.arange(0, BLOCK)
             v = tl.load(x + j, mask=j < H, other=0.0).to(tl.float32)
             centred = tl.where(j < H, v - mean, 0.0)
             squares += centred * centred
-        reciprocal = _reciprocal(tl.sum(squares, axis=0), size, eps)
+        reciprocal = _reciprocal(tl.sum(squares, axis=0), length, eps)
         largest = tl.full([], 0.0, tl.float32)
         for first in range(0, H, BLOCK):
             j = first + tl.arange(0, BLOCK)
@@ -190,8 +189,8 @@ def norm(
     block, whole, warps = row_tile(h)
     with torch.cuda.device_of(x):
         norm_kernel[(t,)](
-            x, weight, bias, out, marks, h, x.stride(0), out.stride(0), float(eps), float(threshold), BLOCK=block, WHOLE=whole,
-            num_warps=warps, enable_fp_fusion=False,
+            x, weight, bias, out, marks, h, x.stride(0), out.stride(0), float(eps), float(threshold),
+            BLOCK=block, WHOLE=whole, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -214,8 +213,8 @@ def activate(
     span = BLOCK if marks is None else length
     with torch.cuda.device_of(x):
         activate_kernel[(t, triton.cdiv(length, span))](
-            x, out, marks, length, span, x.stride(0), out.stride(0), float(threshold), KIND=kind, GATED=gated, BLOCK=BLOCK,
-            num_warps=WARPS, enable_fp_fusion=False,
+            x, out, marks, length, span, x.stride(0), out.stride(0), float(threshold),
+            KIND=kind, GATED=gated, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 
 

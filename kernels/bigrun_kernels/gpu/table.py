@@ -30,11 +30,11 @@ def lookup_kernel(ids, q, scale, out, V, K, Kp, out_row, BLOCK: tl.constexpr, GR
     number = tl.load(ids + token)
     known = (number >= 0) & (number < V)
     number = tl.where(known, number, 0)
-    group = tl.program_id(1).to(tl.int64) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)[:, None]
-    k = group * GROUP + tl.arange(0, GROUP)[None, :]
-    w = tl.load(q + number * Kp + k, mask=k < K, other=0).to(tl.float32)
+    group = tl.program_id(1).to(tl.int64) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    k = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     s = tl.load(scale + number * (Kp // GROUP) + group, mask=group * GROUP < Kp, other=0.0).to(tl.float32)
-    y = tl.where(known, w * s, float("nan"))
+    w = tl.load(q + number * Kp + k, mask=k < K, other=0).to(tl.float32) * s[:, None]
+    y = tl.where(known, w, float("nan"))
     tl.store(out + token * out_row + k, y.to(out.dtype.element_ty), mask=k < K)
 
 
@@ -52,26 +52,25 @@ def head_kernel(
     sharing = tl.cdiv(M, ROWS)
     row = tl.program_id(0) % sharing * ROWS
     n = tl.program_id(0) // sharing * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (n < V)[:, None, None]
-    weights = q + n.to(tl.int64)[:, None, None] * Kp
-    constants = scale + n.to(tl.int64)[:, None, None] * (Kp // GROUP)
+    inside = (n < V)[:, None]
+    weights = q + n.to(tl.int64)[:, None] * Kp
+    constants = scale + n.to(tl.int64)[:, None] * (Kp // GROUP)
     x0 = x + row.to(tl.int64) * x_row  # rows beyond the last are the last again, and not stored
     x1 = x + tl.minimum(row + 1, M - 1).to(tl.int64) * x_row
     x2 = x + tl.minimum(row + 2, M - 1).to(tl.int64) * x_row
     x3 = x + tl.minimum(row + 3, M - 1).to(tl.int64) * x_row
-    across = tl.zeros(
-        [COLUMNS, 1, 1], tl.int64
-    )  # x is loaded as wide as w, in w's layout: no trip through shared memory
-    a0 = tl.zeros([COLUMNS, DEPTH // GROUP, GROUP], tl.float32)
+    across = tl.zeros([COLUMNS, 1], tl.int64)  # x is loaded as wide as w, in w's layout: not through shared memory
+    a0 = tl.zeros([COLUMNS, DEPTH], tl.float32)
     a1 = a0
     a2 = a0
     a3 = a0
     for first in range(0, Kp, DEPTH):
-        group = first // GROUP + tl.arange(0, DEPTH // GROUP)[None, :, None]
-        k = group.to(tl.int64) * GROUP + tl.arange(0, GROUP)[None, None, :]
+        k = first + tl.arange(0, DEPTH)[None, :]
+        group = first // GROUP + tl.arange(0, DEPTH // GROUP)[None, :]
         s = tl.load(constants + group, mask=inside & (group < Kp // GROUP), other=0.0).to(tl.float32)
-        w = tl.load(weights + k, mask=inside & (k < Kp), other=0).to(tl.float32) * s
-        at = k + across
+        w = tl.load(weights + k, mask=inside & (k < Kp), other=0).to(tl.float32)
+        w = tl.reshape(tl.reshape(w, [COLUMNS, DEPTH // GROUP, GROUP]) * s[:, :, None], [COLUMNS, DEPTH])
+        at = k.to(tl.int64) + across
         a0 = tl.fma(w, tl.load(x0 + at, mask=k < K, other=0.0).to(tl.float32), a0)
         if ROWS > 1:
             a1 = tl.fma(w, tl.load(x1 + at, mask=k < K, other=0.0).to(tl.float32), a1)
@@ -79,7 +78,7 @@ def head_kernel(
             a2 = tl.fma(w, tl.load(x2 + at, mask=k < K, other=0.0).to(tl.float32), a2)
             a3 = tl.fma(w, tl.load(x3 + at, mask=k < K, other=0.0).to(tl.float32), a3)
     for i in tl.static_range(ROWS):
-        y = tl.sum(tl.sum(a0 if i == 0 else a1 if i == 1 else a2 if i == 2 else a3, axis=2), axis=1)
+        y = tl.sum(a0 if i == 0 else a1 if i == 1 else a2 if i == 2 else a3, axis=1)
         if bias is not None:
             y += tl.load(bias + n, mask=n < V, other=0.0)
         m = (row + i).to(tl.int64)

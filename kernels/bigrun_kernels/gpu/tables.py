@@ -11,6 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+DECODE_ROWS = 4  # rows of x that share one load of the weight in decode's kernel of multiply-adds
+SMALL_ROWS = 16  # rows that one matrix instruction takes anyway
+SPLIT_ENTRIES = 2**17  # sums of a row that a kernel which splits K may leave to be added
+SIDE = 128  # outlier columns of which dense copies are made; with more, they are read where they lie
 KINDS = ("16bit", "int8", "grouped")  # what a tile multiplies: 16-bit x, int8 x with a constant a row, or a group
 PREFILLS = ("exact", "grouped")
 
@@ -56,8 +60,11 @@ class Table:
         """
         splits = 1
         while splits < 16 and -(-n // tile.columns) * splits < self.programs and kp >= 2048 * splits:
+            if 2 * splits * n > SPLIT_ENTRIES:
+                break
             splits *= 2
-        return -(-(-(-kp // splits)) // tile.depth) * tile.depth
+        steps = -(-kp // (splits * tile.depth))  # of each split, rounded up
+        return steps * tile.depth
 
     def splits(self, tile: Tile, n: int, kp: int) -> int:
         return -(-kp // self.span(tile, n, kp))

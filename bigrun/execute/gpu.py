@@ -1,0 +1,271 @@
+"""The engine of a real GPU: its blocks and ends through Triton (or torch alone), decode as a captured CUDA graph."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigrun.cuda import GpuMemory, device_errors, emulated
+from bigrun.errors import RunError
+from bigrun.execute.batch import Arithmetic, Batch, ends_of
+from bigrun.execute.executor import computed_on
+from bigrun.execute.gpu_sampling import chosen_on_device
+from bigrun.loader import LoadedPart
+from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
+from bigrun.model.gpu_memory import AHEAD, gpu_step_buffers
+from bigrun.model.layout import Storage
+from bigrun.model.memory import kv_buffers, kv_dtype
+from bigrun.model.opt import POSITION_OFFSET
+from bigrun.model.spec import ModelSpec
+from bigrun.model.weights import BlockWeights, block_weights
+from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.text.sampling import Sampling, fail
+from bigrun_kernels.gpu.torch_ops import Run, TorchOps
+from bigrun_kernels.ops import Pages
+
+TENSOR_CORES = 80  # the compute capability from which Triton has int8 matrix products
+
+
+class GpuEngine:
+    """Blocks and ends of a model on one real GPU. Everything it will use is taken here.
+
+    `mode` is --mode; in `auto`, decode is exact and prefill what this card's table of tiles says. `kernels`: "triton",
+    "reference" (torch alone) or "auto". `notes` are for the user.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, plan: Plan, device: DevicePlan, memory: GpuMemory, parts: Mapping[str, LoadedPart],
+        mode: str = "auto", threshold: float = 6.0, kernels: str = "auto",
+    ):  # fmt: skip
+        self.spec, self.name, self.memory = spec, device.name, memory
+        self.notes: list[str] = []
+        self.blocks: dict[int, BlockWeights] = {}
+        self.caches: dict[int, BlockCache] = {}
+        nothing = torch.empty(0, device=memory.device)
+        self._place_blocks(plan, parts, nothing)
+        self.ends = ends_of(spec, parts, device.name, nothing)
+        storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
+        rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
+        wanted = gpu_step_buffers(spec, storage, rows, plan.batch, plan.context_tokens, *computes)
+        ours = [buffer for buffer in wanted if buffer.name != "library"]
+        self.work = memory.buffers(ours, "workspace", "workspace")
+        self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, self.notes, plan.weights == "int8")
+        self._check_types(parts)
+        usual = Arithmetic(prefill, "exact", threshold)
+        self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
+        rope = spec.blocks[0].rope
+        self._frequencies = rope_frequencies(rope) if rope else None
+        self._graphs: dict[tuple[int, int, int], Any] = {}
+        self._capturing = memory.device.type == "cuda" and self.ops.name.startswith("Triton")
+        self._events: list[Any] = [None] * AHEAD
+        self._told = torch.zeros((AHEAD, 2), dtype=torch.int64, pin_memory=memory.device.type == "cuda")
+        self._batch: Batch
+        self._step: StepArrays
+
+    def _place_blocks(self, plan: Plan, parts: Mapping[str, LoadedPart], nothing: Tensor) -> None:
+        dtype = kv_dtype(plan.kv, plan.weights)
+        for i, block in enumerate(self.spec.blocks):
+            name = f"blocks.{i}"
+            if plan.placement(name).decode_on != self.name:
+                continue
+            part = parts[name]
+            self.blocks[i] = block_weights(part.part, part.layout, part.arrays, nothing)
+            buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
+            pages = self.memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
+            alibi = block.positions == "alibi"
+            slopes = torch.from_numpy(alibi_slopes(block.heads)).to(self.memory.device) if alibi else None
+            k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing)) for name in ("k", "v"))
+            self.caches[i] = BlockCache(k, v, slopes)
+
+    def _check_types(self, parts: Mapping[str, LoadedPart]) -> None:
+        """RunError where weights are bfloat16 and the card has none."""
+        if self.memory.device.type != "cuda" or torch.cuda.get_device_capability(self.memory.device) >= (8, 0):
+            return
+        kinds = {a.dtype for part in parts.values() if part.device == self.name for a in part.layout.arrays}
+        if "bfloat16" in kinds:
+            raise RunError(
+                f"{self.name} ({torch.cuda.get_device_name(self.memory.device)}) has no bfloat16, in which some weights are "
+                "kept: give --weights int8 without --skip and --head 16bit, or --weights float32"
+            )
+
+    @property
+    def x(self) -> Tensor:
+        return self.work["x"][: len(self._batch.ids)]
+
+    def begin(self, batch: Batch, tables: np.ndarray, ids: bool = True) -> None:
+        """The step's tokens; their `ids` stay those on the device if it chose them itself."""
+        self._batch, count = batch, len(batch.ids)
+        with device_errors(self.name, "a step"):
+            for name in ("ids", "positions", "sequences", "slots"):
+                if ids or name != "ids":
+                    self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
+            self.work["tables"].copy_(torch.from_numpy(tables), non_blocking=True)
+            turn = None
+            if self._frequencies is not None and "rotation" in self.work:
+                turn = self.work["rotation"][:count]
+                turn.copy_(torch.from_numpy(rotation(self._frequencies, batch.positions)), non_blocking=True)
+        positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
+        mode = self.arithmetic.mode(batch.phase)
+        self._step = StepArrays(positions, sequences, slots, self.work["tables"], turn, mode, self.arithmetic.threshold)
+        self.ops.begin(batch.phase == "decode", runs_of_tokens(batch))
+
+    def embed(self) -> None:
+        x, ends, count = self.x, self.ends, len(self._batch.ids)
+        assert ends.table is not None, "the embedding is here"
+        with device_errors(self.name, "looking up tokens"):
+            self.ops.lookup(self.work["ids"][:count], ends.table, x)
+            if ends.positions is not None:
+                x += ends.positions[self._step.positions + POSITION_OFFSET]
+            if ends.embed_norm is not None:
+                self.ops.norm(x, ends.embed_norm.weight, ends.embed_norm.bias, self.spec.blocks[0].norm_eps, x)
+
+    def run(self, first: int, stop: int) -> None:
+        key = (first, stop, len(self._batch.ids))
+        with device_errors(self.name, f"blocks {first} to {stop - 1}"):
+            if self._batch.phase != "decode" or not self._capturing:
+                self._blocks(first, stop)
+            elif key not in self._graphs:  # the first step compiles and loads kernels, which no graph may
+                self._blocks(first, stop)
+                self._graphs[key] = None
+            else:
+                if self._graphs[key] is None:
+                    self._graphs[key] = self._capture(first, stop)
+                if self._graphs[key] is not None:
+                    self._graphs[key].replay()
+                else:
+                    self._blocks(first, stop)
+
+    def _blocks(self, first: int, stop: int) -> None:
+        x = self.x
+        for i in range(first, stop):
+            run_block(self.ops, self.spec.blocks[i], self.blocks[i], self._step, self.caches[i], self.work, x)
+
+    def _capture(self, first: int, stop: int) -> Any:
+        """The blocks as one CUDA graph; None where the driver will not have it, and then never again."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.memory.device), torch.cuda.graph(graph):
+                self._blocks(first, stop)
+        except RuntimeError as error:
+            self._capturing = False
+            self.notes.append(
+                f"{self.name}: decode runs without a CUDA graph ({str(error).partition(chr(10))[0][:120]})"
+            )
+            return None
+        return graph
+
+    def _head(self, rows: Tensor) -> Tensor:
+        """Logits of some tokens, in their buffer."""
+        ends = self.ends
+        assert ends.norm is not None, "the norm is here"
+        assert ends.head is not None, "and the head"
+        wanted, out = self.work["wanted"][: len(rows)], self.work["logits"][: len(rows)]
+        torch.index_select(self.x, 0, rows, out=wanted)
+        run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, wanted, self.work, out)
+        return out
+
+    def logits(self) -> np.ndarray:
+        rows = self._batch.rows
+        result = np.empty((len(rows), self.spec.vocab), np.float32)
+        held = len(self.work["logits"])
+        with device_errors(self.name, "the head"):
+            for start in range(0, len(rows), held):
+                some = torch.from_numpy(rows[start : start + held]).to(self.memory.device)
+                result[start : start + len(some)] = self._head(some).cpu().numpy()
+        return result
+
+    def choose(self, sampling: Sampling, position: int, number: int) -> None:
+        """The next token of the one sequence in the step, chosen on the device: it is the next step's id there, and on its way
+        to the host as the `number`th of those under way."""
+        with device_errors(self.name, "choosing a token"):
+            logits = self._head(self.work["slots"][:1] * 0)[0]
+            found = self.work["chosen"][number % AHEAD]
+            chosen_on_device(logits, sampling, 0, position, found)
+            self.work["ids"][:1].copy_(found[:1])
+            self._told[number % AHEAD].copy_(found, non_blocking=True)
+            if self.memory.device.type == "cuda":
+                event = self._events[number % AHEAD] = self._events[number % AHEAD] or torch.cuda.Event()
+                event.record(torch.cuda.current_stream(self.memory.device))
+
+    def told(self, number: int, position: int) -> int:
+        """The `number`th token that was chosen; waits for it."""
+        with device_errors(self.name, "a step"):
+            if (event := self._events[number % AHEAD]) is not None:
+                event.synchronize()
+        token, good = self._told[number % AHEAD].tolist()
+        if not good:
+            fail(float(self.work["logits"][0, token]), token, 0, position)
+        return int(token)
+
+    def give(self) -> np.ndarray:
+        with device_errors(self.name, "a step"):
+            given: np.ndarray = self.x.cpu().numpy()
+        return given
+
+    def take(self, x: np.ndarray) -> None:
+        with device_errors(self.name, "a step"):
+            self.x.copy_(torch.from_numpy(x))
+
+    def take_from(self, other: "GpuEngine") -> None:
+        """x ← another GPU's, without a way through host memory where the cards reach each other."""
+        with device_errors(self.name, "a step"):
+            self.x.copy_(other.x, non_blocking=True)
+
+    def close(self) -> None:
+        self._graphs.clear()
+        self.blocks.clear()
+        self.caches.clear()
+        self.work = {}
+        self.memory.close()
+
+
+def make_ops(
+    device: torch.device, work: Mapping[str, Tensor], sequences: int, kernels: str, notes: list[str], int8: bool
+) -> tuple[TorchOps, str]:
+    """The ops of a GPU, and what `auto` is for prompts there. RunError where Triton is asked for and is not there."""
+    capability = TENSOR_CORES
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    why = "" if kernels != "reference" else "asked for"
+    if not why:
+        try:
+            from bigrun_kernels.gpu import tables
+            from bigrun_kernels.gpu.triton_ops import TritonOps
+        except ImportError as error:
+            why = f"Triton cannot be imported ({error})"
+    if not why and emulated() and not interpreting():
+        why = "there is no GPU to emulate Triton on"
+    if not why and not int8:
+        why = "weights are not int8"
+    if why:
+        if kernels == "triton":
+            raise RunError(f"--kernels triton: {why}; leave the option out, or give --kernels reference")
+        if why.startswith("Triton"):
+            notes.append(f"{why}: torch alone computes on {device}, which is slower")
+        return TorchOps(work), "exact"
+    table = tables.current(device)
+    return TritonOps(work, table, sequences, capability >= TENSOR_CORES), table.prefill
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU."""
+    import triton
+
+    from bigrun_kernels.gpu.tiles import tile_kernel
+
+    return not isinstance(tile_kernel, triton.JITFunction)
+
+
+def runs_of_tokens(batch: Batch) -> list[Run]:
+    """Tokens of one sequence at consecutive positions, together."""
+    runs: list[Run] = []
+    for i, (sequence, position) in enumerate(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True)):
+        last = runs[-1] if runs else None
+        if last and last.sequence == sequence and last.first + i - last.start == position:
+            runs[-1] = last._replace(stop=i + 1)
+        else:
+            runs.append(Run(i, i + 1, sequence, position))
+    return runs

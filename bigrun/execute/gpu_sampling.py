@@ -1,0 +1,38 @@
+"""The next token, chosen where the logits are: the same choice as text/sampling.py, without waiting for the host."""
+
+import torch
+from torch import Tensor
+
+from bigrun.text.sampling import Sampling, uniform
+
+
+def stays_on_device(sampling: Sampling) -> bool:
+    """Whether a device makes this choice itself: greedy, by temperature and by top_k; top_p is the host's."""
+    return sampling.temperature == 0 or sampling.top_p == 1
+
+
+def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position: int, found: Tensor) -> None:
+    """found int64 [2] ← the token for `position` from `logits` float32 [vocabulary], and whether the largest is finite.
+
+    Of equal logits the lowest index counts as the higher, as on the host; sums are float64. The noise is a function of seed,
+    sequence and position, known beforehand.
+    """
+    best = logits.max()  # a NaN wins, wherever it is
+    found[1] = best.isfinite()
+    # the lowest of equals: which one argmax takes is not promised
+    index = torch.arange(logits.numel(), device=logits.device)
+    first = torch.where((logits == best) | logits.isnan(), index, logits.numel() - 1).min()
+    if sampling.temperature == 0:
+        found[0] = first
+        return
+    weights = torch.exp((logits.double() - best.double()) / sampling.temperature)
+    if 0 < sampling.top_k < logits.numel():
+        least = torch.topk(logits, sampling.top_k).values[-1]
+        above, level = logits > least, logits == least
+        quota = sampling.top_k - above.sum()
+        weights = torch.where(above | (level & (level.cumsum(0) <= quota)), weights, 0.0)
+    sums = weights.cumsum(0)
+    total = sums[-1]
+    drawn = torch.minimum(total * uniform(sampling.seed, sequence, position), torch.nextafter(total, total * 0))
+    token = torch.searchsorted(sums, drawn, right=True).clamp(max=logits.numel() - 1)
+    found[0] = torch.where(best.isfinite(), token, first)
