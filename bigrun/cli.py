@@ -11,6 +11,7 @@ import click
 
 from bigrun import __version__
 from bigrun.cli_files import cache, convert, inspect_command
+from bigrun.cli_gpu import autotune
 from bigrun.cli_options import DEFAULT_MODEL, as_json, names, rig_options, run_options
 from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 
@@ -229,7 +230,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(found) if as_json else describe(found))
 
 
-for command in (convert, cache, inspect_command):
+for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 

@@ -121,11 +121,11 @@ def reading(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]], dr
 
 
 def convert(
-    checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout, target: "Mapping[str, np.ndarray] | Elsewhere",
-    reader: Reader, moved: Callable[[str, int], None], what: str,
+    checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout,
+    target: "Mapping[str, np.ndarray] | Elsewhere", reader: Reader, moved: Callable[[str, int], None], what: str,
 ) -> int:  # fmt: skip
-    """One part into its arrays, or to where it goes piece by piece; the reader's next chunks are its own. Returns the bytes read; `moved(what, bytes)` is told
-    of them as they are converted.
+    """One part into its arrays, or to where it goes piece by piece; the reader's next chunks are its own. Returns the bytes
+    read; `moved(what, bytes)` is told of them as they are converted.
 
     CheckpointError names a tensor with NaN or inf in it.
     """

@@ -45,10 +45,10 @@ def load(
     """Load every part to the device of the plan, converted as it arrives, in the order of execution.
 
     Peak host memory is the parts loaded so far and the current one in their stored form, and a few chunks of source rows
-    (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. What goes to a GPU goes there
-    chunk by chunk, but for parts that an int8 cache is to have: those are held on the host until they are written. With `kept`, parts that
-    an int8 cache has are mapped from it, and the others are written to it. CheckpointError names the tensor and the file:
-    missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
+    (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. What goes to a GPU goes
+    there chunk by chunk, but for parts that an int8 cache is to have: those are held on the host until they are written. With
+    `kept`, parts that an int8 cache has are mapped from it, and the others are written to it. CheckpointError names the tensor
+    and the file: missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
     """
     if kept is not None and kept.alone:
         work: Work = [(part, {}) for part in spec.parts]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels run on the CPU (ahead.py compiles them)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on two cores, OpenMP threads that spin keep the others waiting
 
 
 @pytest.fixture(scope="session", autouse=True)

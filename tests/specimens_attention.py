@@ -24,7 +24,7 @@ def _pair(pages: str) -> list[Specimen]:
     return [
         Specimen(
             f"attention span {pages}", "attention:span_kernel", span,
-            {"slopes": None, "GROUP": 4, "ROWS": 16, "KEYS": 64, **PLAIN, **none},
+            {"slopes": None, "GROUP": 4, "ROWS": 16, "KEYS": 32 if none == {} else 64, **PLAIN, **none},
             stages=1, products="fp16", odd=("tables_row", "spans"),
         ),
         Specimen(

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from bigrun.errors import CallError, TokenizerError
+from bigrun.text import chat
 from bigrun.text.chat import render
 
 HELLO = [{"role": "user", "content": "Count to 12, it's easy!"}]
@@ -43,7 +44,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_stopped(name: str) -> None:
+def test_a_hostile_template_is_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "macros that call twice":  # which nothing but the clock stops
+        assert chat.MAX_SECONDS <= 5
+        monkeypatch.setattr(chat, "MAX_SECONDS", 0.5)
     start = time.perf_counter()
     with pytest.raises(TokenizerError) as caught:
         render(HOSTILE[name], HELLO, True)

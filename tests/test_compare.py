@@ -127,10 +127,13 @@ def test_what_a_small_map_needs_in_a_run_adds_up_by_hand(tiny: Path) -> None:
     block = linears + 4 * (128 + 64 + 192 + 64) + 2 * 64 * 4  # a float32 scale a row, and two norms
     keys = 2 * 64 * 2 * 16 * 2  # of one page of 64 tokens: two heads of 16 entries, float16
     rows = plan(str(tiny), gpus="1x120KB", cpu="1MB", context=64).prefill_chunk_tokens
-    # of a chunk: x qkv attention up gated rotation normed, int8 planes, scale and sums
-    step = rows * (4 * (64 + 128 + 64 + 192 + 96 + 16 + 64) + 2 * 128 + 8 + 8) + 128
+    # of a chunk: x and rotation, four numbers a token, qkv attention up gated normed in 16 bits, int8 and its constants
+    step = rows * (4 * (64 + 16) + 4 * 8 + 2 * (128 + 64 + 192 + 96 + 64) + 128 + 4 * 128 // 32)
+    step += rows * 2 * 128 + 2 * 4 * 128 + 64 + 128 * 192  # outlier columns: of x, marks, numbers, count, of a linear
+    step += 64  # a table of one page
     step += 4 * 1 * 18 * 4 + 32  # attention's partial results, to a multiple of 64
-    step += 16 * 320 * 4  # logits
+    step += 4 * 2**17  # sums of a token where K is split
+    step += 16 * (64 + 320) * 4 + 8 * 2 * 8  # rows of x, logits, and tokens on their way to the host
     assert here["counted_bytes"] == table + 2 * block
     assert there["counted_bytes"] == 4 * block + 64 * 4 + table
     assert here["needed_bytes"] == table + 2 * block + 6 * keys + max(block, table) + step
@@ -147,7 +150,8 @@ def test_needed_bytes_are_those_of_the_ledger_on_several_cards(tiny: Path) -> No
     for device in other["devices"]:
         computes = any(name.startswith("blocks.") for name in device["parts"])
         need = sum(ledger.weights(name) + ledger.kv(name) for name in device["parts"])
-        need += ledger.workspace(chunk, computes, "head" in device["parts"]) if device["parts"] else 0
+        real = device["name"].startswith("cuda")
+        need += ledger.workspace(chunk, computes, "head" in device["parts"], real) if device["parts"] else 0
         assert device["needed_bytes"] == need
 
 
@@ -366,7 +370,7 @@ def test_a_map_of_several_cards_covers_every_parameter_and_buffer_once(family: s
     from accelerate.utils import check_device_map
 
     model = FAMILIES[family](tmp_path / "model", layers=6)
-    sizes = (plan(str(tmp_path / "model"), gpus=f"2x{n}KB", cpu="10MB", context=64) for n in range(300, 900, 20))
+    sizes = (plan(str(tmp_path / "model"), gpus=f"2x{n}KB", cpu="10MB", context=64) for n in range(600, 1300, 20))
     places = next(p for p in (made.to_device_map() for made in sizes) if set(p.values()) == {0, 1, "cpu"})
     check_device_map(model, places)
     for name, _ in [*model.named_parameters(), *model.named_buffers()]:

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import llama, state
-from forks import Run, forking
 from hub_server import Answers, Hub, environment
 
 import bigrun.progress
 from bigrun.progress import QUIET, Report, reporting
 
 RIG = ("--gpus", "none", "--threads", "1")
-PRELOADED = ("bigrun.runner", "bigrun.warm", "bigrun.execute.executor", "bigrun.execute.compiled", "bigrun_kernels.ops")
-run: Run
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +37,12 @@ def hub(models: Path) -> Iterator[Hub]:
     server.close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forked() -> Iterator[None]:
-    """Each run has a process of its own, since huggingface_hub reads its settings when imported."""
-    global run
-    with forking(*PRELOADED) as run:
-        yield
-
-
 def generate(hub: Hub, cache: Path, *args: str, cpu: str = "1GB", **more: str) -> subprocess.CompletedProcess[str]:
-    command = ["generate", *RIG, "--cpu", cpu, "--prompt", "the dog", "--max-new-tokens", "3"]
-    return run([*command, *args], environment(hub, cache, **more))
+    command = [sys.executable, "-m", "bigrun.cli", "generate", *RIG, "--cpu", cpu, "--prompt", "the dog"]
+    env = environment(hub, cache, **more)
+    return subprocess.run(
+        [*command, "--max-new-tokens", "3", *args], capture_output=True, text=True, env=env, timeout=120
+    )
 
 
 def test_a_plan_is_shown_then_what_it_needs_is_fetched_then_it_runs(hub: Hub, tmp_path: Path) -> None:

@@ -456,20 +456,27 @@ def test_constants_that_are_no_numbers_are_found_by_a_load(sources: dict[str, Pa
     refused("load", tmp_path / "single")
 
 
+def inspecting(folder: Path, expected: int) -> int:
+    """Peak bytes of a process that inspects a folder, which ends as expected."""
+    code = "import resource, sys; from bigrun.cli import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
+    command = [sys.executable, "-c", code, "inspect", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (expected, int(expected > 0)), done.stderr
+    return int(done.stdout.split()[-1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def sound_peak(sources: dict[str, Path]) -> int:
+    return inspecting(sources["single"], 0)
+
+
 @pytest.mark.parametrize("name", ["100,000 tensors", "a terabyte of zeros alone", "deep arrays"])
 def test_a_process_takes_no_more_memory_than_for_a_sound_model(
-    sources: dict[str, Path], tmp_path: Path, name: str
+    sources: dict[str, Path], sound_peak: int, tmp_path: Path, name: str
 ) -> None:
     shutil.copytree(sources["single"], tmp_path / "single")
     CASES[name][1](tmp_path / "single")
-    code = "import resource, sys; from bigrun.cli import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
-    peaks = []
-    for folder, status in ((sources["single"], 0), (tmp_path / "single", 4)):
-        command = [sys.executable, "-c", code, "inspect", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0)), done.stderr
-        peaks.append(int(done.stdout.split()[-1]) * 1024)
-    assert peaks[1] < peaks[0] + LITTLE
+    assert inspecting(tmp_path / "single", 4) < sound_peak + LITTLE
 
 
 # What nobody thought of

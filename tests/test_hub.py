@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from checkpoints import edit_config, llama
-from forks import Run, forking
 from hub_server import URL, Answers, Hub, environment
 
 from bigrun.checkpoint.headers import FIRST_BYTES, Headers, check
@@ -19,7 +18,6 @@ from bigrun.errors import CheckpointError
 from bigrun.model.families import BY_NAME, spec_from_config
 
 RIG = ("--gpus", "none", "--cpu", "8GB")
-run: Run
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +36,9 @@ def hub(models: Path) -> Iterator[Hub]:
     server.close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forked() -> Iterator[None]:
-    """Each plan has a process of its own, since huggingface_hub reads its settings when imported."""
-    global run
-    with forking("bigrun.dry_run", "bigrun.planning.planner") as run:
-        yield
-
-
 def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return run(["plan", "--model", model, *RIG, "--json", *args], environment(hub, cache, **more))
+    command = [sys.executable, "-m", "bigrun.cli", "plan", "--model", model, *RIG, "--json", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache, **more), timeout=60)
 
 
 def planned(done: subprocess.CompletedProcess[str]) -> Any:
@@ -306,8 +297,8 @@ def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "config.json").write_text("{}")  # and no safetensors
     hub.answers.repos["some/none", "main"] = tmp_path
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(hub, tmp_path / "cache"))
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(hub, tmp_path / "cache"))
     count = parameters(models / "one")
     said = [f"1 {2 * count} (('BF16', {count}),) {len(header(models / 'one')) - 1} (256,)", f"{2 * count} None"]
     assert (done.stdout.splitlines(), done.stderr) == (said, "")

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bigrun import plan as plan_anew
+from bigrun import plan
 from bigrun.checkpoint.open import model_spec
 from bigrun.cli import main
 from bigrun.errors import CallError, PlanDoesNotFit
@@ -22,26 +22,10 @@ from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Options, Plan
 from bigrun.sizes import format_size, parse_size
 
-_kept: dict[tuple[str, bool], Plan] = {}
-
-
-def plan(model: str, **rig: Any) -> Plan:
-    """bigrun's. What was asked in the same words before is not planned again: plans are frozen, and depend on nothing else
-    than these words but where they name a file."""
-    if "rig" in rig:
-        return plan_anew(model, **rig)
-    key = repr((model, sorted(rig.items()))), questions.why_not is WHY_NOT
-    if key not in _kept:
-        _kept[key] = plan_anew(model, **rig)
-    return _kept[key]
-
 
 def often(examples: int) -> settings:
     quiet = list(HealthCheck)
     return settings(derandomize=True, database=None, deadline=None, max_examples=examples, suppress_health_check=quiet)
-
-
-WHY_NOT = questions.why_not  # `holds` does without
 
 
 def run(*arguments: str) -> Result:
@@ -201,9 +185,9 @@ def cards_by_hand(model: str, card: int, context: int) -> int:
     block = ledger.weights("blocks.0") + ledger.kv("blocks.0")
     usable = card - min(256 * 10**6, card // 100)
     head = ledger.weights("head") + ledger.weights("norm") + (ledger.weights("embed") if spec.tied else 0)
-    beside_head = (usable - head - ledger.workspace(32, True, True, gpu=True)) // block
-    each = (usable - ledger.workspace(32, True, False, gpu=True)) // block
-    if usable < head + ledger.workspace(32, False, True, gpu=True) or each < 1:
+    beside_head = (usable - head - ledger.workspace(32, True, True)) // block
+    each = (usable - ledger.workspace(32, True, False)) // block
+    if usable < head + ledger.workspace(32, False, True) or each < 1:
         return 0
     left = len(spec.blocks) - max(0, beside_head)
     return 1 + max(0, math.ceil(left / each))
@@ -220,8 +204,7 @@ def test_so_many_cards_hold_everything_that_is_computed_and_one_less_does_not(
     model: str, blocks: int, more: float, context: int
 ) -> None:
     ledger = Ledger(model_spec(resolve(model)), Options(context=context))
-    block, step = ledger.weights("blocks.0") + ledger.kv("blocks.0"), ledger.workspace(32, True, True, gpu=True)
-    need = blocks * block + step
+    need = blocks * (ledger.weights("blocks.0") + ledger.kv("blocks.0")) + ledger.workspace(32, True, True)
     card = int((need + ledger.weights("head")) * (1 + more) * 100 / 99)
     count = cards_by_hand(model, card, context)
     assume(0 < count <= 16)

@@ -46,19 +46,19 @@ class GpuEngine:
         nothing = torch.empty(0, device=memory.device)
         self._place_blocks(plan, parts, nothing)
         self.ends = ends_of(spec, parts, device.name, nothing)
+        check_types(self.name, capability_of(memory.device), parts)
         storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
         wanted = gpu_step_buffers(spec, storage, rows, plan.batch, plan.context_tokens, *computes)
         ours = [buffer for buffer in wanted if buffer.name != "library"]
         self.work = memory.buffers(ours, "workspace", "workspace")
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, self.notes, plan.weights == "int8")
-        self._check_types(parts)
         usual = Arithmetic(prefill, "exact", threshold)
         self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
         rope = spec.blocks[0].rope
         self._frequencies = rope_frequencies(rope) if rope else None
         self._graphs: dict[tuple[int, int, int], Any] = {}
-        self._capturing = memory.device.type == "cuda" and self.ops.name.startswith("Triton")
+        self._capturing = memory.device.type == "cuda" and self.ops.capturable
         self._events: list[Any] = [None] * AHEAD
         self._told = torch.zeros((AHEAD, 2), dtype=torch.int64, pin_memory=memory.device.type == "cuda")
         self._batch: Batch
@@ -78,17 +78,6 @@ class GpuEngine:
             slopes = torch.from_numpy(alibi_slopes(block.heads)).to(self.memory.device) if alibi else None
             k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing)) for name in ("k", "v"))
             self.caches[i] = BlockCache(k, v, slopes)
-
-    def _check_types(self, parts: Mapping[str, LoadedPart]) -> None:
-        """RunError where weights are bfloat16 and the card has none."""
-        if self.memory.device.type != "cuda" or torch.cuda.get_device_capability(self.memory.device) >= (8, 0):
-            return
-        kinds = {a.dtype for part in parts.values() if part.device == self.name for a in part.layout.arrays}
-        if "bfloat16" in kinds:
-            raise RunError(
-                f"{self.name} ({torch.cuda.get_device_name(self.memory.device)}) has no bfloat16, in which some weights are "
-                "kept: give --weights int8 without --skip and --head 16bit, or --weights float32"
-            )
 
     @property
     def x(self) -> Tensor:
@@ -225,10 +214,7 @@ def make_ops(
     device: torch.device, work: Mapping[str, Tensor], sequences: int, kernels: str, notes: list[str], int8: bool
 ) -> tuple[TorchOps, str]:
     """The ops of a GPU, and what `auto` is for prompts there. RunError where Triton is asked for and is not there."""
-    capability = TENSOR_CORES
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        capability = 10 * major + minor
+    capability = capability_of(device)
     why = "" if kernels != "reference" else "asked for"
     if not why:
         try:
@@ -246,8 +232,32 @@ def make_ops(
         if why.startswith("Triton"):
             notes.append(f"{why}: torch alone computes on {device}, which is slower")
         return TorchOps(work), "exact"
+    if device.type == "cuda":
+        from bigrun.autotune import kept
+
+        tuned, wrong = kept(torch.cuda.get_device_name(device))
+        tables.use(device.index or 0, tuned)
+        notes += [wrong] if wrong else []
     table = tables.current(device)
     return TritonOps(work, table, sequences, capability >= TENSOR_CORES), table.prefill
+
+
+def capability_of(device: torch.device) -> int:
+    """90 for 9.0; of an emulated GPU, the oldest that Triton has matrix products for."""
+    if device.type != "cuda":
+        return TENSOR_CORES
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def check_types(name: str, capability: int, parts: Mapping[str, LoadedPart]) -> None:
+    """RunError where a GPU's weights are bfloat16 and it has none."""
+    kinds = {a.dtype for part in parts.values() if part.device == name for a in part.layout.arrays}
+    if "bfloat16" in kinds and capability < 80:
+        raise RunError(
+            f"{name} (compute capability {capability / 10}) has no bfloat16, in which some weights are kept: give --weights "
+            "int8 without --skip and --head 16bit, or --weights float32"
+        )
 
 
 def interpreting() -> bool:

@@ -60,7 +60,7 @@ def run_block(
     )
     ops.linear(attended, w.out, mode, threshold, scratch, x, True)
     ops.norm_linear(x, second.weight, second.bias, block.norm_eps, normed, w.up, mode, threshold, scratch, up)
-    inner = work["gated"][:count] if block.gated else up
+    inner = work["gated"][:count] if block.gated else work.get("inner", work["up"])[:count]
     ops.activate_linear(block.activation, up, block.gated, inner, w.down, mode, threshold, scratch, x)
 
 

@@ -37,6 +37,8 @@ def gpu_step_buffers(
         longest += [found["qkv"], found["up"], spec.hidden]
         kinds = {"rotation": "float32"}
         buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in found.items()]
+        if not all(block.gated for block in spec.blocks):  # an activation is not computed in place
+            buffers.append(Buffer("inner", active, (rows, found["up"])))
         block = spec.blocks[0]
         value = round_up(block.latent.kv_rank if block.latent else block.head_dim, VECTOR)
         buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), value + 2)))

@@ -44,6 +44,7 @@ class Combine(NamedTuple):
 # Not yet run, nor tuned, on hardware. One stage: a page's keys and values are asked for together, and several programs
 # share a multiprocessor, which hides what a pipeline would. Float32's products take no tensor cores, and more memory.
 SPAN_LAUNCH = Span(16, 64, 4, 1)
+INT8_SPAN_LAUNCH = Span(16, 32, 4, 1)  # widened in registers: with 64 keys they would not do on sm_120
 FULL_SPAN_LAUNCH = Span(16, 16, 4, 1)
 COMBINE_LAUNCH = Combine(16, 4, 1)
 
@@ -216,7 +217,7 @@ def attention(
     if not len(qkv):
         return
     kv_heads, padded, spans = k.shape[1], k.shape[3], partial.shape[2]
-    launch = FULL_SPAN_LAUNCH if full(qkv, k) else SPAN_LAUNCH
+    launch = FULL_SPAN_LAUNCH if full(qkv, k) else INT8_SPAN_LAUNCH if k.dtype == torch.int8 else SPAN_LAUNCH
     rows = max(launch.rows, triton.next_power_of_2(heads // kv_heads))
     width = max(16, triton.next_power_of_2(padded))
     with torch.cuda.device_of(qkv):

@@ -164,12 +164,13 @@ def compact(marks: Tensor, columns: Tensor, count: Tensor) -> None:
 def gather(q: Tensor, columns: Tensor, count: Tensor, side: Tensor) -> None:
     """side[n, j] = q[n, columns[j]] for j < count, and zeros for the other j up to the next multiple of 32.
 
-    q: int8 [N, Kp]; columns, count: `compact`'s; side: int8 [N, C], C a multiple of 32. If count is 0 or more than C, side is
+    q: the weight, int8 [N, Kp], or activations of 16 or 32 bits; columns, count: `compact`'s; side: of q's type [N, C], C a
+    multiple of 32. If count is 0 or more than C, side is
     left as it was: whoever multiplies reads the weight itself then.
     """
-    require("q", q, None, (torch.int8,), q.device)
+    require("q", q, None, (torch.int8, *FLOATS), q.device)
     n, kp = q.shape
-    require("side", side, (n, side.shape[-1]), (torch.int8,), q.device)
+    require("side", side, (n, side.shape[-1]), (q.dtype,), q.device)
     if not side.shape[1] or side.shape[1] % GATHER_COLUMNS:
         raise ValueError(f"side is {list(side.shape)}; its columns must be a multiple of {GATHER_COLUMNS}")
     require("columns", columns, (columns.numel(),), (torch.int32,), q.device)

@@ -31,6 +31,7 @@ class TorchOps(Composed):
     share an activation's constant in the mode "grouped"."""
 
     name = "torch"
+    capturable = False  # as one CUDA graph
 
     def __init__(self, work: Mapping[str, Tensor], group: int = 64):
         self.work, self.group = work, group

@@ -1,7 +1,7 @@
 """The decoder's ops on a GPU through Triton. They launch and return: nothing is allocated, nothing waits for the device.
 
-What Triton cannot do goes through torch, and `name` says so: on compute capability 7.5 there are no int8 matrix products
-(and 16-bit ones do not become matrix instructions), so that prompts are multiplied by torch there.
+What Triton cannot do goes through torch, and `name` says so: for compute capability 7.5 it makes no matrix instructions, of
+int8 or of 16 bits, so that prompts and attention are multiplied by torch there.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,10 @@ class TritonOps(TorchOps):
     def __init__(self, work: Mapping[str, Tensor], tiles: Table, sequences: int, products: bool = True):
         super().__init__(work, tiles.tile("grouped", 1).depth)
         self._products = products
+        self.capturable = products  # the rest is told by the host where each sequence ends
         most = DECODE_ROWS if products else SMALL_ROWS
         self._path: Path = "decode" if sequences <= most else "small" if sequences <= SMALL_ROWS else "tile"
-        self.name = "Triton" if products else "Triton for decode, torch for prompts"
+        self.name = "Triton" if products else "Triton (torch for matrix products)"
 
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         norms.norm(x, weight, some(bias), eps, out)
@@ -126,11 +127,11 @@ class TritonOps(TorchOps):
         slopes: Array, scale: float, out: Array,
     ) -> None:  # fmt: skip
         pages = k.values, v.values, some(k.scale), some(v.scale)
-        if self.decode:
+        if not self._products:
+            super().attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
+        elif self.decode:
             partial = self.work["partial"]
             attention(qkv, heads, *pages, tables, sequences, positions, some(slopes), scale, out, partial)
-        elif not self._products:
-            super().attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
         else:
             for run in self.runs:
                 part = slice(run.start, run.stop)

@@ -1,0 +1,93 @@
+"""Every Triton kernel compiled for every architecture, without a GPU: matrix instructions, registers, shared memory."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import specimens_attention
+import specimens_elementwise
+import specimens_linear
+from ahead import Specimen, compiled
+
+ARCHITECTURES = (80, 86, 89, 90, 120)
+WHOLE = (80, 90)  # every form of a kernel of linears is compiled for these; of the others, those that they launch most
+USUAL = (  # one form of each of the small kernels
+    "norm rms 4096 marks", "activate silu gated marks", "mark", "quantise 11008 groups of 64", "compact", "gather",
+    "lookup fp32", "head 1",
+)  # fmt: skip
+CONSUMER_SHARED_BYTES = 99 * 1024
+MATRIX = {
+    "mma.sync": {
+        "fp16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+        "int8": "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+    },
+    "wgmma": {
+        "fp16": "wgmma.mma_async.sync.aligned.m64n#k16.f32.f16.f16",
+        "int8": "wgmma.mma_async.sync.aligned.m64n#k32.s32.s8.s8",
+    },
+}
+
+
+def specimens(capability: int) -> list[Specimen]:
+    others = [s for s in specimens_elementwise.SPECIMENS if capability == 80 or s.name in USUAL]
+    return [*specimens_linear.specimens(capability, capability in WHOLE), *specimens_attention.SPECIMENS, *others]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
+    work = [(specimen, capability) for capability in ARCHITECTURES for specimen in specimens(capability)]
+    found = compiled(work, tmp_path_factory.mktemp("ahead"))
+    for key, facts in found.items():
+        assert isinstance(facts, dict), f"{key}: {facts}"
+    return found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_products_are_matrix_instructions(built: dict[Any, Any], capability: int) -> None:
+    family = "wgmma" if capability == 90 else "mma.sync"
+    for specimen in specimens(capability):
+        mma = built[specimen.name, capability]["mma"]
+        if not specimen.products:
+            assert not mma, f"{specimen.name} must round nothing to a matrix instruction's input"
+            continue
+        found = {re.sub(r"m64n\d+", "m64n#", name) for name in mma}
+        one = MATRIX[family][specimen.products]
+        # few rows fill no warp group, so a kernel for Hopper may keep the older instruction
+        assert one in found or MATRIX["mma.sync"][specimen.products] in found, f"{specimen.name}: {found}"
+        if specimen.kernel == "tiles:tile_kernel":
+            assert one in found, f"{specimen.name}: {found}"
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_nothing_is_spilled_and_consumer_cards_have_room(built: dict[Any, Any], capability: int) -> None:
+    for specimen in specimens(capability):
+        facts = built[specimen.name, capability]
+        assert facts["spilled"] == 0, f"{specimen.name}: {facts}"
+        assert facts["registers"] <= 255
+        if capability != 90:  # which no consumer card is
+            assert facts["shared"] <= CONSUMER_SHARED_BYTES, f"{specimen.name}: {facts}"
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_addresses_are_computed_in_64_bits(built: dict[Any, Any], capability: int) -> None:
+    for specimen in specimens(capability):
+        assert built[specimen.name, capability]["narrow products"] == [], specimen.name
+
+
+@pytest.mark.parametrize("capability", WHOLE)
+def test_decode_streams_the_weight_and_sums_alike_for_any_rows(built: dict[Any, Any], capability: int) -> None:
+    layouts = set()
+    for rows in (1, 2, 4):
+        facts = built[f"decode {rows}", capability]
+        assert facts["wide loads"] >= 1 + 2 * rows  # 16 weights in one load; 16 entries of each row of x in two
+        assert facts["shuffles in loop"] == []  # each would cost a barrier for every block of K
+        assert len(facts["reductions"]) == rows
+        layouts |= set(facts["reductions"])
+    assert len(layouts) == 1
+
+
+def test_a_kernel_that_spills_is_noticed(tmp_path: Path) -> None:
+    tile = next(s for s in specimens_linear.many(80, True) if s.name == "int8 any")
+    large = Specimen("too large", tile.kernel, tile.types, {**tile.constants, "COLUMNS": 256}, 4, 2, "int8", tile.odd)
+    assert compiled([(large, 80)], tmp_path, 1)["too large", 80]["spilled"] > 0
