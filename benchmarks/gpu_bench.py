@@ -75,7 +75,7 @@ class Bench:
 
     def seconds(self, call: Callable[[int], object], turns: int = 1) -> float:
         """Device seconds of one call: the median of replays of a CUDA graph of call(0) … call(turns − 1), at least eight."""
-        turns = self.pick(turns * ceil(8 / turns), min(turns, 2))
+        turns = self.pick(turns * ceil(8 / turns), 1)
         if not self.emulate:
             call(0)  # compiles
         return self.graph_seconds(self.graph(lambda: [call(turn) for turn in range(turns)])) / turns
@@ -155,14 +155,15 @@ class Bench:
         uniform = torch.rand(shape, generator=self._generator, device=self.device)
         return (0.01 * (0.5 + uniform)).to(dtype)
 
-    def weight(self, n: int, k: int, bias: bool = False) -> Any:
-        """A linear's int8 weight, row by row, padded with zeros as the loader pads it."""
+    def weight(self, n: int, k: int, bias: bool = False, gain: float = 1.0) -> Any:
+        """A linear's int8 weight, row by row, padded with zeros as the loader pads it; what it makes of normal activations
+        has about the size of `gain`."""
         from bigrun_kernels.ops import Weight
 
         q = self.integers(-127, 128, n, ceil(k / ALIGN) * ALIGN)
         q[:, k:] = 0
         offset = self.normal(n, dtype=torch.float32) if bias else torch.empty(0, device=self.device)
-        return Weight("int8", q, self.constants(n), offset, k)
+        return Weight("int8", q, self.constants(n) * (gain * 1.36 / k**0.5), offset, k)
 
     def activations(self, m: int, k: int, outliers: int = 0) -> Tensor:
         """float16 [m, k] below 5, but for this many columns of 20 to 60 spread over k."""

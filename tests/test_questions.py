@@ -185,9 +185,9 @@ def cards_by_hand(model: str, card: int, context: int) -> int:
     block = ledger.weights("blocks.0") + ledger.kv("blocks.0")
     usable = card - min(256 * 10**6, card // 100)
     head = ledger.weights("head") + ledger.weights("norm") + (ledger.weights("embed") if spec.tied else 0)
-    beside_head = (usable - head - ledger.workspace(32, True, True)) // block
-    each = (usable - ledger.workspace(32, True, False)) // block
-    if usable < head + ledger.workspace(32, False, True) or each < 1:
+    beside_head = (usable - head - ledger.workspace(32, True, True, gpu=True)) // block
+    each = (usable - ledger.workspace(32, True, False, gpu=True)) // block
+    if usable < head + ledger.workspace(32, False, True, gpu=True) or each < 1:
         return 0
     left = len(spec.blocks) - max(0, beside_head)
     return 1 + max(0, math.ceil(left / each))
@@ -204,7 +204,8 @@ def test_so_many_cards_hold_everything_that_is_computed_and_one_less_does_not(
     model: str, blocks: int, more: float, context: int
 ) -> None:
     ledger = Ledger(model_spec(resolve(model)), Options(context=context))
-    need = blocks * (ledger.weights("blocks.0") + ledger.kv("blocks.0")) + ledger.workspace(32, True, True)
+    block, step = ledger.weights("blocks.0") + ledger.kv("blocks.0"), ledger.workspace(32, True, True, gpu=True)
+    need = blocks * block + step
     card = int((need + ledger.weights("head")) * (1 + more) * 100 / 99)
     count = cards_by_hand(model, card, context)
     assume(0 < count <= 16)

@@ -78,7 +78,7 @@ def test_every_device_has_a_bar_and_what_it_holds(fits: Plan, too_small: Plan) -
             assert len(bar) == BAR
             assert set(bar) <= LETTERS
     lines = rows(plan_text(fits))
-    assert "23.7 GB  24.0 GB  22.2 GB  1.06 GB" in lines["cuda:0"]
+    assert "23.8 GB  24.0 GB  22.2 GB  1.06 GB" in lines["cuda:0"]
     assert lines["cuda:3"].rstrip().endswith("blocks 27-35")
     assert lines["disk"].rstrip().endswith("nothing")
 

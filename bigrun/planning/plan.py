@@ -19,7 +19,7 @@ class Options:
     storage: Storage = field(default_factory=Storage)
     kv: str = "16bit"
     prompt: int | None = None  # tokens of the prompt of a request; None: three quarters of the context
-    streams: bool = True  # whether prompts may pass the host's parts on a GPU
+    streams: bool = field(default=True, compare=False)  # whether prompts may pass the host's parts on a GPU
 
     @property
     def prompt_tokens(self) -> int:
