@@ -97,7 +97,7 @@ def load(path: Path, cpu: str = "1GB") -> None:
     from bigrun.planning.ledger import Ledger
     from bigrun.planning.planner import make_plan
     from bigrun.rig import make_rig
-    from bigrun.runner import check_runnable
+    from bigrun.runnable import check_runnable
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
     rig = make_rig("none", cpu)

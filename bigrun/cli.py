@@ -131,7 +131,7 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
     """Continue a prompt; the text streams as it comes."""
     sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
     text = _prompt(prompt)
-    from bigrun.runner import check_generation
+    from bigrun.runnable import check_generation
 
     check_generation(max_new_tokens, sampling)  # before a long load, not after it
     with _runner(given) as runner:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrun.dry_run import make_options, plan
-from bigrun.errors import CallError, PlanDoesNotFit, RunError
+from bigrun.errors import CallError, RunError
 from bigrun.generation import Generation, Stats, Stream
 from bigrun.model.families import BY_NAME
 from bigrun.model.resolve import DEFAULT, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Options, Plan
 from bigrun.rig import make_rig
+from bigrun.runnable import check_arithmetic, check_generation, check_runnable, memories, real_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +26,9 @@ if TYPE_CHECKING:
 
     from bigrun.cache.kept import Kept
     from bigrun.checkpoint.base import Checkpoint
-    from bigrun.memory import Memory
     from bigrun.model.layout import Layout
-    from bigrun.text.sampling import Sampling
     from bigrun.text.tokenizer import Tokenizer
     from bigrun_kernels.ops import CpuOps
-
-MODES = ("auto", "exact", "llm.int8")
-KERNELS = ("auto", "triton", "reference")
 
 
 class Runner:
@@ -143,7 +139,7 @@ class Runner:
         from bigrun.loader import beginning, load
         from bigrun.planning.ledger import Ledger
         from bigrun.progress import reporting
-        from bigrun.warm import warm_up
+        from bigrun.warm import warm_gpus, warm_up
 
         self._use_threads()
         # auto: exact in both phases for now; it is what holds the loss bar on the CPU (docs/architecture.md)
@@ -167,6 +163,8 @@ class Runner:
                     report.note("prompts pass the host's blocks on the CPU: streaming those to a GPU is not built yet")
                 gpus = self._gpu_engine(mode, threshold, report.note) if real_gpus(self.plan) else None
                 self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how, gpus)
+                if gpus is not None:
+                    warm_gpus(self.executor)
         except BaseException:
             for memory in self.memories.values():
                 if memory.is_gpu:  # what was placed there is of no use
@@ -296,78 +294,6 @@ def cpu_ops() -> CpuOps:
     from bigrun_kernels.ops import CpuOps
 
     return CpuOps()
-
-
-def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
-    """The sampling options, checked; CallError says what is wrong."""
-    from bigrun.text.sampling import Sampling
-
-    if max_new_tokens < 1:
-        raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
-    return Sampling(**sampling)
-
-
-def check_arithmetic(mode: str, threshold: float, threads: int | None, kernels: str = "auto") -> None:
-    """CallError for options that no run can take."""
-    if mode not in MODES:
-        raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
-    if not 0 <= threshold < float("inf"):
-        raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
-    if threads is not None and threads < 1:
-        raise CallError(f"--threads {threads}: give at least 1")
-    if kernels not in KERNELS:
-        raise CallError(f"--kernels {kernels!r}: choose one of {', '.join(KERNELS)}")
-
-
-def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
-    """PlanDoesNotFit, or CallError for a plan of what this version cannot run. Without a spec, what the plan alone tells."""
-    if not plan.fits:
-        raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
-    if BY_NAME[plan.family].sources is None:
-        raise CallError(f"{plan.model}: models of the family {plan.family} can be planned but not run yet")
-    blocks = () if spec is None else spec.blocks
-    window = min((block.window for block in blocks if block.window), default=plan.context_tokens)
-    if window < plan.context_tokens:
-        raise CallError(
-            f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "
-            f"be planned but not run yet: give --context {window} at most"
-        )
-    if any(placement.stored_on == "disk" for placement in plan.placements):
-        raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
-    if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):
-        raise CallError(
-            "streaming the host's parts through a GPU can be planned but not run yet: run the model without --plan"
-        )
-    if real := real_gpus(plan):
-        from bigrun.cuda import torch_device
-
-        for name in real:
-            torch_device(name)  # before anything is loaded: is it there?
-
-
-def real_gpus(plan: Plan) -> list[str]:
-    """The GPUs that a plan computes on, virtual ones aside."""
-    return [d.name for d in plan.devices if d.kind == "gpu" and not d.virtual and d.workspace_bytes]
-
-
-def memories(plan: Plan, spec: ModelSpec) -> dict[str, Memory]:
-    """The memory of each device of a run; of real GPUs all that the plan wants is taken now, or RunError says what is free."""
-    from bigrun.memory import HostMemory
-
-    found: dict[str, Memory] = {}
-    real = real_gpus(plan)
-    for device in plan.devices:
-        if device.name in real:
-            from bigrun.cuda import GpuMemory
-            from bigrun.model.gpu_memory import library_bytes
-            from bigrun.model.layout import Storage
-
-            storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
-            unallocated = device.reserve_bytes + library_bytes(storage)
-            found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
-        elif device.kind != "disk":
-            found[device.name] = HostMemory(device.name, device.budget_bytes)
-    return found
 
 
 __all__ = ["Generation", "Runner", "Stats", "Stream", "plan"]

@@ -105,3 +105,17 @@ def warm_up(
             _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
         if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
             _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)
+
+
+def warm_gpus(executor: Executor) -> None:
+    """One short prompt and three tokens through everything: kernels are compiled or loaded, and the graphs of decode captured,
+    before the first request. An emulated GPU has neither."""
+    from bigrun.cuda import emulated
+
+    if emulated():
+        return
+    limit = executor.plan.context_tokens
+    executor.feed({0: range(min(2, limit))})
+    for _ in range(min(3, limit - 2)):
+        executor.feed({0: [1]})
+    executor.clear(0)

@@ -26,6 +26,7 @@ from bigrun.planning.replay import check_plan, options_of
 from bigrun.planning.search import Problem
 from bigrun.rates import ASSUMED_CPU
 from bigrun.rig import Device, Rig
+from bigrun.runnable import check_runnable
 
 PROMPT = [5, 9, 77, 200, 31, 8, 44]
 Change = Callable[[dict[str, Any]], Any]
@@ -380,9 +381,13 @@ def test_a_plan_that_does_not_fit_raises_that(tiny: Path, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("nothing_is_taken")
 def test_a_plan_on_real_cards_or_the_disk_is_refused_as_its_options_are(tiny: Path) -> None:
-    real = plan(str(tiny), gpus="2x320KB", cpu="100MB", context=64)
-    with pytest.raises(CallError, match=r"real GPU \(cuda:0, cuda:1\)"):
+    real = plan(str(tiny), gpus="2x900KB", cpu="100MB", context=64)
+    with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*--virtual"):
         Runner(plan=real, progress=False)
+    streamed = plan("llama-3.1-70b", gpus="2xRTX3090", cpu="64GB", batch=2)
+    assert any(p.prefill_on != p.stored_on for p in streamed.placements)
+    with pytest.raises(CallError, match="streaming the host's parts through a GPU can be planned but not run yet"):
+        check_runnable(streamed, None)
     disk = plan(str(tiny), gpus="none", cpu="400KB", disk="10MB", context=64)
     assert disk.fits
     with pytest.raises(CallError, match="disk"):
