@@ -14,63 +14,28 @@ the other; what the bars ask for before what a developer wants for tuning. What 
 """
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
-import platform
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpu_report import ABOUT, EMULATED, append, failures, short_table
+from gpu_report import ABOUT, append, failures, short_table
+from gpu_worker import GO_ON, MEASUREMENTS, failed
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu_worker.py"
 LARGE = ("files-7b", "large-model", "hybrid")
 SLACK = 12  # seconds that a measurement may go on beyond the limit
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A function of a module that yields rows; `seconds` it may take: with less than that left it is skipped, and after
-    four times that it is stopped."""
-
-    module: str
-    function: str
-    seconds: int
-
-
-MEASUREMENTS = {
-    "check-exact": Measurement("gpu_checks", "exact", 30),
-    "check-int8": Measurement("gpu_checks", "int8", 40),
-    "check-elementwise": Measurement("gpu_checks", "elementwise", 20),
-    "check-table": Measurement("gpu_checks", "table", 15),
-    "check-store": Measurement("gpu_checks", "store", 15),
-    "check-decode-attention": Measurement("gpu_checks", "attention_decode", 40),
-    "check-prompt-attention": Measurement("gpu_checks", "attention_prompt", 40),
-    "files-0.1b": Measurement("gpu_models", "small_files", 15),
-    "host-kernels": Measurement("gpu_models", "host_kernels", 40),
-    "files-7b": Measurement("gpu_models", "large_files", 45),
-    "roofs": Measurement("gpu_kernels", "roofs", 10),
-    "decode": Measurement("gpu_kernels", "decode", 20),
-    "few-rows": Measurement("gpu_kernels", "few_rows", 15),
-    "prefill": Measurement("gpu_kernels", "prefill", 40),
-    "attention": Measurement("gpu_kernels", "attention", 20),
-    "small-model": Measurement("gpu_models", "small_model", 30),
-    "large-model": Measurement("gpu_models", "large_model", 80),
-    "hybrid": Measurement("gpu_models", "hybrid", 45),
-    "head": Measurement("gpu_kernels", "head", 10),
-    "blocks": Measurement("gpu_kernels", "blocks", 40),
-}
 PHASES: Sequence[Sequence[Sequence[str]]] = (  # one after the other; what is in a phase goes side by side
     (
         ("check-exact", "check-table"),
@@ -84,83 +49,6 @@ PHASES: Sequence[Sequence[Sequence[str]]] = (  # one after the other; what is in
     (("head", "blocks"),),
 )
 Rows = dict[str, list[dict[str, Any]]]
-
-# ----------------------------------------------------------------------------------------------- in the measuring process
-
-
-def work(names: Sequence[str], emulate: bool, folder: Path, deadline: float) -> int:
-    """Runs measurements, telling each event as a line of JSON on what was standard output."""
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.path[1:1] = [str(ROOT), str(ROOT / "kernels")]
-
-    def tell(**event: Any) -> None:
-        print(json.dumps(event), file=told, flush=True)
-
-    import torch
-
-    if not emulate and not torch.cuda.is_available():
-        tell(absent=f"torch {torch.__version__} finds no CUDA GPU")
-        return 2
-    tell(about=about(emulate))
-    from gpu_bench import Bench
-
-    bench = Bench(emulate, folder)
-    for name in names:
-        measurement = MEASUREMENTS[name]
-        if (left := deadline - time.time()) < measurement.seconds:
-            tell(name=name, row=empty(name, f"skipped: {max(0, left):.0f} s of the limit were left"), done=True)
-            continue
-        tell(name=name, begun=True)
-        try:
-            for row in getattr(import_module(measurement.module), measurement.function)(bench):
-                tell(name=name, row=asdict(row))
-        except Exception as error:
-            tell(name=name, row=failed(name, error), trace="".join(traceback.format_exc().splitlines(True)[-9:]))
-            error.__traceback__ = None  # its frames hold tensors
-        tell(name=name, done=True)
-        if not emulate and not usable(torch):
-            return 3  # the rest is for a new process
-    return 0
-
-
-def usable(torch: Any) -> bool:
-    """Whether this process can go on with its GPU; after an illegal access, say, it cannot."""
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return False
-    return True
-
-
-def about(emulate: bool) -> dict[str, str]:
-    import torch
-    import triton
-
-    found = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
-    if emulate:
-        return {"card": EMULATED, "capability": "none", "driver": "none", **found}
-    major, minor = torch.cuda.get_device_capability()
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        driver = "unknown"
-    return {"card": torch.cuda.get_device_name(), "capability": f"{major}.{minor}", "driver": driver, **found}
-
-
-def empty(name: str, note: str, met: bool | None = None) -> dict[str, Any]:
-    """The row of a measurement that has nothing to say."""
-    return {"name": name, "figure": None, "unit": "", "bar": "", "met": met, "note": note}
-
-
-def failed(name: str, why: object) -> dict[str, Any]:
-    text = f"{type(why).__name__}: {why}" if isinstance(why, BaseException) else str(why)
-    return empty(name, f"failed: {text.strip().splitlines()[0][:200]}", False)
-
-
-# ------------------------------------------------------------------------------------------------------- in the first one
 
 
 class Session:
@@ -192,24 +80,23 @@ class Session:
 
     def _process(self, names: list[str]) -> None:
         """Takes from `names` what was done: all, or as much as one process could."""
-        environment = dict(os.environ, PYTHONUNBUFFERED="1")
+        environment = dict(os.environ, TEARDOWN_CUPTI="0")  # profiled CUDA graphs need it with older drivers
         if self.emulate:  # both are read when torch's and Triton's users are imported
             environment |= {"BIGRUN_GPU": "emulate", "TRITON_INTERPRET": "1"}
         given = ["--worker", ",".join(names), "--folder", str(self.folder), "--deadline", str(self.deadline)]
-        command = [sys.executable, str(Path(__file__).resolve()), *given, *(["--emulate"] if self.emulate else [])]
+        command = [sys.executable, str(SCRIPT), *given, *(["--emulate"] if self.emulate else [])]
         with tempfile.TemporaryFile("w+", dir=self.folder) as errors:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
             self._processes.append(process)
             lines: queue.Queue[str] = queue.Queue()
             threading.Thread(target=partial(forward, process, lines), daemon=True).start()
-            current, until = "", self.deadline + SLACK
+            current, until, stopped = "", self.deadline + SLACK, False
             while True:
                 try:
                     line = lines.get(timeout=max(0.1, until - time.time()))
                 except queue.Empty:
                     process.kill()
-                    self._put(current or names[0], failed(current or names[0], "it was stopped: it did not end"))
-                    names.remove(current or names[0])
+                    stopped = True
                     break
                 if not line:
                     break
@@ -218,9 +105,10 @@ class Session:
             process.wait()
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-        if current in names or (process.returncode not in (0, 2, 3) and names and not current):
+        if names and not self.absent and process.returncode != GO_ON:
             name = current or names[0]
-            self._put(name, failed(name, f"its process ended with status {process.returncode}: {last}"))
+            ended = f"its process ended with status {process.returncode}: {last}"
+            self._put(name, failed(name, "it was stopped: it did not end" if stopped else ended))
             names.remove(name)
 
     def _took(self, event: Mapping[str, Any], names: list[str], current: str, until: float) -> tuple[str, float]:
@@ -252,6 +140,23 @@ def forward(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None
     lines.put("")
 
 
+def no_gpu() -> str:
+    """Why there is no GPU to measure, by the driver's own word, which takes no import of torch; "" where there is one."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA GPU: there is no driver (libcuda.so.1)"
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return (
+        f"no CUDA GPU: the driver says {status}"
+        if status
+        else ""
+        if count.value
+        else "no CUDA GPU: the driver has none"
+    )
+
+
 def commit() -> str:
     """The checkout's, with a + where files differ from it; "unknown" outside git."""
     asked = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=10)
@@ -280,14 +185,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the results go (docs/; with --emulate, nowhere)")
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
     parser.add_argument("--emulate", action="store_true", help="run every line, without a GPU, on tiny shapes")
-    for hidden in ("--worker", "--folder", "--deadline"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
-        return work(given.worker.split(","), given.emulate, Path(given.folder), float(given.deadline))
     wanted = given.only.split(",") if given.only else list(MEASUREMENTS)
     if unknown := [name for name in wanted if name not in MEASUREMENTS]:
         parser.error(f"--only {','.join(unknown)}: choose of {', '.join(MEASUREMENTS)}")
+    if not given.emulate and (absent := no_gpu()):
+        print(f"{absent}; --emulate runs this script without one", file=sys.stderr)
+        return 2
     wanted = [name for name in wanted if not (given.skip_7b and name in LARGE)]
     phases = [[[name for name in lane if name in wanted] for lane in phase] for phase in PHASES]
     if given.emulate:  # one process: imports would be most of it
@@ -298,7 +202,7 @@ def main() -> int:
             for phase in phases:
                 session.phase(phase)
                 if session.absent:
-                    print(f"{session.absent}: --emulate runs this script without one", file=sys.stderr)
+                    print(f"{session.absent}; --emulate runs this script without one", file=sys.stderr)
                     return 2
         finally:
             session.close()

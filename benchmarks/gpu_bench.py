@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +52,14 @@ class Bench:
     def checked(self, name: str, figure: float, most: float, unit: str = "", note: str = "") -> Row:
         """A row of correctness: its bar holds emulated too."""
         good = isfinite(figure)
-        return Row(name, figure if good else None, unit, f"≤ {most:.3g}", good and figure <= most, note or ("" if good else "not a number"))  # fmt: skip
+        return Row(
+            name,
+            figure if good else None,
+            unit,
+            f"≤ {most:.3g}",
+            good and figure <= most,
+            note or ("" if good else "not a number"),
+        )
 
     def timed(
         self, name: str, figure: float, unit: str, least: float | None = None, most: float | None = None, note: str = ""
@@ -103,7 +111,7 @@ class Bench:
             replay()
         events[-1].record()
         self.sync()
-        between = [first.elapsed_time(second) for first, second in zip(events, events[1:], strict=False)]
+        between = [first.elapsed_time(second) for first, second in pairwise(events)]
         return statistics.median(between[1:]) / 1e3
 
     def wall(self, call: Callable[[], object], rounds: int = 5) -> float:
@@ -120,14 +128,14 @@ class Bench:
     def busy(self, call: Callable[[], object]) -> tuple[float, float]:
         """Seconds that the device computed during the call, and seconds from the first kernel's start to the last one's end."""
         from torch.autograd import DeviceType
-        from torch.profiler import ProfilerActivity, profile
+        from torch.autograd.profiler import profile  # torch.profiler, built on it, imports the compiler: seconds
 
         self.sync()
-        with profile(activities=[ProfilerActivity.CPU if self.emulate else ProfilerActivity.CUDA]) as found:
+        with profile(use_cpu=self.emulate, use_device=self.pick("cuda", None), use_kineto=True) as found:
             call()
             self.sync()
         kind = DeviceType.CPU if self.emulate else DeviceType.CUDA
-        spans = [(e.time_range.start, e.time_range.end) for e in found.events() if e.device_type == kind]
+        spans = [(e.time_range.start, e.time_range.end) for e in found.function_events if e.device_type == kind]
         whole = max(end for _, end in spans) - min(start for start, _ in spans)
         return sum(end - start for start, end in spans) / 1e6, whole / 1e6
 
@@ -173,7 +181,9 @@ class Bench:
             x[:, columns] = x[:, columns].sign() * (20 + 8 * x[:, columns].abs())
         return x
 
-    def ops(self, rows: int, widest: int, longest: int, heads: int = 1, dim: int = 16, spans: int = 1, batch: int = 1) -> Any:  # fmt: skip
+    def ops(
+        self, rows: int, widest: int, longest: int, heads: int = 1, dim: int = 16, spans: int = 1, batch: int = 1
+    ) -> Any:
         """The engine's own ops on Triton, for steps of at most `rows` tokens through linears of at most `widest` inputs and
         `longest` outputs; decode attends with `heads` of `dim` over `spans` of 128 positions."""
         from bigrun_kernels.gpu import tables
@@ -193,6 +203,15 @@ class Bench:
         work = {name: self.poisoned(*shape, dtype=dtype) for name, (dtype, shape) in shapes.items()}
         work["marks"] = torch.zeros(widest, dtype=torch.int32, device=self.device)
         return TritonOps(work, tables.current(self.device), batch)
+
+
+def on_host(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """A definition's answer on the host, where torch divides by a number as IEEE says (on a GPU it multiplies by the number's
+    reciprocal, so that a constant, and then an integer now and then, is not the definition's); back where the first is."""
+    device = given[0].device
+    given = tuple(each.cpu() if isinstance(each, Tensor) else each for each in given)
+    answer = function(*given, **options)
+    return answer.to(device) if isinstance(answer, Tensor) else tuple(each.to(device) for each in answer)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:

@@ -31,7 +31,9 @@ def roofs(b: Bench) -> Iterator[Row]:
     from bigrun_kernels.gpu import tables
 
     source = tables.current(b.device).source
-    yield b.timed("roof: copy, read and written", b.copy_bandwidth / 1e9, "GB/s", note=f"tiles of the kernels: {source}")
+    yield b.timed(
+        "roof: copy, read and written", b.copy_bandwidth / 1e9, "GB/s", note=f"tiles of the kernels: {source}"
+    )
     n = b.pick(8192, 32)
     for kind in (torch.bfloat16, torch.float16):
         x, w = b.normal(n, n, dtype=kind), b.normal(n, n, dtype=kind)
@@ -72,7 +74,9 @@ def decode(b: Bench) -> Iterator[Row]:
         share = (n * k + 4 * n) / mine / b.copy_bandwidth
         yield b.timed(f"decode: {list(shape)}", share, "of the bandwidth", least, note=f"{1e6 * mine:.1f} µs")
         theirs = b.seconds(*torch_call(b, n, k, 1, torch.float16))
-        yield b.timed(f"decode: {list(shape)} beside torch float16", theirs / mine, "×", faster, note=f"{1e6 * theirs:.1f} µs")  # fmt: skip
+        yield b.timed(
+            f"decode: {list(shape)} beside torch float16", theirs / mine, "×", faster, note=f"{1e6 * theirs:.1f} µs"
+        )
 
 
 def head(b: Bench) -> Iterator[Row]:
@@ -98,7 +102,9 @@ def few_rows(b: Bench) -> Iterator[Row]:
         took[m] = b.seconds(*exact_call(b, n, k, m))
         if m > 1:
             share = (n * k + 4 * n) / took[m] / b.copy_bandwidth
-            yield b.timed(f"few rows: [28672, 4096], {m} rows", share, "of the bandwidth", 0.65, note=f"{1e6 * took[m]:.1f} µs")  # fmt: skip
+            yield b.timed(
+                f"few rows: [28672, 4096], {m} rows", share, "of the bandwidth", 0.65, note=f"{1e6 * took[m]:.1f} µs"
+            )
     yield b.timed("few rows: [28672, 4096], 16 rows beside one", took[16] / took[1], "× the time", most=1.4)
 
 
@@ -163,7 +169,13 @@ def attention(b: Bench) -> Iterator[Row]:
         )  # fmt: skip
         nbytes = 2 * kv_heads * context * (dim * kind.itemsize + (2 if kind == torch.int8 else 0))
         share = nbytes / took[kind] / b.copy_bandwidth
-        yield b.timed(f"attention: decode, 16,384 positions, {str(kind)[6:]}", share, "of the bandwidth", least, note=f"{1e6 * took[kind]:.1f} µs")  # fmt: skip
+        yield b.timed(
+            f"attention: decode, 16,384 positions, {str(kind)[6:]}",
+            share,
+            "of the bandwidth",
+            least,
+            note=f"{1e6 * took[kind]:.1f} µs",
+        )
     ratio = took[torch.float16] / took[torch.int8]
     yield b.timed("attention: decode, int8 beside float16", ratio, "×", 1.5)
     dense = [[b.normal(1, kv_heads, context, dim) for _ in "kv"] for _ in range(b.copies(4 * kv_heads * context * dim))]
@@ -178,33 +190,42 @@ def attention(b: Bench) -> Iterator[Row]:
     qkv, out = b.normal(tokens, (heads + 2 * kv_heads) * dim), b.poisoned(tokens, heads * dim, dtype=torch.float16)
     work = 2 * heads * dim * tokens * tokens  # half of all pairs, two products of two operations
     q, k, v = (b.normal(1, count, tokens, dim) for count in (heads, kv_heads, kv_heads))
-    theirs = b.seconds(
-        lambda turn: functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    )
+    theirs = b.seconds(lambda turn: functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
     for kind in (torch.float16, torch.int8):
         some = pages(b, kv_heads, max(context, tokens), dim, kind)[0]
         mine = b.seconds(
             lambda turn: attention_prompt(qkv, heads, *some, table, 0, None, dim**-0.5, out)  # noqa: B023
         )
-        yield b.timed(f"attention: prompt of 2,048, {str(kind)[6:]}, beside torch", theirs / mine, "×", note=f"{1e6 * mine:.0f} µs, {work / mine / 1e12:.0f} TFLOP/s")  # fmt: skip
+        yield b.timed(
+            f"attention: prompt of 2,048, {str(kind)[6:]}, beside torch",
+            theirs / mine,
+            "×",
+            note=f"{1e6 * mine:.0f} µs, {work / mine / 1e12:.0f} TFLOP/s",
+        )
 
 
 class SomeBlock:
     """A block of a 7B Llama on made-up weights, as the engine runs it; `calls` are its steps, each told a turn."""
 
-    def __init__(self, b: Bench, tokens: int, context: int, mode: str):
+    def __init__(self, b: Bench, decodes: bool, tokens: int, context: int, mode: str):
         from bigrun_kernels.gpu.torch_ops import Run
         from bigrun_kernels.ops import Pages
 
         hidden, inner, heads, dim = b.pick(SEVEN, (32, 24, 1, 16))
         width = heads * dim
-        decodes = tokens == 1
         ops = b.ops(tokens, inner, 2 * inner, heads, dim, -(-context // 128))
         ops.begin(decodes, [] if decodes else [Run(0, tokens, 0, context - tokens)])
         count = b.copies(hidden * width)
-        shapes = {"qkv": (3 * width, hidden), "out": (hidden, width), "up": (2 * inner, hidden), "down": (hidden, inner)}
+        shapes = {
+            "qkv": (3 * width, hidden),
+            "out": (hidden, width),
+            "up": (2 * inner, hidden),
+            "down": (hidden, inner),
+        }
         gains = {"up": 0.4}  # so that what the activation gives has no outliers, as in models
-        w = [{name: b.weight(*shape, gain=gains.get(name, 1.0)) for name, shape in shapes.items()} for _ in range(count)]
+        w = [
+            {name: b.weight(*shape, gain=gains.get(name, 1.0)) for name, shape in shapes.items()} for _ in range(count)
+        ]
         kept = [[Pages(p[0], p[2]), Pages(p[1], p[3])] for p in pages(b, heads, context, dim, torch.float16)]
         x, none = b.normal(tokens, hidden, dtype=torch.float32), torch.empty(0, device=b.device)
         weight = torch.ones(hidden, device=b.device)
@@ -259,18 +280,21 @@ def blocks(b: Bench) -> Iterator[Row]:
     mode: the engine takes prompts in such steps."""
     for phase, (tokens, context), modes in (
         ("decode", b.pick((1, 512), (1, 64)), ("exact",)),
-        ("prefill", b.pick((512, 2048), (2, 64)), ("exact", "grouped", "llm.int8")),
+        ("prefill", b.pick((512, 2048), (1, 64)), ("exact", "grouped", "llm.int8")),
     ):
         for mode in modes:
-            block = SomeBlock(b, tokens, context, mode)
+            block = SomeBlock(b, phase == "decode", tokens, context, mode)
             name = f"{phase} block, {mode}"
-            for step, call in (block.calls | block.parts).items():
+            alone = block.parts if mode == "exact" else {}
+            for step, call in (block.calls | alone).items():
                 yield b.timed(f"{name}: {step}", 1e6 * b.seconds(call, block.copies), "µs")
             whole = b.seconds(block.whole, block.copies)
             yield b.timed(f"{name}: whole, in a CUDA graph", 1e6 * whole, "µs")
             turns = b.pick(32, 1)
             eager = b.wall(lambda block=block, turns=turns: [block.whole(turn) for turn in range(turns)]) / turns  # type: ignore[misc]
-            yield b.timed(f"{name}: whole, launched one by one", 1e6 * eager, "µs", note=f"{eager / whole:.2f} × the graph's")
+            yield b.timed(
+                f"{name}: whole, launched one by one", 1e6 * eager, "µs", note=f"{eager / whole:.2f} × the graph's"
+            )
             replay = b.graph(lambda block=block, turns=turns: [block.whole(turn) for turn in range(turns)])  # type: ignore[misc]
             busy, spent = b.busy(replay)
             yield b.timed(f"{name}: launch gaps in the graph", max(0.0, 1 - busy / spent), "of the time")

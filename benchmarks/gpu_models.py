@@ -160,7 +160,9 @@ def large_model(b: Bench) -> Iterator[Row]:
             engine.arithmetic = arithmetic
             prefills[mode] = prompt / prompt_seconds(b, runner, ids)
             steps = f"in steps of {runner.plan.prefill_chunk_tokens}; auto is {arithmetics(runner)['auto'].prefill}"
-            yield b.timed(f"7b: prefill of 2,048, {mode}", prefills[mode], "tokens/s", note=steps if mode == "auto" else "")
+            yield b.timed(
+                f"7b: prefill of 2,048, {mode}", prefills[mode], "tokens/s", note=steps if mode == "auto" else ""
+            )
         engine.arithmetic = arithmetics(runner)["auto"]
         yield within_plan(b, "7b", runner, 0.02)
         yield gaps(b, runner, context, speed)
@@ -192,7 +194,9 @@ def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
     busy, _ = b.busy(lambda: list(islice(following, count)))
     runner.executor.clear(0)
     idle = max(0.0, 1 - busy / count * speed)
-    return b.timed("7b: device idle in decode", idle, "of the time", note=f"{1e3 * busy / count:.2f} ms of kernels a token")  # fmt: skip
+    return b.timed(
+        "7b: device idle in decode", idle, "of the time", note=f"{1e3 * busy / count:.2f} ms of kernels a token"
+    )
 
 
 def peers(
@@ -247,11 +251,11 @@ def half_of_it(b: Bench, context: int) -> dict[int | str, int]:
     for _ in range(100):
         spec, rig, options = planning_inputs(folder, max_memory={0: budget, "cpu": room}, context=context)
         plan = make_plan(spec, rig, replace(options, streams=False))
-        here = sum(placement.decode_on == "cuda:0" for placement in plan.blocks)
-        if here <= len(plan.blocks) // 2:
+        excess = sum(placement.decode_on == "cuda:0" for placement in plan.blocks) - len(plan.blocks) // 2
+        if excess <= 0:
             break
         block = plan.blocks[0]
-        budget = min(budget, plan.device("cuda:0").used_bytes) - (block.weights_bytes + block.kv_cache_bytes) // 2
+        budget = min(budget, plan.device("cuda:0").used_bytes) - excess * (block.weights_bytes + block.kv_cache_bytes)
     return {0: budget, "cpu": room}
 
 
@@ -282,5 +286,7 @@ def hybrid(b: Bench) -> Iterator[Row]:
         embed, head = (engines[runner.plan.placement(part).decode_on] for part in ("embed", "head"))
         parts["embedding"], parts["head"] = b.wall(embed.embed, 9), b.wall(head.logits, 9)
         note = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in parts.items())
-        yield b.timed("hybrid: decode step beside its halves alone", step / sum(parts.values()), "× the time", most=1.1, note=note)  # fmt: skip
+        yield b.timed(
+            "hybrid: decode step beside its halves alone", step / sum(parts.values()), "× the time", most=1.1, note=note
+        )
         executor.clear(0)

@@ -115,7 +115,9 @@ class Peer:
     KV cache, scaled_dot_product_attention. `wide`: computed in float32, one layer's weights widened at a time.
     `make`: what computes a linear of a weight, torch's own product unless told."""
 
-    def __init__(self, b: Bench, made: Config, length: int, wide: bool = False, make: Callable[[Tensor], Linear] | None = None):  # fmt: skip
+    def __init__(
+        self, b: Bench, made: Config, length: int, wide: bool = False, make: Callable[[Tensor], Linear] | None = None
+    ):
         self.made, self.length, self.device = made, length, b.device
         self.dtype = torch.float32 if wide else torch.bfloat16
         make = make or (lambda w: lambda x: functional.linear(x, w.to(x.dtype)))

@@ -14,7 +14,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.account import account, predict, rated
 from bigrun.planning.exhaustive import is_small, least
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.placing import arrange, place
+from bigrun.planning.placing import arrange, place, placement
 from bigrun.planning.plan import Options, Placement, Plan
 from bigrun.planning.search import EXPERT_NOWHERE, Problem, Search
 from bigrun.rig import Rig
@@ -139,6 +139,7 @@ def _exhausted(problem: Problem, best: Plan) -> Plan:
 def _written(problem: Problem, placements: list[Placement], unplaced: list[str]) -> Plan:
     spec, options = problem.ledger.spec, problem.ledger.options
     fits = not unplaced
+    placements = _feeding_itself(problem, placements) if fits else placements
     return Plan(
         model=spec.name,
         family=spec.family,
@@ -156,3 +157,15 @@ def _written(problem: Problem, placements: list[Placement], unplaced: list[str])
         predicted=predict(problem, placements) if fits else None,
         unplaced=tuple(unplaced),
     )
+
+
+def _feeding_itself(problem: Problem, placements: list[Placement]) -> list[Placement]:
+    """The embedding beside everything else, where that is all on one real GPU with room for it: then the card looks up the
+    tokens that it chose, and no step waits for the host."""
+    homes = {p.stored_on for p in placements if p.part != "embed"}
+    device = problem.rig.device(min(homes))
+    if len(homes) > 1 or not device.is_gpu or problem.ledger.spec.tied:
+        return placements
+    moved = [placement(problem, p.part, device, None) if p.part == "embed" else p for p in placements]
+    found = next(d for d in account(problem, moved) if d.name == device.name)
+    return moved if found.used_bytes <= found.budget_bytes else placements
