@@ -81,8 +81,8 @@ class Session:
     def _process(self, names: list[str]) -> None:
         """Takes from `names` what was done: all, or as much as one process could."""
         environment = dict(os.environ, TEARDOWN_CUPTI="0")  # profiled CUDA graphs need it with older drivers
-        if self.emulate:  # both are read when torch's and Triton's users are imported
-            environment |= {"BIGRUN_GPU": "emulate", "TRITON_INTERPRET": "1"}
+        if self.emulate:  # read when torch, Triton and what uses them are imported
+            environment |= {"BIGRUN_GPU": "emulate", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         given = ["--worker", ",".join(names), "--folder", str(self.folder), "--deadline", str(self.deadline)]
         command = [sys.executable, str(SCRIPT), *given, *(["--emulate"] if self.emulate else [])]
         with tempfile.TemporaryFile("w+", dir=self.folder) as errors:

@@ -124,7 +124,7 @@ def prefill(b: Bench) -> Iterator[Row]:
             for outliers in counts:
                 x = b.activations(m, k, outliers)
 
-                def call(turn: int, x=x, mode=mode, weights=weights, ops=ops, out=out) -> None:  # type: ignore[no-untyped-def]
+                def call(turn: int, x=x, mode=mode, weights=weights, ops=ops, out=out) -> None:
                     ops.linear(x, weights[turn % len(weights)], mode, 6.0, None, out, False)
 
                 mine = b.seconds(call, len(weights))

@@ -21,7 +21,8 @@ from bigrun_kernels.gpu.tables import KINDS, Table, Tile, table_from
 SHAPES = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (57344, 8192))
 ROWS = {"decode": (1, 4), "small": (8, 16), 16: (16,), 64: (64,), 0: (512,)}  # of x, by what a tile is for
 LARGEST = 2**20
-ROUNDS = 15
+CALLS, ROUNDS = 16, 7  # launches in a graph, and replays of it
+MOST_ACCUMULATORS = 128  # of a thread: a tile with more would be spilled
 FASTER = 1.05  # what the grouped prefill must gain to be taken
 
 Timer = Callable[[str, Tile, Table], float]  # (what, tile, the table it is in) → seconds, or inf where it cannot run
@@ -47,7 +48,8 @@ def candidates(what: str, up_to: int = 0) -> Iterator[Tile]:
         for depth in depths:
             for warps in (4, 8):
                 for stages in (2, 3, 4):
-                    yield Tile(rows, columns, depth, warps, stages, up_to)
+                    if rows * columns <= 32 * warps * MOST_ACCUMULATORS:
+                        yield Tile(rows, columns, depth, warps, stages, up_to)
 
 
 def tune(table: Table, timer: Timer, source: str, told: Callable[[str], None] = lambda text: None) -> Table:
@@ -96,9 +98,9 @@ def device_timer(number: int) -> Timer:
             try:
                 rows = ROWS[what if what in ROWS else tile.up_to]
                 seen[key] = sum(_median(_call(what, tile, m, shape), device) for m in rows for shape in shapes)
-            except Exception as error:  # a tile that this card has no room for
-                if "out of resource" not in str(error).lower() and "shared memory" not in str(error).lower():
-                    raise
+            except Exception as error:  # a tile that this card has no room for, or that its compiler refuses
+                if "CUDA error" in str(error):
+                    raise RunError(f"cuda:{number} failed while it was tuned: {str(error)[:100]}") from error
                 seen[key] = float("inf")
             finally:
                 tables.use(number, None)
@@ -123,20 +125,26 @@ def device_timer(number: int) -> Timer:
 
 
 def _median(call: Callable[[int], Any], device: Any) -> float:
-    """Seconds of a launch, by device events."""
+    """Seconds of a launch. CALLS of them are one CUDA graph, so that the host's own time for each is not in it."""
     import torch
 
+    stream = torch.cuda.Stream(device)
     for i in range(3):
-        call(i)
+        call(i)  # compiled here: a capture may not
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
+        for i in range(CALLS):
+            call(i)
     times = []
-    for i in range(ROUNDS):
+    for _ in range(ROUNDS):
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()
-        call(i)
+        graph.replay()
         last.record()
-        times.append((first, last))
-    torch.cuda.synchronize(device)
-    return statistics.median(first.elapsed_time(last) for first, last in times) / 1000
+        torch.cuda.synchronize(device)
+        times.append(first.elapsed_time(last) / 1000 / CALLS)
+    return statistics.median(times)
 
 
 def path_of(card: str) -> Path:

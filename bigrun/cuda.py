@@ -6,7 +6,7 @@ for checking alone. Kernels are torch's own then, or Triton's interpreter's unde
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any
 
@@ -110,6 +110,9 @@ class GpuMemory:
         self.by_kind: dict[str, int] = {}
         what = f"the {format_size(planned_bytes)} of the plan"
         with device_errors(name, what):
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what an earlier Runner gave back
+                torch.cuda.reset_peak_memory_stats(self.device)
             self._check_free(planned_bytes, what)
             self._arena = torch.zeros(max(self.planned_bytes, 1), dtype=torch.uint8, device=self.device)
 
@@ -122,7 +125,7 @@ class GpuMemory:
             raise RunError(
                 f"{self.name} ({torch.cuda.get_device_name(self.device)}): {what} do not fit: {format_size(free)} of "
                 f"{format_size(whole)} are free; other processes hold the rest: end them, or give a smaller budget with "
-                f"--gpus {format_size(int(free * 0.95)).replace(' ', '')}"
+                f"--gpus or --max-memory: {format_size(int(free * 0.95)).replace(' ', '')} for this one"
             )
 
     @property
@@ -163,11 +166,13 @@ class GpuMemory:
         return part.arrays
 
     def close(self) -> None:
-        """Give the memory back to the driver, for other processes."""
-        del self._arena
-        self._arena = torch.empty(0, dtype=torch.uint8)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Give the memory back to the driver, for others, whatever views of it are still held. A lost card has told so."""
+        with suppress(RuntimeError):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self._arena.untyped_storage().resize_(0)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 class GpuPart:
@@ -179,12 +184,16 @@ class GpuPart:
 
     def fill(self, name: str, stored: np.ndarray) -> None:
         """A whole array in its stored form, piece by piece."""
+        with device_errors(self._memory.name, f"loading {self.layout.part}"):
+            self._fill(name, stored)
+
+    def _fill(self, name: str, stored: np.ndarray) -> None:
         stored_as, target = self.layout.by_name[name], self.arrays[name]
         if not in_lanes(stored_as):
-            flat, source = target.view(-1), _tensor(stored, stored_as.dtype).reshape(-1)
+            flat, source = target.view(-1), stored.reshape(-1)
             step = max(1, PIECE_BYTES // flat.element_size())
             for start in range(0, len(flat), step):
-                flat[start : start + step].copy_(source[start : start + step])
+                flat[start : start + step].copy_(_tensor(source[start : start + step], stored_as.dtype))
             return
         panel_bytes = max(1, stored.nbytes // len(stored))
         step = max(1, PIECE_BYTES // panel_bytes)
@@ -195,6 +204,10 @@ class GpuPart:
 
     def put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
         """Some rows, in the stored form of as many: they become the rows `where` of the array."""
+        with device_errors(self._memory.name, f"loading {self.layout.part}"):
+            self._put(name, where, stored)
+
+    def _put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
         stored_as, target = self.layout.by_name[name], self.arrays[name]
         rows = _tensor(stored, stored_as.dtype).to(target.device)
         if in_lanes(stored_as):

@@ -53,7 +53,7 @@ class Stream:
         self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()
         token = choose(logits, sampling, 0, len(ids))
-        following = executor.continuation(token, sampling, len(ids))
+        following = executor.continuation(token, sampling, len(ids), limit - 1)
         for i in range(limit):
             if token in runner.tokenizer.stop_ids:
                 break

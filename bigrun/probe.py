@@ -79,7 +79,7 @@ def _cached(group: Path, name: str) -> int:
 def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
     """The CUDA devices of this host: (budget in bytes, its card if the table has it, bytes/s of its slot if the driver
     tells). Without a driver torch is not even imported."""
-    if not os.path.exists("/proc/driver/nvidia") and not os.path.exists("/dev/nvidia0"):
+    if not any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg"))):  # the last is WSL2's
         return ()
     import torch
 

@@ -12,6 +12,7 @@ from bigrun.planning.plan import Plan
 
 if TYPE_CHECKING:
     from bigrun.memory import Memory
+    from bigrun.model.layout import Layout
     from bigrun.text.sampling import Sampling
 
 MODES = ("auto", "exact", "llm.int8")
@@ -62,7 +63,7 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
         from bigrun.cuda import torch_device
 
         for name in real:
-            torch_device(name)  # before anything is loaded: is it there?
+            torch_device(name)  # before anything is fetched or loaded: is it there?
 
 
 def real_gpus(plan: Plan) -> list[str]:
@@ -70,12 +71,28 @@ def real_gpus(plan: Plan) -> list[str]:
     return [d.name for d in plan.devices if d.kind == "gpu" and not d.virtual and d.workspace_bytes]
 
 
-def memories(plan: Plan, spec: ModelSpec) -> dict[str, Memory]:
-    """The memory of each device of a run; of real GPUs all that the plan wants is taken now, or RunError says what is free."""
+def memories(plan: Plan, spec: ModelSpec, layouts: Mapping[str, Layout], kernels: str) -> dict[str, Memory]:
+    """The memory of each device of a run; of real GPUs, once they are known to do, all that the plan wants is taken now, or
+    RunError says what is free."""
+    real = real_gpus(plan)
+    if real:
+        from bigrun.gpu_kernels import check_gpu
+
+        for name in real:
+            check_gpu(name, plan, layouts, kernels)
+    found: dict[str, Memory] = {}
+    try:
+        _take(plan, spec, real, found)
+    except BaseException:
+        for memory in found.values():
+            memory.close()
+        raise
+    return found
+
+
+def _take(plan: Plan, spec: ModelSpec, real: list[str], found: dict[str, Memory]) -> None:
     from bigrun.memory import HostMemory
 
-    found: dict[str, Memory] = {}
-    real = real_gpus(plan)
     for device in plan.devices:
         if device.name in real:
             from bigrun.cuda import GpuMemory
@@ -87,4 +104,3 @@ def memories(plan: Plan, spec: ModelSpec) -> dict[str, Memory]:
             found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
         elif device.kind != "disk":
             found[device.name] = HostMemory(device.name, device.budget_bytes)
-    return found

@@ -148,7 +148,7 @@ class Runner:
         layouts = Ledger(self.spec, self.options).layouts
         early: list[str] = []
         kept = self._kept(cache, layouts, early.append)
-        self.memories = memories(self.plan, self.spec)
+        self.memories = memories(self.plan, self.spec, layouts, self._kernels)
         try:
             with beginning(self.checkpoint, self.spec, kept):
                 warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
@@ -181,10 +181,7 @@ class Runner:
         from bigrun.execute.gpu import GpuEngine
 
         def make(spec: ModelSpec, plan: Plan, device: Any, memory: Any, parts: Any) -> Any:
-            engine = GpuEngine(spec, plan, device, memory, parts, mode, threshold, self._kernels)
-            for text in engine.notes:
-                note(text)
-            return engine
+            return GpuEngine(spec, plan, device, memory, parts, mode, threshold, self._kernels, note)
 
         return make
 

@@ -108,14 +108,24 @@ def warm_up(
 
 
 def warm_gpus(executor: Executor) -> None:
-    """One short prompt and three tokens through everything: kernels are compiled or loaded, and the graphs of decode captured,
-    before the first request. An emulated GPU has neither."""
+    """Prompts of a few lengths and three tokens through everything: kernels are compiled or loaded, and the graphs of decode
+    captured, before the first request. (Long prompts only where no block is the host's, which would take seconds for them.)
+    An emulated GPU has neither."""
     from bigrun.cuda import emulated
 
     if emulated():
         return
-    limit = executor.plan.context_tokens
-    executor.feed({0: range(min(2, limit))})
-    for _ in range(min(3, limit - 2)):
-        executor.feed({0: [1]})
-    executor.clear(0)
+    plan, vocab = executor.plan, executor.spec.vocab
+    limit = plan.context_tokens
+    longest = plan.prefill_chunk_tokens if all(p.decode_on != "cpu" for p in plan.blocks) else 17
+    for count in sorted({min(count, limit) for count in (2, 17, 65, longest) if count <= longest}):
+        executor.clear(0)
+        executor.feed({0: [i % vocab for i in range(count)]})
+    for sequences in sorted({1, plan.batch}):
+        for s in range(sequences):
+            executor.clear(s)
+            executor.feed({s: [0]})
+        for _ in range(min(3, limit - 1)):
+            executor.feed({s: [0] for s in range(sequences)})
+        for s in range(sequences):
+            executor.clear(s)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bigrun import Runner, plan
+from bigrun import Runner, gpu_kernels, plan
 from bigrun.cli import main
 from bigrun.errors import BudgetExceeded, CallError, CheckpointError, RunError
 from bigrun.execute.batch import Batch, runs_of
-from bigrun.execute.gpu import check_types, runs_of_tokens
+from bigrun.execute.gpu import runs_of_tokens
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.text.sampling import Sampling, choose
 from bigrun_kernels import lanes, reference
@@ -79,7 +79,9 @@ def test_logits_are_the_cpus_and_bytes_are_the_plans(
 @pytest.mark.parametrize("cards", [1, 2])
 def test_a_hybrid_runs_as_one(cards: int, folders: dict[str, Path], on_the_cpu: dict[str, Any]) -> None:
     other = "cpu" if cards == 1 else "cuda:1"
-    for budget in range(660, 900, 10):  # kB: a few of the four blocks have room beside a step's buffers
+    for budget in range(
+        710 if cards == 1 else 760, 900, 5
+    ):  # kB: a few of the four blocks have room beside a step's buffers
         room = {0: f"{budget}KB", **({"cpu": "200MB"} if cards == 1 else {1: f"{budget}KB"})}
         found = plan(str(folders["llama"]), max_memory=room, context=CONTEXT)
         if found.fits and {p.decode_on for p in found.blocks} == {"cuda:0", other}:
@@ -106,7 +108,7 @@ def test_storage_is_followed(options: dict[str, Any], folders: dict[str, Path]) 
         assert distance(both(gpu), both(cpu)) < bar
         device = gpu.plan.device("cuda:0")
         wide = "weights" in options or "skip" in options or "head" in options
-        library = 32 * 2**20 if wide else 0  # the matrix library takes it itself
+        library = 64 * 2**20 if wide else 0  # the matrix library takes it itself
         assert gpu.memories["cuda:0"].used_bytes == device.used_bytes - device.reserve_bytes - library
 
 
@@ -158,7 +160,7 @@ def test_a_full_context_ends_what_the_device_chooses(folders: dict[str, Path]) -
         made.tokenizer.stop_ids = frozenset()
         found = made.generate(list(IDS), 1000)
         assert len(found.token_ids) == CONTEXT - len(IDS) + 1
-        tokens = made.executor.continuation(5, Sampling(), CONTEXT)
+        tokens = made.executor.continuation(5, Sampling(), CONTEXT, 3)
         with pytest.raises(RunError, match="context of 100 tokens is full"):
             next(tokens)
 
@@ -173,18 +175,18 @@ def test_the_device_chooses_as_the_host_does(case: str) -> None:
         logits[50:90] = np.float32(1.25)
     if case == "barred":
         logits[::2] = -np.inf
-    found = torch.zeros(2, dtype=torch.int64)
+    found = torch.zeros(3, dtype=torch.int64)
     for position in range(40 if case != "ties" else 1):
         sampling = Sampling(0.0 if case == "ties" else 1.3, 30 if "top_k" in case else 0, 1.0, seed=11)
         chosen_on_device(torch.from_numpy(logits), sampling, 2, position, found)
-        assert found.tolist() == [choose(logits, sampling, 2, position), 1]
+        assert found.tolist()[:2] == [choose(logits, sampling, 2, position), 1]
 
 
 def test_logits_that_are_no_numbers_are_told(folders: dict[str, Path]) -> None:
     with runner(folders["tied"]) as made:
         engine: Any = made.executor.engines["cuda:0"]
         engine.blocks[1].down.scale.fill_(float("nan"))
-        tokens = made.executor.continuation(5, Sampling(), 0)
+        tokens = made.executor.continuation(5, Sampling(), 0, 3)
         with pytest.raises(RunError, match=r"logits at position 1 of sequence 0 are nan \(first at token 0\)"):
             next(tokens)
 
@@ -289,12 +291,122 @@ def test_no_more_is_handed_out_than_was_planned() -> None:
         memory.take(100, "workspace", "workspace")
 
 
-def test_bfloat16_needs_a_card_that_has_it(folders: dict[str, Path]) -> None:
-    with runner(folders["tied"], head="16bit") as made:
-        check_types("cuda:0", 80, made.executor.parts)
-        check_types("cuda:1", 75, made.executor.parts)
-        with pytest.raises(RunError, match=r"cuda:0 \(compute capability 7.5\) has no bfloat16"):
-            check_types("cuda:0", 75, made.executor.parts)
+def test_bfloat16_needs_a_card_that_has_it(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "capability_of", lambda device: 75)
+    monkeypatch.setattr("bigrun.loader.convert", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(RunError, match=r"cuda:0 \(compute capability 7.5\) has no bfloat16"):
+        runner(folders["tied"], head="16bit")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "good"),
+    [
+        (90, ["sm_80", "sm_90"], True), (89, ["sm_80", "sm_86"], True), (120, ["sm_80", "sm_90a"], False),
+        (120, ["sm_90", "compute_90"], True), (75, ["sm_80", "compute_80"], False), (86, ["sm_89"], False),
+    ],
+)  # fmt: skip
+def test_a_torch_without_kernels_for_a_card_is_told(capability: int, built: list[str], good: bool) -> None:
+    if good:
+        gpu_kernels.check_torch("cuda:0", capability, built)
+        return
+    with pytest.raises(CallError, match=rf"cuda:0: this torch .* compute capability {capability / 10}"):
+        gpu_kernels.check_torch("cuda:0", capability, built)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
+def test_a_triton_that_does_not_run_is_left_aside(
+    kernels: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    gpu_kernels._broken.cache_clear()
+    monkeypatch.setattr("bigrun_kernels.gpu.norm.norm", broken)
+    try:
+        if kernels == "triton":
+            with pytest.raises(
+                RunError, match=r"--kernels triton: Triton does not run \(RuntimeError: Failed to find C"
+            ):
+                runner(folders["llama"], kernels=kernels)
+            return
+        with runner(folders["llama"], kernels=kernels) as made:
+            assert made.kernels.startswith("torch")
+            assert any("Failed to find C compiler" in note for note in made.notes)
+    finally:
+        gpu_kernels._broken.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "version", "why"), [(70, "3.9.0", "needs compute"), (120, "3.2.0", "not know")])
+def test_cards_that_triton_does_not_know(
+    capability: int, version: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    monkeypatch.setattr(gpu_kernels, "capability_of", lambda device: capability)
+    monkeypatch.setattr(triton, "__version__", version)
+    assert why in gpu_kernels._broken.__wrapped__(torch.device("cpu"))
+
+
+def test_closing_gives_the_memory_back_whoever_holds_views_of_it(folders: dict[str, Path]) -> None:
+    made = runner(folders["llama"])
+    memory: Any = made.memories["cuda:0"]
+    held = made.executor.parts["blocks.0"].arrays["qkv.weight"]
+    assert memory._arena.untyped_storage().nbytes() == memory.planned_bytes
+    made.close()
+    assert held.untyped_storage().nbytes() == 0
+    memory.close()  # twice does no harm
+
+
+def test_a_second_card_that_is_full_gives_the_first_back(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigrun.cuda import GpuMemory
+
+    closed, check = [], GpuMemory._check_free
+
+    def full(self: Any, nbytes: int, what: str) -> None:
+        check(self, nbytes, what)
+        if self.name == "cuda:1":
+            raise RunError("cuda:1 is full")
+
+    monkeypatch.setattr(GpuMemory, "_check_free", full)
+    monkeypatch.setattr(GpuMemory, "close", lambda self: closed.append(self.name))
+    with pytest.raises(RunError, match="cuda:1 is full"):
+        runner(folders["llama"], gpus=None, cpu=None, max_memory={0: "770KB", 1: "770KB"})
+    assert closed == ["cuda:0"]
+
+
+def test_a_graph_is_captured_on_a_stream_of_its_own_card(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Nothing:
+        def __init__(self, *given: Any, **named: Any) -> None:
+            seen.append((given, named))
+
+        def __enter__(self) -> None:
+            if seen[-1][1].get("stream") == "broken":
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    with runner(folders["tied"]) as made:
+        engine: Any = made.executor.engines["cuda:0"]
+        made.executor.feed({0: IDS})
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: "usual")
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: seen.append(stream))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
+        monkeypatch.setattr(torch.cuda, "device", Nothing)
+        monkeypatch.setattr(torch.cuda, "graph", Nothing)
+        engine._stream = "mine"
+        assert engine._capture(0, 2) == "graph"
+        assert seen[1] == (("graph",), {"stream": "mine", "capture_error_mode": "thread_local"})
+        engine._stream, engine._note = "broken", seen.append
+        assert engine._capture(0, 2) is None
+        assert seen[-2] == "usual", "the thread is back on its own stream"
+        assert "runs without a CUDA graph (CUDA error: operation not permitted" in seen[-1]
+        assert not engine._capturing
 
 
 def test_kernels_are_chosen_by_name(folders: dict[str, Path]) -> None:

@@ -85,20 +85,21 @@ class Executor:
             here.run(first, stop)
         return _hop(here, self._head).logits()
 
-    def continuation(self, token: int, sampling: Sampling, position: int) -> Iterator[int]:
-        """The tokens after `token`, which was chosen for `position` of sequence 0 and is fed first, without an end.
+    def continuation(self, token: int, sampling: Sampling, position: int, limit: int) -> Iterator[int]:
+        """The `limit` tokens after `token`, which was chosen for `position` of sequence 0 and is fed first.
 
         Where one GPU holds the whole model, it chooses them itself, one ahead of the one that is given out.
         """
         engine = self._ahead(sampling)
         if engine is None:
-            while True:
+            for _ in range(limit):
                 position += 1
                 token = choose(self.feed({0: [token]})[0], sampling, 0, position)
                 yield token
+            return
         begun = given = 0
-        while True:
-            while begun < given + 2 and self.pages.lengths[0] < self.plan.context_tokens:
+        while given < limit:
+            while begun < min(given + 2, limit) and self.pages.lengths[0] < self.plan.context_tokens:
                 batch = self._batch([(0, np.array([token]), True)], False, "decode")
                 engine.begin(batch, self.pages.tables, ids=begun == 0)
                 engine.embed()

@@ -1,17 +1,17 @@
 """The engine of a real GPU: its blocks and ends through Triton (or torch alone), decode as a captured CUDA graph."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigrun.cuda import GpuMemory, device_errors, emulated
-from bigrun.errors import RunError
+from bigrun.cuda import GpuMemory, device_errors, first_line
 from bigrun.execute.batch import Arithmetic, Batch, ends_of
 from bigrun.execute.executor import computed_on
 from bigrun.execute.gpu_sampling import chosen_on_device
+from bigrun.gpu_kernels import make_ops
 from bigrun.loader import LoadedPart
 from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
 from bigrun.model.gpu_memory import AHEAD, gpu_step_buffers
@@ -22,45 +22,48 @@ from bigrun.model.spec import ModelSpec
 from bigrun.model.weights import BlockWeights, block_weights
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.text.sampling import Sampling, fail
-from bigrun_kernels.gpu.torch_ops import Run, TorchOps
+from bigrun_kernels.gpu.torch_ops import Run
 from bigrun_kernels.ops import Pages
 
-TENSOR_CORES = 80  # the compute capability from which Triton has int8 matrix products
+MOST_GRAPHS = 16  # kept at a time: one for each number of sequences that decode together
 
 
 class GpuEngine:
     """Blocks and ends of a model on one real GPU. Everything it will use is taken here.
 
     `mode` is --mode; in `auto`, decode is exact and prefill what this card's table of tiles says. `kernels`: "triton",
-    "reference" (torch alone) or "auto". `notes` are for the user.
+    "reference" (torch alone) or "auto". `note` is told what a user should know.
     """
 
     def __init__(
         self, spec: ModelSpec, plan: Plan, device: DevicePlan, memory: GpuMemory, parts: Mapping[str, LoadedPart],
-        mode: str = "auto", threshold: float = 6.0, kernels: str = "auto",
+        mode: str = "auto", threshold: float = 6.0, kernels: str = "auto", note: Callable[[str], None] = print,
     ):  # fmt: skip
-        self.spec, self.name, self.memory = spec, device.name, memory
-        self.notes: list[str] = []
+        self.spec, self.name, self.memory, self._note = spec, device.name, memory, note
         self.blocks: dict[int, BlockWeights] = {}
         self.caches: dict[int, BlockCache] = {}
         nothing = torch.empty(0, device=memory.device)
-        self._place_blocks(plan, parts, nothing)
+        with device_errors(self.name, "loading"):
+            self._place_blocks(plan, parts, nothing)
         self.ends = ends_of(spec, parts, device.name, nothing)
-        check_types(self.name, capability_of(memory.device), parts)
         storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
         wanted = gpu_step_buffers(spec, storage, rows, plan.batch, plan.context_tokens, *computes)
         ours = [buffer for buffer in wanted if buffer.name != "library"]
         self.work = memory.buffers(ours, "workspace", "workspace")
-        self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, self.notes, plan.weights == "int8")
+        self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)
         usual = Arithmetic(prefill, "exact", threshold)
         self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
         rope = spec.blocks[0].rope
         self._frequencies = rope_frequencies(rope) if rope else None
-        self._graphs: dict[tuple[int, int, int], Any] = {}
+        self._graphs: dict[tuple[int, int, int, str], Any] = {}
         self._capturing = memory.device.type == "cuda" and self.ops.capturable
+        # of its own: the one that torch would capture on belongs to the device that was captured first
+        self._stream = torch.cuda.Stream(memory.device) if self._capturing else None
         self._events: list[Any] = [None] * AHEAD
-        self._told = torch.zeros((AHEAD, 2), dtype=torch.int64, pin_memory=memory.device.type == "cuda")
+        self._told = torch.zeros((AHEAD, 3), dtype=torch.int64, device="cpu", pin_memory=memory.device.type == "cuda")
+        if memory.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what was on its way while parts were loaded
         self._batch: Batch
         self._step: StepArrays
 
@@ -111,12 +114,14 @@ class GpuEngine:
                 self.ops.norm(x, ends.embed_norm.weight, ends.embed_norm.bias, self.spec.blocks[0].norm_eps, x)
 
     def run(self, first: int, stop: int) -> None:
-        key = (first, stop, len(self._batch.ids))
+        key = (first, stop, len(self._batch.ids), self._step.mode)
         with device_errors(self.name, f"blocks {first} to {stop - 1}"):
             if self._batch.phase != "decode" or not self._capturing:
                 self._blocks(first, stop)
             elif key not in self._graphs:  # the first step compiles and loads kernels, which no graph may
                 self._blocks(first, stop)
+                while len(self._graphs) >= MOST_GRAPHS:
+                    self._graphs.pop(next(iter(self._graphs)))
                 self._graphs[key] = None
             else:
                 if self._graphs[key] is None:
@@ -133,25 +138,28 @@ class GpuEngine:
 
     def _capture(self, first: int, stop: int) -> Any:
         """The blocks as one CUDA graph; None where the driver will not have it, and then never again."""
-        graph = torch.cuda.CUDAGraph()
+        device = self.memory.device
+        usual, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self.memory.device), torch.cuda.graph(graph):
+            with (
+                torch.cuda.device(device),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 self._blocks(first, stop)
         except RuntimeError as error:
+            with torch.cuda.device(device):
+                torch.cuda.set_stream(usual)  # a capture that fails does not go back to it
             self._capturing = False
-            self.notes.append(
-                f"{self.name}: decode runs without a CUDA graph ({str(error).partition(chr(10))[0][:120]})"
-            )
+            self._note(f"{self.name}: decode runs without a CUDA graph ({first_line(error)})")
             return None
         return graph
 
-    def _head(self, rows: Tensor) -> Tensor:
-        """Logits of some tokens, in their buffer."""
+    def _head(self, count: int) -> Tensor:
+        """Logits of what is in `wanted`, in their buffer."""
         ends = self.ends
         assert ends.norm is not None, "the norm is here"
         assert ends.head is not None, "and the head"
-        wanted, out = self.work["wanted"][: len(rows)], self.work["logits"][: len(rows)]
-        torch.index_select(self.x, 0, rows, out=wanted)
+        wanted, out = self.work["wanted"][:count], self.work["logits"][:count]
         run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, wanted, self.work, out)
         return out
 
@@ -162,14 +170,16 @@ class GpuEngine:
         with device_errors(self.name, "the head"):
             for start in range(0, len(rows), held):
                 some = torch.from_numpy(rows[start : start + held]).to(self.memory.device)
-                result[start : start + len(some)] = self._head(some).cpu().numpy()
+                torch.index_select(self.x, 0, some, out=self.work["wanted"][: len(some)])
+                result[start : start + len(some)] = self._head(len(some)).cpu().numpy()
         return result
 
     def choose(self, sampling: Sampling, position: int, number: int) -> None:
         """The next token of the one sequence in the step, chosen on the device: it is the next step's id there, and on its way
         to the host as the `number`th of those under way."""
         with device_errors(self.name, "choosing a token"):
-            logits = self._head(self.work["slots"][:1] * 0)[0]
+            self.work["wanted"][:1].copy_(self.x[:1])
+            logits = self._head(1)[0]
             found = self.work["chosen"][number % AHEAD]
             chosen_on_device(logits, sampling, 0, position, found)
             self.work["ids"][:1].copy_(found[:1])
@@ -183,9 +193,9 @@ class GpuEngine:
         with device_errors(self.name, "a step"):
             if (event := self._events[number % AHEAD]) is not None:
                 event.synchronize()
-        token, good = self._told[number % AHEAD].tolist()
+        token, good, bits = self._told[number % AHEAD].tolist()
         if not good:
-            fail(float(self.work["logits"][0, token]), token, 0, position)
+            fail(float(np.int32(bits).view(np.float32)), token, 0, position)
         return int(token)
 
     def give(self) -> np.ndarray:
@@ -208,65 +218,6 @@ class GpuEngine:
         self.caches.clear()
         self.work = {}
         self.memory.close()
-
-
-def make_ops(
-    device: torch.device, work: Mapping[str, Tensor], sequences: int, kernels: str, notes: list[str], int8: bool
-) -> tuple[TorchOps, str]:
-    """The ops of a GPU, and what `auto` is for prompts there. RunError where Triton is asked for and is not there."""
-    capability = capability_of(device)
-    why = "" if kernels != "reference" else "asked for"
-    if not why:
-        try:
-            from bigrun_kernels.gpu import tables
-            from bigrun_kernels.gpu.triton_ops import TritonOps
-        except ImportError as error:
-            why = f"Triton cannot be imported ({error})"
-    if not why and emulated() and not interpreting():
-        why = "there is no GPU to emulate Triton on"
-    if not why and not int8:
-        why = "weights are not int8"
-    if why:
-        if kernels == "triton":
-            raise RunError(f"--kernels triton: {why}; leave the option out, or give --kernels reference")
-        if why.startswith("Triton"):
-            notes.append(f"{why}: torch alone computes on {device}, which is slower")
-        return TorchOps(work), "exact"
-    if device.type == "cuda":
-        from bigrun.autotune import kept
-
-        tuned, wrong = kept(torch.cuda.get_device_name(device))
-        tables.use(device.index or 0, tuned)
-        notes += [wrong] if wrong else []
-    table = tables.current(device)
-    return TritonOps(work, table, sequences, capability >= TENSOR_CORES), table.prefill
-
-
-def capability_of(device: torch.device) -> int:
-    """90 for 9.0; of an emulated GPU, the oldest that Triton has matrix products for."""
-    if device.type != "cuda":
-        return TENSOR_CORES
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def check_types(name: str, capability: int, parts: Mapping[str, LoadedPart]) -> None:
-    """RunError where a GPU's weights are bfloat16 and it has none."""
-    kinds = {a.dtype for part in parts.values() if part.device == name for a in part.layout.arrays}
-    if "bfloat16" in kinds and capability < 80:
-        raise RunError(
-            f"{name} (compute capability {capability / 10}) has no bfloat16, in which some weights are kept: give --weights "
-            "int8 without --skip and --head 16bit, or --weights float32"
-        )
-
-
-def interpreting() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the CPU."""
-    import triton
-
-    from bigrun_kernels.gpu.tiles import tile_kernel
-
-    return not isinstance(tile_kernel, triton.JITFunction)
 
 
 def runs_of_tokens(batch: Batch) -> list[Run]:

@@ -12,13 +12,14 @@ def stays_on_device(sampling: Sampling) -> bool:
 
 
 def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position: int, found: Tensor) -> None:
-    """found int64 [2] ← the token for `position` from `logits` float32 [vocabulary], and whether the largest is finite.
+    """found int64 [3] ← the token for `position` from `logits` float32 [vocabulary], whether the largest is finite, and its
+    bits.
 
     Of equal logits the lowest index counts as the higher, as on the host; sums are float64. The noise is a function of seed,
     sequence and position, known beforehand.
     """
     best = logits.max()  # a NaN wins, wherever it is
-    found[1] = best.isfinite()
+    found[1], found[2] = best.isfinite(), best.view(torch.int32)
     # the lowest of equals: which one argmax takes is not promised
     index = torch.arange(logits.numel(), device=logits.device)
     first = torch.where((logits == best) | logits.isnan(), index, logits.numel() - 1).min()

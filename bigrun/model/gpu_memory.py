@@ -9,7 +9,9 @@ from bigrun.model.spec import ModelSpec
 from bigrun_kernels.gpu.tables import SIDE, SMALL_ROWS, SPLIT_ENTRIES
 
 GROUP_LEAST = 32  # columns that share an activation's constant, at least
-LIBRARY_BYTES = 32 * 2**20  # what torch's matrix library takes for itself, where weights are kept in 16 or 32 bits
+LIBRARY_BYTES = (
+    64 * 2**20
+)  # what torch's matrix library takes for itself on two streams, where weights are not all int8
 AHEAD = 8  # tokens that are on their way to the host
 
 
@@ -42,17 +44,8 @@ def gpu_step_buffers(
         block = spec.blocks[0]
         value = round_up(block.latent.kv_rank if block.latent else block.head_dim, VECTOR)
         buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), value + 2)))
-        widest = round_up(max(widths), K_MULTIPLE)
-        buffers += [
-            Buffer("quantised", "int8", (rows, widest)),
-            Buffer("constants", "float32", (rows, widest // GROUP_LEAST)),
-            Buffer("marks", "int32", (widest,)),
-            Buffer("columns", "int32", (widest,)),
-            Buffer("count", "int32", (1,)),
-            Buffer("x_side", active, (rows, SIDE)),
-            Buffer("w_side", "int8", (max(longest), SIDE)),
-            Buffer("split", "float32", (min(batch, SMALL_ROWS), SPLIT_ENTRIES)),
-        ]
+        if storage.weights == "int8":
+            buffers += _int8_buffers(rows, round_up(max(widths), K_MULTIPLE), max(longest), batch, active)
     if blocks or head:
         buffers.append(Buffer("normed", active, (rows if blocks else max(batch, LOGIT_ROWS), spec.hidden)))
     if head:
@@ -60,7 +53,7 @@ def gpu_step_buffers(
         buffers += [
             Buffer("wanted", "float32", (held, spec.hidden)),
             Buffer("logits", "float32", (held, spec.vocab)),
-            Buffer("chosen", "int64", (AHEAD, 2)),
+            Buffer("chosen", "int64", (AHEAD, 3)),
         ]
     if _wide(storage):  # inputs and products of 16- and 32-bit weights, in the weights' own type
         held = rows if blocks else max(batch, LOGIT_ROWS)
@@ -71,6 +64,20 @@ def gpu_step_buffers(
             Buffer("library", "int8", (LIBRARY_BYTES,)),
         ]
     return tuple(buffers)
+
+
+def _int8_buffers(rows: int, widest: int, longest: int, batch: int, active: str) -> list[Buffer]:
+    """What int8 linears need beside their input: it quantised, its outliers, and sums that are split."""
+    return [
+        Buffer("quantised", "int8", (rows, widest)),
+        Buffer("constants", "float32", (rows, widest // GROUP_LEAST)),
+        Buffer("marks", "int32", (widest,)),
+        Buffer("columns", "int32", (widest,)),
+        Buffer("count", "int32", (1,)),
+        Buffer("x_side", active, (rows, SIDE)),
+        Buffer("w_side", "int8", (longest, SIDE)),
+        Buffer("split", "float32", (min(batch, SMALL_ROWS), SPLIT_ENTRIES)),
+    ]
 
 
 def library_bytes(storage: Storage) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 PAGE = 64  # tokens of a page
 SPAN = 2 * PAGE
+MOST_SPANS = 65_535  # CUDA's limit of a grid's second dimension
 VECTOR = 8  # a page's vectors are padded with zeros to a multiple of this
 STORED = (torch.float32, torch.float16, torch.int8)
 
@@ -217,6 +218,10 @@ def attention(
     if not len(qkv):
         return
     kv_heads, padded, spans = k.shape[1], k.shape[3], partial.shape[2]
+    if spans > MOST_SPANS:
+        raise ValueError(
+            f"partial has {spans} spans; a launch has at most {MOST_SPANS}, a context of {MOST_SPANS * SPAN:,} tokens"
+        )
     launch = FULL_SPAN_LAUNCH if full(qkv, k) else INT8_SPAN_LAUNCH if k.dtype == torch.int8 else SPAN_LAUNCH
     rows = max(launch.rows, triton.next_power_of_2(heads // kv_heads))
     width = max(16, triton.next_power_of_2(padded))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bigrun_kernels.gpu import tables
 from bigrun_kernels.gpu.gemv import combine_kernel, decode_kernel, small_kernel
-from bigrun_kernels.gpu.tables import DECODE_ROWS, SIDE, SMALL_ROWS, Tile
+from bigrun_kernels.gpu.tables import DECODE_ROWS, SIDE, SMALL_ROWS, Table, Tile
 from bigrun_kernels.gpu.tiles import tile_kernel
 
 Path = Literal["auto", "decode", "small", "tile"]
@@ -47,7 +47,7 @@ class Outliers(NamedTuple):
 
 def linear_exact(
     x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, out: Tensor | None = None, path: Path = "auto",
-    partial: Tensor | None = None, add: bool = False,
+    partial: Tensor | None = None, add: bool = False, table: Table | None = None,
 ) -> Tensor:  # fmt: skip
     """y = (x @ q[:, :K].T) · scale + bias, with products and sums in float32 (the products are exact for 16-bit x).
 
@@ -55,7 +55,8 @@ def linear_exact(
     out: any of the float types, [M, N], by default new and of x's type; add: onto what it holds. A NaN stays in its row, and
     an inf makes NaN where a weight is zero; a finite value beyond fp16's range is stored as its end. path: "decode" reads each
     weight once for up to four rows and is bound by memory; "small" does so for up to sixteen, on tensor cores; "tile" is for
-    many rows; "auto" goes by the rows. They differ by float32 rounding. partial: float32 memory for split sums (else new).
+    many rows; "auto" goes by the rows. They differ by float32 rounding. partial: float32 memory for split sums (else new). table: the tiles
+    to take (else those of the device).
     """
     if path not in ("auto", "decode", "small", "tile"):
         raise ValueError(f"path is {path!r}; it is one of 'auto', 'decode', 'small', 'tile'")
@@ -69,7 +70,7 @@ def linear_exact(
         path = "decode" if m <= DECODE_ROWS else "small" if m <= SMALL_ROWS else "tile"
     if path != "decode" and x.dtype == torch.bfloat16 and not isinstance(tile_kernel, triton.JITFunction):
         raise ValueError("Triton's interpreter multiplies bfloat16 by bit pattern: no tensor-core path for it there")
-    table = tables.current(x.device)
+    table = table or tables.current(x.device)
     if path == "tile":
         tile = FLOAT32_TILE if x.dtype == torch.float32 else table.tile("16bit", m)
         return _launch_tiles(x, None, q, scale, bias, out, tile, 0, None, add)
@@ -103,7 +104,7 @@ def linear_exact(
 
 def linear_int8(
     xq: Tensor, sx: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, out: Tensor | None = None,
-    group: int = 0, outliers: Outliers | None = None, add: bool = False,
+    group: int = 0, outliers: Outliers | None = None, add: bool = False, table: Table | None = None,
 ) -> Tensor:  # fmt: skip
     """y = (xq @ q.T) · sx[:, None] · scale + bias: the product of integers is exact, and then float32 from the left.
 
@@ -119,7 +120,7 @@ def linear_int8(
     (m, kp), n = xq.shape, q.shape[0]
     if kp != q.shape[1]:
         raise ValueError(f"xq has {kp} columns and q {q.shape[1]}: pad both alike, with zeros")
-    tile = tables.current(xq.device).tile("grouped" if group else "int8", m)
+    tile = (table or tables.current(xq.device)).tile("grouped" if group else "int8", m)
     if group and group != tile.depth:
         raise ValueError(f"group is {group}; on this device constants are for {tile.depth} columns each")
     _check("sx", sx, torch.Size((m, triton.cdiv(kp, group)) if group else (m,)), (torch.float32,), xq.device)

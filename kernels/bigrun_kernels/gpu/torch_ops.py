@@ -13,7 +13,7 @@ from torch.nn import functional
 from bigrun_kernels import reference
 from bigrun_kernels.ops import Array, Composed, Pages, Weight
 
-SLAB = 2**23  # entries of a weight that are widened at a time
+SLAB = 2**21  # entries of a weight, of activations or of scores that are widened at a time
 HALF = 65504.0
 
 
@@ -46,28 +46,29 @@ class TorchOps(Composed):
         """Nothing: buffers were given once."""
 
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
-        _put(out, reference.norm(x.float(), weight, bias, eps), False)
+        for a, b in _slabs(x):
+            _put(out[a:b], reference.norm(x[a:b].float(), weight, bias, eps), False)
 
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Any, out: Array, add: bool) -> None:
         n, bias = out.shape[1], some(w.bias)
         if w.form not in ("int8", "table"):
             self._wide(x, w, out, add)
             return
-        values, scale = w.values[:n], w.scale[:n]
-        if w.form == "int8" and mode != "exact":
-            q = values[:, : w.columns]
-            if mode == "llm.int8":
-                found = reference.linear_llm_int8(x.float(), q, scale, bias, threshold)
-            else:
-                found = reference.linear_grouped(x.float(), q, scale, bias, threshold, self.group)
-            _put(out, found, add)
-            return
+        values, scale, x = w.values[:n], w.scale[:n], x.float()
         for a, b in _slabs(values):
-            if w.form == "table":
+            part = None if bias is None else bias[a:b]
+            if w.form == "int8" and mode != "exact":  # outliers are the columns of x: the same for every slab
+                q = values[a:b, : w.columns]
+                if mode == "llm.int8":
+                    found = reference.linear_llm_int8(x, q, scale[a:b], part, threshold)
+                else:
+                    found = reference.linear_grouped(x, q, scale[a:b], part, threshold, self.group)
+            elif w.form == "table":
                 slab = reference.dequantise_table(values[a:b], scale[a:b])[:, : w.columns]
+                found = functional.linear(x, slab, part)
             else:
-                slab = values[a:b, : w.columns].float() * scale[a:b, None]
-            _put(out[:, a:b], functional.linear(x.float(), slab, None if bias is None else bias[a:b]), add)
+                found = functional.linear(x, values[a:b, : w.columns].float() * scale[a:b, None], part)
+            _put(out[:, a:b], found, add)
 
     def _wide(self, x: Tensor, w: Weight, out: Tensor, add: bool) -> None:
         """Weights of 16 or 32 bits: torch's product, in the weights' type."""
@@ -90,7 +91,8 @@ class TorchOps(Composed):
         part.copy_(reference.rotate(part.float(), rotation))
 
     def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
-        _put(out, reference.activate(kind, x.float(), gated), False)
+        for a, b in _slabs(x):
+            _put(out[a:b], reference.activate(kind, x[a:b].float(), gated), False)
 
     def lookup(self, ids: Array, table: Weight, out: Array) -> None:
         rows = table.values[ids]
@@ -114,14 +116,22 @@ class TorchOps(Composed):
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
         slopes: Array, scale: float, out: Array,
     ) -> None:  # fmt: skip
-        dim, page = out.shape[1] // heads, k.values.shape[2]
+        dim, (_, kv_heads, page, _) = out.shape[1] // heads, k.values.shape
+        group, slopes = heads // kv_heads, some(slopes)
         for run in self.runs:
-            used = tables[run.sequence, : -(-(run.first + run.stop - run.start) // page)].long()
-            keys, values = (_floats(pages, used)[..., :dim] for pages in (k, v))
-            q = qkv[run.start : run.stop, : heads * dim].view(-1, heads, dim)
+            length = run.first + run.stop - run.start
+            used = tables[run.sequence, : -(-length // page)].long()
             table = torch.arange(len(used), device=qkv.device)
-            found = reference.attend(q, keys, values, table, run.first, some(slopes), scale)
-            _put(out[run.start : run.stop], found.flatten(1), False)
+            step = max(1, SLAB // (group * length))  # tokens whose scores are held at a time
+            for kv in range(kv_heads):
+                part = slice(kv * group * dim, (kv + 1) * group * dim)
+                keys, values = (_floats(pages, used, kv)[..., :dim] for pages in (k, v))
+                slope = None if slopes is None else slopes[kv * group : (kv + 1) * group]
+                for a in range(run.start, run.stop, step):
+                    b = min(a + step, run.stop)
+                    q = qkv[a:b, part].unflatten(1, (group, dim))
+                    found = reference.attend(q, keys, values, table, run.first + a - run.start, slope, scale)
+                    _put(out[a:b, part], found.flatten(1), False)
 
 
 def some(array: Array) -> Any:
@@ -129,12 +139,16 @@ def some(array: Array) -> Any:
     return None if array is None or not array.numel() else array
 
 
-def _floats(pages: Pages, used: Tensor) -> Tensor:
-    values = pages.values[used].float()
-    return values if pages.values.dtype != torch.int8 else values * pages.scale[used].float()[..., None]
+def _floats(pages: Pages, used: Tensor, head: int) -> Tensor:
+    """One head of some pages, [pages, 1, page, D] float32."""
+    values = pages.values[used, head : head + 1].float()
+    return (
+        values if pages.values.dtype != torch.int8 else values * pages.scale[used, head : head + 1].float()[..., None]
+    )
 
 
 def _slabs(values: Tensor) -> Iterator[tuple[int, int]]:
+    """(first, stop) of some rows at a time."""
     rows, columns = values.shape
     step = max(1, SLAB // columns)
     return ((a, min(a + step, rows)) for a in range(0, rows, step))

@@ -26,7 +26,7 @@ class TritonOps(TorchOps):
 
     def __init__(self, work: Mapping[str, Tensor], tiles: Table, sequences: int, products: bool = True):
         super().__init__(work, tiles.tile("grouped", 1).depth)
-        self._products = products
+        self._tiles, self._products = tiles, products
         self.capturable = products  # the rest is told by the host where each sequence ends
         most = DECODE_ROWS if products else SMALL_ROWS
         self._path: Path = "decode" if sequences <= most else "small" if sequences <= SMALL_ROWS else "tile"
@@ -83,7 +83,7 @@ class TritonOps(TorchOps):
 
     def _exact(self, x: Tensor, w: Weight, path: Path, out: Tensor, add: bool) -> None:
         partial = self.work["split"].flatten()
-        linear_exact(x, w.values[: out.shape[1]], w.scale, some(w.bias), out, path, partial, add)
+        linear_exact(x, w.values[: out.shape[1]], w.scale, some(w.bias), out, path, partial, add, self._tiles)
 
     def _int8(self, x: Tensor, w: Weight, group: int, marks: Tensor | None, out: Tensor, add: bool) -> None:
         (rows, kp), n = (len(x), w.values.shape[1]), out.shape[1]
@@ -100,7 +100,7 @@ class TritonOps(TorchOps):
             quantise.gather(x, columns, count, x_side)
             quantise.gather(values, columns, count, w_side)
             outliers = Outliers(columns, count, x, x_side, w_side)
-        linear_int8(xq, sx, values, w.scale, some(w.bias), out, group, outliers, add)
+        linear_int8(xq, sx, values, w.scale, some(w.bias), out, group, outliers, add, self._tiles)
 
     def lookup(self, ids: Array, table_: Weight, out: Array) -> None:
         if table_.form == "table":
