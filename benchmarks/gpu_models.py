@@ -128,7 +128,7 @@ def decode_speed(b: Bench, runner: Any, context: int) -> float:
 
     runner.executor.clear(0)
     logits = runner.executor.feed({0: list(tokens(made_of(runner), context))})[0]
-    following = runner.executor.continuation(int(logits.argmax()), Sampling(), context)
+    following = runner.executor.continuation(int(logits.argmax()), Sampling(), context, 10**6)
     count, warm = b.pick((32, 4), (1, 1))
     for _ in islice(following, warm):  # compiles, captures
         pass
@@ -188,7 +188,7 @@ def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
 
     runner.executor.clear(0)
     runner.executor.feed({0: list(tokens(made_of(runner), context))})
-    following = runner.executor.continuation(5, Sampling(), context)
+    following = runner.executor.continuation(5, Sampling(), context, 10**6)
     warm, count = b.pick((4, 16), (0, 1))
     list(islice(following, warm))
     busy, _ = b.busy(lambda: list(islice(following, count)))

@@ -19,7 +19,14 @@ from bigrun_kernels.gpu.tables import KINDS, Table, Tile, table_from
 
 # (N, K) of the linears that are timed: those of a 7B and of a 70B model
 SHAPES = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (57344, 8192))
-ROWS = {"decode": (1, 4), "small": (8, 16), 16: (16,), 64: (64,), 0: (512,)}  # of x, by what a tile is for
+ROWS = {
+    "decode": (1, 4),
+    "small": (8, 16),
+    16: (16,),
+    64: (64,),
+    512: (512,),
+    0: (512, 2048),
+}  # of x, by what a tile is for
 LARGEST = 2**20
 CALLS, ROUNDS = 16, 7  # launches in a graph, and replays of it
 MOST_ACCUMULATORS = 128  # of a thread: a tile with more would be spilled

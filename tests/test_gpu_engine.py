@@ -452,3 +452,18 @@ def test_the_grouped_reference_is_a_sum_over_groups(group: int) -> None:
     expected += x[:, outliers].double() @ q[:, outliers].double().T
     found = reference.linear_grouped(x, q, scale, None, 6.0, group)
     assert torch.allclose(found.double(), expected * scale.double(), rtol=1e-6)
+
+
+def test_rotations_are_those_of_the_host_whichever_way_they_come(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for limit in (0, 2**15):  # all made on the device; copied
+        monkeypatch.setattr("bigrun.execute.gpu.SMALL_COPY", limit)
+        with runner(folders["tied"]) as made:
+            engine: Any = made.executor.engines["cuda:0"]
+            positions = np.arange(90, dtype=np.int64)
+            engine.work["positions"][:90] = torch.from_numpy(positions)
+            found.append(engine._turn(positions).clone())
+    assert torch.allclose(*found, rtol=0, atol=1e-7)
+    assert found[0][0, :8].tolist() == [1.0] * 8

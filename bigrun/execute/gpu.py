@@ -25,6 +25,7 @@ from bigrun.text.sampling import Sampling, fail
 from bigrun_kernels.gpu.torch_ops import Run
 from bigrun_kernels.ops import Pages
 
+SMALL_COPY = 2**15  # bytes from pageable memory that a driver takes without waiting for the device, and some to spare
 MOST_GRAPHS = 16  # kept at a time: one for each number of sequences that decode together
 
 
@@ -94,14 +95,25 @@ class GpuEngine:
                 if ids or name != "ids":
                     self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
             self.work["tables"].copy_(torch.from_numpy(tables), non_blocking=True)
-            turn = None
-            if self._frequencies is not None and "rotation" in self.work:
-                turn = self.work["rotation"][:count]
-                turn.copy_(torch.from_numpy(rotation(self._frequencies, batch.positions)), non_blocking=True)
+            turn = None if self._frequencies is None or "rotation" not in self.work else self._turn(batch.positions)
         positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
         mode = self.arithmetic.mode(batch.phase)
         self._step = StepArrays(positions, sequences, slots, self.work["tables"], turn, mode, self.arithmetic.threshold)
         self.ops.begin(batch.phase == "decode", runs_of_tokens(batch))
+
+    def _turn(self, positions: np.ndarray) -> Tensor:
+        """The rotation of these positions. Of many it is made here: a copy of more than 64 KiB would wait for the device."""
+        assert self._frequencies is not None, "there are rotary positions"
+        turn = self.work["rotation"][: len(positions)]
+        if turn.numel() * turn.element_size() <= SMALL_COPY:
+            turn.copy_(torch.from_numpy(rotation(self._frequencies, positions)), non_blocking=True)
+            return turn
+        at = self.work["positions"][: len(positions)]
+        angles = at[:, None].double() * torch.from_numpy(self._frequencies).to(at.device)
+        half = turn.shape[1] // 2
+        turn[:, :half].copy_(angles.cos())
+        turn[:, half:].copy_(angles.sin())
+        return turn
 
     def embed(self) -> None:
         x, ends, count = self.x, self.ends, len(self._batch.ids)

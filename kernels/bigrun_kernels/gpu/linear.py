@@ -55,8 +55,8 @@ def linear_exact(
     out: any of the float types, [M, N], by default new and of x's type; add: onto what it holds. A NaN stays in its row, and
     an inf makes NaN where a weight is zero; a finite value beyond fp16's range is stored as its end. path: "decode" reads each
     weight once for up to four rows and is bound by memory; "small" does so for up to sixteen, on tensor cores; "tile" is for
-    many rows; "auto" goes by the rows. They differ by float32 rounding. partial: float32 memory for split sums (else new). table: the tiles
-    to take (else those of the device).
+    many rows; "auto" goes by the rows. They differ by float32 rounding. partial: float32 memory for split sums (else new).
+    table: the tiles to take (else those of the device).
     """
     if path not in ("auto", "decode", "small", "tile"):
         raise ValueError(f"path is {path!r}; it is one of 'auto', 'decode', 'small', 'tile'")
