@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu_report import ABOUT, append, failures, short_table
+from gpu_report import ABOUT, append, failures, short_table, shown, verdict
 from gpu_worker import GO_ON, MEASUREMENTS, failed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,8 @@ PHASES: Sequence[Sequence[Sequence[str]]] = (  # one after the other; what is in
         ("check-int8",),
         ("check-store", "check-elementwise", "check-decode-attention"),
         ("check-prompt-attention",),
-        ("files-0.1b", "host-kernels", "files-7b"),
+        ("files-0.1b", "host-kernels", "gpu-kernels"),
+        ("files-7b",),
     ),
     (("roofs", "decode", "few-rows", "prefill", "attention"),),
     (("small-model", "large-model", "hybrid"),),
@@ -61,6 +62,7 @@ class Session:
         self.rows: Rows = {}
         self.about: dict[str, str] = {}
         self.absent = ""
+        self.closed = False
         self._processes: list[subprocess.Popen[str]] = []
 
     def phase(self, lanes: Sequence[Sequence[str]]) -> None:
@@ -71,11 +73,12 @@ class Session:
             thread.join()
 
     def close(self) -> None:
+        self.closed = True  # for lanes that go on after Ctrl-C
         for process in self._processes:
             process.kill()
 
     def _lane(self, names: list[str]) -> None:
-        while names and not self.absent:
+        while names and not self.absent and not self.closed:
             self._process(names)
 
     def _process(self, names: list[str]) -> None:
@@ -131,6 +134,8 @@ class Session:
 
     def _put(self, name: str, row: dict[str, Any]) -> None:
         self.rows.setdefault(name, []).append(row)
+        said = f"{row['name']}: {shown(row['figure'])} {row['unit']} {row['bar']} {verdict(row['met'])} {row['note']}"
+        print(f"         {' '.join(said.split())}", file=sys.stderr, flush=True)  # a run that is cut short leaves these
 
 
 def forward(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:

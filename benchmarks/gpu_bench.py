@@ -82,20 +82,30 @@ class Bench:
         return max(2, ceil(4 * torch.cuda.get_device_properties(self.device).L2_cache_size / nbytes))
 
     def seconds(self, call: Callable[[int], object], turns: int = 1) -> float:
-        """Device seconds of one call: the median of replays of a CUDA graph of call(0) … call(turns − 1), at least eight."""
-        turns = self.pick(turns * ceil(8 / turns), 1)
+        """Device seconds of one call: the median of replays of a CUDA graph of call(0), call(1) and so on, so many that what
+        lies between replays is little beside them."""
+        turns = self.pick(turns * ceil(24 / turns), 1)
         if not self.emulate:
             call(0)  # compiles
-        return self.graph_seconds(self.graph(lambda: [call(turn) for turn in range(turns)])) / turns
+
+        def calls() -> None:
+            for turn in range(turns):  # what a call returns is let go: the graph's memory is then one call's
+                call(turn)
+
+        return self.graph_seconds(self.graph(calls)) / turns
 
     def graph(self, calls: Callable[[], object]) -> Callable[[], object]:
         """All that the calls launch as one CUDA graph; compile before."""
         if self.emulate:
             return calls
         self.sync()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            calls()
+        usual, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                calls()
+        except BaseException:
+            torch.cuda.set_stream(usual)  # a capture that fails does not go back to it
+            raise
         return graph.replay
 
     def graph_seconds(self, replay: Callable[[], object]) -> float:
@@ -125,8 +135,9 @@ class Bench:
             times.append(time.perf_counter() - started)
         return statistics.median(times)
 
-    def busy(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Seconds that the device computed during the call, and seconds from the first kernel's start to the last one's end."""
+    def busy(self, call: Callable[[], object]) -> float:
+        """Seconds that the device computed during the call; 0 where the profiler saw nothing of it. (Gaps are not its to
+        tell: it makes them wider.)"""
         from torch.autograd import DeviceType
         from torch.autograd.profiler import profile  # torch.profiler, built on it, imports the compiler: seconds
 
@@ -135,16 +146,27 @@ class Bench:
             call()
             self.sync()
         kind = DeviceType.CPU if self.emulate else DeviceType.CUDA
-        spans = [(e.time_range.start, e.time_range.end) for e in found.function_events if e.device_type == kind]
-        whole = max(end for _, end in spans) - min(start for start, _ in spans)
-        return sum(end - start for start, end in spans) / 1e6, whole / 1e6
+        return sum(e.time_range.end - e.time_range.start for e in found.function_events if e.device_type == kind) / 1e6
+
+    def idle(self, name: str, call: Callable[[], object], whole: float, turns: int) -> Row:
+        """The share of the `whole` seconds that a call of so many turns takes, as measured before, in which the device
+        computes nothing."""
+        try:
+            busy = self.busy(call)
+        except (RuntimeError, AssertionError) as error:
+            return Row(name, None, "of the time", note=f"failed: {' '.join(str(error).split())[:100]}")
+        if not busy:
+            return Row(name, None, "of the time", note="the profiler saw nothing")
+        note = f"{1e3 * busy / turns:.3f} ms of kernels a turn"
+        return self.timed(name, max(0.0, 1 - busy / whole), "of the time", note=note)
 
     @cached_property
     def copy_bandwidth(self) -> float:
         """Bytes/s, read and written, of torch's copy of a large buffer within the device."""
         nbytes = self.pick(2**30, 2**16)
         source, target = (torch.ones(nbytes, dtype=torch.uint8, device=self.device) for _ in range(2))
-        return 2 * nbytes / self.seconds(lambda turn: target.copy_(source))
+        launched = self.graph_seconds(lambda: target.copy_(source))  # a graph may have the copy made by another engine
+        return 2 * nbytes / min(launched, self.seconds(lambda turn: target.copy_(source)))
 
     # ------------------------------------------------------------------------------------------------------ tensors
 

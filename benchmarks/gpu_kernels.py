@@ -296,6 +296,5 @@ def blocks(b: Bench) -> Iterator[Row]:
                 f"{name}: whole, launched one by one", 1e6 * eager, "µs", note=f"{eager / whole:.2f} × the graph's"
             )
             replay = b.graph(lambda block=block, turns=turns: [block.whole(turn) for turn in range(turns)])  # type: ignore[misc]
-            busy, spent = b.busy(replay)
-            yield b.timed(f"{name}: launch gaps in the graph", max(0.0, 1 - busy / spent), "of the time")
+            yield b.idle(f"{name}: launch gaps in the graph", replay, turns * whole, turns)
             del block, replay

@@ -19,7 +19,7 @@ from gpu_peer import Config, Peer, apart, checkpoint, config, llm_int8, referenc
 # The most relative error from float32: half as much again as the host's kernels make of such a model of 12 layers (0.027 and
 # 0.033; less of one of 32). The most KL: docs/architecture.md's for `auto`, and what it found of LLM.int8().
 BARS = {"exact": (0.04, 0.0065), "auto": (0.05, 0.0065), "llm.int8": (0.05, 0.0165)}
-HOST = 0.01  # how far float16 between linears may take a GPU's logits from the host's
+HOST = 0.01  # how far float16 between linears may take a GPU's logits from the host's, or one path's from another's
 EXACT_TOKENS = 32  # whose logits the hybrid's are compared with
 
 
@@ -46,15 +46,28 @@ def host_kernels(b: Bench) -> Iterator[Row]:
     yield b.timed("files: the host's kernels compiled, first tokens", time.perf_counter() - started, "s")
 
 
+def gpu_kernels(b: Bench) -> Iterator[Row]:
+    """The engine's kernels, compiled for this card while others are checked: nothing that is timed waits for them."""
+    started = time.perf_counter()
+    with opened(b, "0.1b") as runner:
+        engine = gpu_engine(runner)
+        for arithmetic in arithmetics(runner).values():
+            engine.arithmetic = arithmetic
+            runner.executor.clear(0)
+            runner.executor.feed({0: list(tokens(made_of(runner), b.pick(512, 3)))})
+    yield b.timed("files: the GPU's kernels compiled, first prompts", time.perf_counter() - started, "s")
+
+
 def opened(b: Bench, size: str, gpu: bool = True, context: int = 0, **options: Any) -> Any:
-    """A Runner, all on the GPU, or all on the host. Emulated it computes with torch: Triton's interpreter takes minutes."""
+    """A Runner, all on the GPU, or all on the host. Emulated it computes with torch: Triton's interpreter takes minutes. On a
+    GPU it is Triton or an error: torch in its place would pass for it."""
     from bigrun import Runner
 
     folder = checkpoint(b, size)
     emptied(b)
     room = {"0.1b": "2GB", "7b": "12GB"}[size]
     place = {0: b.pick(room, "200MB")} if gpu else {"cpu": room}
-    given = {"max_memory": place, "context": context or b.pick(640, 80), "kernels": b.pick("auto", "reference")}
+    given = {"max_memory": place, "context": context or b.pick(640, 80), "kernels": b.pick("triton", "reference")}
     return Runner(str(folder), progress=False, **(given | options))
 
 
@@ -99,6 +112,40 @@ def compared(b: Bench, size: str, found: Mapping[str, np.ndarray], reference: to
         yield b.checked(f"{size}: mean KL, {mode}, from float32", kl, most_kl)
 
 
+def decoded(b: Bench, size: str, runner: Any) -> Iterator[Row]:
+    """Decode, as it is timed, against what else says it: tokens that the card chooses and feeds itself, against the host's
+    choice of the logits of one step after the other; and those logits (a CUDA graph's), against a prompt's of the same ids."""
+    from bigrun.text.sampling import Sampling
+
+    executor, engine = runner.executor, gpu_engine(runner)
+    usual, engine.arithmetic = engine.arithmetic, arithmetics(runner)["exact"]
+    ids, count = list(tokens(made_of(runner), b.pick(64, 3))), b.pick(16, 3)
+    executor.clear(0)
+    first = int(executor.feed({0: ids})[0].argmax())
+    chosen = [first, *executor.continuation(first, Sampling(), len(ids), count)]
+    executor.clear(0)
+    executor.feed({0: ids})
+    steps = np.stack([executor.feed({0: [token]})[0] for token in chosen[:-1]])
+    other = sum(int(row.argmax()) != token for row, token in zip(steps, chosen[1:], strict=True))
+    prompt = runner.logits(np.array([ids + chosen[:-1]]))[0][len(ids) :]
+    engine.arithmetic = usual
+    yield b.checked(f"{size}: tokens that the card chooses and the host would not", other, 0, f"of {count}")
+    yield b.checked(f"{size}: logits of decode, from a prompt's", apart(steps, torch.from_numpy(prompt))[0], HOST)
+
+
+def predicted(b: Bench, runner: Any, context: int) -> float:
+    """Tokens/s by the planner for such a card, if it knows it: a budget alone, as here, is that of an unknown one."""
+    from bigrun import plan
+    from bigrun.cards import find
+
+    made = runner.plan
+    if not b.emulate:
+        card = torch.cuda.get_device_properties(b.device)
+        if known := find(card.name, card.total_memory):
+            made = plan(str(checkpoint(b, "7b")), gpus=known.name, cpu="64GB", context=context)
+    return float(made.predicted.decode_tokens_per_s)
+
+
 def within_plan(b: Bench, size: str, runner: Any, most: float | None) -> Row:
     """How far what torch took of the card is from what the plan said."""
     device, memory = runner.plan.device("cuda:0"), runner.memories["cuda:0"]
@@ -115,6 +162,7 @@ def small_model(b: Bench) -> Iterator[Row]:
         found = logits_of_modes(runner, ids)
         speed = decode_speed(b, runner, b.pick(512, 2))
         yield within_plan(b, "0.1b", runner, None)
+        yield from decoded(b, "0.1b", runner)
     yield b.timed("0.1b: decode", speed, "tokens/s")
     with opened(b, "0.1b", gpu=False, mode="exact") as runner:
         host = runner.logits(np.array([ids]))[0]
@@ -148,28 +196,31 @@ def large_model(b: Bench) -> Iterator[Row]:
     prompt, context = b.pick((2048, 512), (3, 2))
     ids = list(tokens(made, prompt))
     count = b.pick(256, 3)
-    with opened(b, "7b", context=b.pick(2304, 80), prompt_tokens=prompt) as runner:
-        yield b.timed("7b: loaded", runner.load_seconds, "s")
+    room = b.pick(2304, 80)
+    with opened(b, "7b", context=room, prompt_tokens=prompt) as runner:
+        yield b.timed("7b: loaded", runner.load_seconds, "s", note="; ".join([runner.kernels, *runner.notes]))
         found = logits_of_modes(runner, ids[:count])
         np.save(b.folder / "exact.npy", found["exact"][: b.pick(EXACT_TOKENS, 3)])
         speed = decode_speed(b, runner, context)
-        bar = f"{1e3 / speed:.2f} ms; {runner.plan.predicted.decode_tokens_per_s:.0f} tokens/s predicted"
-        yield b.timed("7b: decode at 512 positions", speed, "tokens/s", 300, note=bar)
-        prefills, engine = {}, gpu_engine(runner)
-        for mode, arithmetic in arithmetics(runner).items():
+        note = f"{1e3 / speed:.2f} ms; {predicted(b, runner, room):.0f} tokens/s predicted"
+        yield b.timed("7b: decode at 512 positions", speed, "tokens/s", 300, note=note)
+        prefills, engine, known = {}, gpu_engine(runner), arithmetics(runner)
+        for mode, arithmetic in known.items():
             engine.arithmetic = arithmetic
             prefills[mode] = prompt / prompt_seconds(b, runner, ids)
-            steps = f"in steps of {runner.plan.prefill_chunk_tokens}; auto is {arithmetics(runner)['auto'].prefill}"
+            steps = f"in steps of {runner.plan.prefill_chunk_tokens}; auto is {known['auto'].prefill}"
             yield b.timed(
                 f"7b: prefill of 2,048, {mode}", prefills[mode], "tokens/s", note=steps if mode == "auto" else ""
             )
-        engine.arithmetic = arithmetics(runner)["auto"]
+        engine.arithmetic = known["auto"]
         yield within_plan(b, "7b", runner, 0.02)
+        yield from decoded(b, "7b", runner)
         yield gaps(b, runner, context, speed)
     del runner, engine
     emptied(b)
-    yield from peers(b, made, ids, context, speed, prefills)
     yield from compared(b, "7b", found, reference_logits(b, made, torch.tensor(ids[:count], device=b.device)))
+    emptied(b)
+    yield from peers(b, made, ids, context, speed, prefills)
 
 
 def prompt_seconds(b: Bench, runner: Any, ids: list[int]) -> float:
@@ -191,12 +242,9 @@ def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
     following = runner.executor.continuation(5, Sampling(), context, 10**6)
     warm, count = b.pick((4, 16), (0, 1))
     list(islice(following, warm))
-    busy, _ = b.busy(lambda: list(islice(following, count)))
+    row = b.idle("7b: device idle in decode", lambda: list(islice(following, count)), count / speed, count)
     runner.executor.clear(0)
-    idle = max(0.0, 1 - busy / count * speed)
-    return b.timed(
-        "7b: device idle in decode", idle, "of the time", note=f"{1e3 * busy / count:.2f} ms of kernels a token"
-    )
+    return row
 
 
 def peers(
@@ -265,6 +313,8 @@ def hybrid(b: Bench) -> Iterator[Row]:
     with opened(b, "7b", context=context, max_memory=half_of_it(b, context), mode="exact") as runner:
         executor, made = runner.executor, made_of(runner)
         split = ", ".join(f"{stop - first} on {device}" for first, stop, device in executor.runs)
+        if len({device for _, _, device in executor.runs}) < 2:
+            raise RuntimeError(f"no hybrid was planned: {split}")
         few = list(tokens(made, b.pick(EXACT_TOKENS, 3)))
         ours = runner.logits(np.array([few]))[0]
         file = b.folder / "exact.npy"

@@ -7,6 +7,7 @@ early, with a status that says so, when a kernel has left its process no use of 
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ MEASUREMENTS = {
     "check-prompt-attention": Measurement("gpu_checks", "attention_prompt", 40),
     "files-0.1b": Measurement("gpu_models", "small_files", 15),
     "host-kernels": Measurement("gpu_models", "host_kernels", 40),
+    "gpu-kernels": Measurement("gpu_models", "gpu_kernels", 40),
     "files-7b": Measurement("gpu_models", "large_files", 45),
     "roofs": Measurement("gpu_kernels", "roofs", 10),
     "decode": Measurement("gpu_kernels", "decode", 20),
@@ -100,6 +102,7 @@ def usable(torch: Any) -> bool:
     """Whether this process can go on with its GPU; after an illegal access, say, it cannot."""
     try:
         torch.cuda.synchronize()
+        gc.collect()
         torch.cuda.empty_cache()
     except RuntimeError:
         return False
@@ -138,7 +141,12 @@ def main() -> int:
         parser.add_argument(name, required=True)
     parser.add_argument("--emulate", action="store_true")
     given = parser.parse_args()
-    return work(given.worker.split(","), given.emulate, Path(given.folder), float(given.deadline))
+    status = work(given.worker.split(","), given.emulate, Path(given.folder), float(given.deadline))
+    if (
+        status == GO_ON
+    ):  # what ends a process in order would ask the GPU, and abort: that would cost the next one its row
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

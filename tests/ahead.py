@@ -82,30 +82,38 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
 
 
-def compiled(work: Sequence[tuple[Specimen, int]], folder: Path, processes: int = 2) -> dict[tuple[str, int], Any]:
-    """(name, capability) → facts, or the error's text, of all that is asked for, shared out among processes."""
+Begun = list[tuple[Path, "subprocess.Popen[str]"]]
+
+
+def begin(work: Sequence[tuple[Specimen, int]], folder: Path, processes: int = 2) -> Begun:
+    """Processes that compile all that is asked for, shared out among them; they give way to whatever else is computed."""
     paths = [str(ROOT / "tests"), str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(folder / "triton")}
-    running = []
+    begun: Begun = []
     for number in range(processes):
-        share = folder / f"{number}.in"
+        share, answers = folder / f"{number}.in", folder / f"{number}.out"
         share.write_bytes(pickle.dumps(list(work[number::processes])))
-        command = [sys.executable, __file__, str(share), str(folder / f"{number}.out")]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        command = [sys.executable, __file__, str(share), str(answers)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        begun.append((answers, subprocess.Popen(command, env=environment, text=True, **pipes)))  # type: ignore[call-overload]
+    return begun
+
+
+def compiled(begun: Begun) -> dict[tuple[str, int], Any]:
+    """(name, capability) → facts, or the error's text."""
     found: dict[tuple[str, int], Any] = {}
-    for number, process in enumerate(running):
-        output, _ = process.communicate(timeout=600)
+    for answers, process in begun:
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output[-4000:]
-        found |= pickle.loads((folder / f"{number}.out").read_bytes())
+        found |= pickle.loads(answers.read_bytes())
     return found
 
 
 if __name__ == "__main__":
     import ahead  # pickled specimens are of the module, not of __main__
 
+    os.nice(10)
     answers: dict[tuple[str, int], Any] = {}
     for specimen, capability in pickle.loads(Path(sys.argv[1]).read_bytes()):
         try:

@@ -133,7 +133,7 @@ def test_what_a_small_map_needs_in_a_run_adds_up_by_hand(tiny: Path) -> None:
     step += 64  # a table of one page
     step += 4 * 1 * 18 * 4 + 32  # attention's partial results, to a multiple of 64
     step += 4 * 2**17  # sums of a token where K is split
-    step += 16 * (64 + 320) * 4 + 8 * 2 * 8  # rows of x, logits, and tokens on their way to the host
+    step += 16 * (64 + 320) * 4 + 8 * 3 * 8  # rows of x, logits, and tokens on their way to the host
     assert here["counted_bytes"] == table + 2 * block
     assert there["counted_bytes"] == 4 * block + 64 * 4 + table
     assert here["needed_bytes"] == table + 2 * block + 6 * keys + max(block, table) + step

@@ -1,10 +1,13 @@
 """Every Triton kernel compiled for every architecture, without a GPU: matrix instructions, registers, shared memory."""
 
 import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ahead
 import pytest
 import specimens_attention
 import specimens_elementwise
@@ -37,13 +40,23 @@ def specimens(capability: int) -> list[Specimen]:
     return [*specimens_linear.specimens(capability, capability == WHOLE), *attention, *others]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
+BEGUN: dict[str, Any] = {}
+
+
+def begin() -> None:
+    """Compiling takes a minute or two of a core: it begins with the first test of all (conftest.py)."""
+    folder = BEGUN["folder"] = tempfile.TemporaryDirectory(prefix="bigrun-ahead-")
     work = [(specimen, capability) for capability in ARCHITECTURES for specimen in specimens(capability)]
-    found = compiled(work, tmp_path_factory.mktemp("ahead"))
+    BEGUN["processes"] = ahead.begin(work, Path(folder.name))
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[dict[tuple[str, int], Any]]:
+    found = compiled(BEGUN["processes"])
     for key, facts in found.items():
         assert isinstance(facts, dict), f"{key}: {facts}"
-    return found
+    yield found
+    BEGUN["folder"].cleanup()
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
@@ -93,4 +106,4 @@ def test_decode_streams_the_weight_and_sums_alike_for_any_rows(built: dict[Any, 
 def test_a_kernel_that_spills_is_noticed(tmp_path: Path) -> None:
     tile = next(s for s in specimens_linear.many(80, True) if s.name == "16bit 64")
     large = replace(tile, name="too large", warps=1)
-    assert compiled([(large, 80)], tmp_path, 1)["too large", 80]["spilled"] > 0
+    assert compiled(ahead.begin([(large, 80)], tmp_path, 1))["too large", 80]["spilled"] > 0

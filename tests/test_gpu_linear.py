@@ -108,7 +108,7 @@ def all_cases() -> dict[str, Case]:
     ill = sx.clone()
     ill[3] = NAN
     cases["scaled nan"] = "linear_int8", {"xq": xq, "sx": ill, **layer}
-    full = torch.full((1, 131_136), -128, dtype=torch.int8)  # sums to 2³¹ + 2²⁰
+    full = torch.full((1, 131_136), -128, dtype=torch.int8)  # sums to 2³¹ + 2²⁰: in three parts
     cases["long"] = "linear_int8", {"xq": full, "sx": torch.ones(1), "q": full, "scale": torch.ones(1)}
 
     x, xq, sx, layer = torch.zeros(2, 60), torch.zeros(2, 64, dtype=torch.int8), torch.ones(2), weights(5, 60)

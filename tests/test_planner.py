@@ -39,7 +39,7 @@ GPU_SIDE = (
     2 * 64 * 4 + 64 + 192 * 128
 )  # outlier columns: marks, numbers, their count, and a copy of the widest linear's
 GPU_SPLIT = 2**17 * 4  # sums of a row that splits of K leave
-GPU_CHOSEN = 8 * 2 * 8  # tokens that are on their way to the host
+GPU_CHOSEN = 8 * 3 * 8  # tokens that are on their way to the host
 GPU_LOGITS = 16 * 64 * 4 + LOGITS + GPU_CHOSEN  # rows of x and their logits
 EMBED_ONLY = 32 * 64 * 4
 RING = STAGING_SLOTS * (BLOCK + KV)  # a slot is a piece of a block, or all of a small one
