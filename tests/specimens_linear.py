@@ -34,10 +34,9 @@ def few(capability: int, everything: bool) -> list[Specimen]:
         found.append(
             Specimen("small", "gemv:small_kernel", HALF, constants, small.warps, small.stages, "fp16", odd=("M",))
         )
-    if everything:
-        types = {name: kind for name, kind in HALF.items() if name not in ("x", "q")} | {"out": "*fp32"}
-        constants = {"COLUMNS": linear.COMBINE_COLUMNS, "ADD": True, "out_col": 1}
-        found.append(Specimen("combine", "gemv:combine_kernel", types, constants, 4, odd=("M", "splits")))
+    types = {name: kind for name, kind in HALF.items() if name not in ("x", "q")} | {"out": "*fp32"}
+    constants = {"COLUMNS": linear.COMBINE_COLUMNS, "ADD": True, "out_col": 1}
+    found.append(Specimen("combine", "gemv:combine_kernel", types, constants, 4, odd=("M", "splits")))
     return found
 
 

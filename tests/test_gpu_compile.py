@@ -20,6 +20,7 @@ USUAL = (  # one form of each of the small kernels
     "norm rms 4096 marks", "activate silu gated marks", "mark", "quantise 11008 groups of 64", "compact", "gather",
     "lookup fp32", "head 1",
 )  # fmt: skip
+TWINS = ("16bit any", "attention prompt int8", "attention span int8", "turn and store int8")
 CONSUMER_SHARED_BYTES = 99 * 1024
 MATRIX = {
     "mma.sync": {
@@ -37,7 +38,9 @@ def specimens(capability: int) -> list[Specimen]:
     others = [s for s in specimens_elementwise.SPECIMENS if capability == 80 or s.name in USUAL]
     # below 8.0 there are no matrix instructions: torch attends there
     attention = [s for s in specimens_attention.SPECIMENS if capability >= 80 or s.name.startswith("turn")]
-    return [*specimens_linear.specimens(capability, capability == WHOLE), *attention, *others]
+    found = [*specimens_linear.specimens(capability, capability == WHOLE), *attention, *others]
+    # the instructions of 8.6 and 8.9 are those of 8.0: every kernel, but not every form of it again
+    return found if capability not in (86, 89) else [s for s in found if s.name not in TWINS]
 
 
 BEGUN: dict[str, Any] = {}
