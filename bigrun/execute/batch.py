@@ -1,15 +1,19 @@
 """What a step is given, and what each device's engine does with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from bigrun.loader import LoadedPart
-from bigrun.model.spec import ModelSpec
-from bigrun.model.weights import BlockWeights, NormWeights, linear, norm_weights
-from bigrun_kernels.ops import Weight
+from bigrun.memory import Memory
+from bigrun.model.decoder import BlockCache
+from bigrun.model.memory import kv_buffers, kv_dtype
+from bigrun.model.spec import Block, ModelSpec
+from bigrun.model.weights import BlockWeights, NormWeights, block_weights, linear, norm_weights
+from bigrun.planning.plan import Plan
+from bigrun_kernels.ops import Pages, Weight
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,28 @@ def ends_of(spec: ModelSpec, parts: Mapping[str, LoadedPart], device: str, nothi
     final = norm_weights(norm.arrays, "norm", nothing) if last else None
     weight = linear(owner.part, owner.layout, owner.arrays, "table", nothing) if last else None
     return Ends(table, positions, embed_norm, final, weight)
+
+
+def place_blocks(
+    spec: ModelSpec, plan: Plan, device: str, memory: Memory, parts: Mapping[str, LoadedPart], nothing: tuple[Any, Any],
+    slopes: Callable[[Block], Any],
+) -> tuple[dict[int, BlockWeights], dict[int, BlockCache]]:  # fmt: skip
+    """Weights and caches of the blocks that a device computes; their pages are taken now. `nothing`: what stands for a bias,
+    and for constants of pages, where there are none; `slopes`: ALiBi's."""
+    dtype = kv_dtype(plan.kv, plan.weights)
+    blocks: dict[int, BlockWeights] = {}
+    caches: dict[int, BlockCache] = {}
+    for i, block in enumerate(spec.blocks):
+        name = f"blocks.{i}"
+        if plan.placement(name).decode_on != device:
+            continue
+        part = parts[name]
+        blocks[i] = block_weights(part.part, part.layout, part.arrays, nothing[0])
+        buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
+        pages = memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
+        k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing[1])) for name in ("k", "v"))
+        caches[i] = BlockCache(k, v, slopes(block))
+    return blocks, caches
 
 
 def runs_of(devices: Sequence[str]) -> list[tuple[int, int, str]]:

@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 
 from bigrun.errors import RunError
-from bigrun.execute.batch import Arithmetic, Batch, Engine, ends_of, runs_of
+from bigrun.execute.batch import Arithmetic, Batch, Engine, ends_of, place_blocks, runs_of
 from bigrun.execute.host import HostEngine
 from bigrun.execute.kv_cache import PageTables
 from bigrun.loader import LoadedPart
 from bigrun.memory import Memory
-from bigrun.model.decoder import BlockCache, alibi_slopes
-from bigrun.model.memory import kv_buffers, kv_dtype, step_buffers
-from bigrun.model.spec import ModelSpec
-from bigrun.model.weights import BlockWeights, block_weights
+from bigrun.model.decoder import alibi_slopes
+from bigrun.model.memory import step_buffers
+from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.text.sampling import Sampling, choose
-from bigrun_kernels.ops import Ops, Pages
+from bigrun_kernels.ops import Ops
 
 NOTHING, NO_SCALE = np.empty(0, np.float32), np.empty(0, np.uint16)
 
@@ -52,20 +51,8 @@ class Executor:
 
     def _host_engine(self, device: DevicePlan, memory: Any) -> HostEngine:
         spec, plan = self.spec, self.plan
-        dtype = kv_dtype(plan.kv, plan.weights)
-        blocks: dict[int, BlockWeights] = {}
-        caches: dict[int, BlockCache] = {}
-        for i, block in enumerate(spec.blocks):
-            name = f"blocks.{i}"
-            if plan.placement(name).decode_on != device.name:
-                continue
-            part = self.parts[name]
-            blocks[i] = block_weights(part.part, part.layout, part.arrays, NOTHING)
-            buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
-            pages = memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
-            slopes = alibi_slopes(block.heads) if block.positions == "alibi" else np.zeros(block.heads, np.float32)
-            k, v = (Pages(pages[name], pages.get(f"{name}.scale", NO_SCALE)) for name in ("k", "v"))
-            caches[i] = BlockCache(k, v, slopes)
+        nothing = NOTHING, NO_SCALE
+        blocks, caches = place_blocks(spec, plan, device.name, memory, self.parts, nothing, _slopes)
         rows = max(plan.prefill_chunk_tokens, plan.batch)
         computes = computed_on(plan, device.name)
         work = memory.buffers(
@@ -167,6 +154,11 @@ class Executor:
 
     def clear(self, sequence: int) -> None:
         self.pages.clear(sequence)
+
+
+def _slopes(block: Block) -> np.ndarray:
+    """float32 [heads], zeros without ALiBi."""
+    return alibi_slopes(block.heads) if block.positions == "alibi" else np.zeros(block.heads, np.float32)
 
 
 def _hop(here: Engine, there: Engine) -> Engine:

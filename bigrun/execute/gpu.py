@@ -8,22 +8,19 @@ import torch
 from torch import Tensor
 
 from bigrun.cuda import GpuMemory, device_errors, first_line
-from bigrun.execute.batch import Arithmetic, Batch, ends_of
+from bigrun.execute.batch import Arithmetic, Batch, ends_of, place_blocks
 from bigrun.execute.executor import computed_on
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.gpu_kernels import make_ops
 from bigrun.loader import LoadedPart
-from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
+from bigrun.model.decoder import StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
 from bigrun.model.gpu_memory import AHEAD, gpu_step_buffers
 from bigrun.model.layout import Storage
-from bigrun.model.memory import kv_buffers, kv_dtype
 from bigrun.model.opt import POSITION_OFFSET
-from bigrun.model.spec import ModelSpec
-from bigrun.model.weights import BlockWeights, block_weights
+from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.text.sampling import Sampling, fail
 from bigrun_kernels.gpu.torch_ops import Run
-from bigrun_kernels.ops import Pages
 
 SMALL_COPY = 2**15  # bytes from pageable memory that a driver takes without waiting for the device, and some to spare
 MOST_GRAPHS = 16  # kept at a time: one for each number of sequences that decode together
@@ -41,11 +38,10 @@ class GpuEngine:
         mode: str = "auto", threshold: float = 6.0, kernels: str = "auto", note: Callable[[str], None] = print,
     ):  # fmt: skip
         self.spec, self.name, self.memory, self._note = spec, device.name, memory, note
-        self.blocks: dict[int, BlockWeights] = {}
-        self.caches: dict[int, BlockCache] = {}
         nothing = torch.empty(0, device=memory.device)
         with device_errors(self.name, "loading"):
-            self._place_blocks(plan, parts, nothing)
+            places = spec, plan, self.name, memory, parts, (nothing, nothing), self._slopes
+            self.blocks, self.caches = place_blocks(*places)
         self.ends = ends_of(spec, parts, device.name, nothing)
         storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
@@ -68,20 +64,10 @@ class GpuEngine:
         self._batch: Batch
         self._step: StepArrays
 
-    def _place_blocks(self, plan: Plan, parts: Mapping[str, LoadedPart], nothing: Tensor) -> None:
-        dtype = kv_dtype(plan.kv, plan.weights)
-        for i, block in enumerate(self.spec.blocks):
-            name = f"blocks.{i}"
-            if plan.placement(name).decode_on != self.name:
-                continue
-            part = parts[name]
-            self.blocks[i] = block_weights(part.part, part.layout, part.arrays, nothing)
-            buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
-            pages = self.memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
-            alibi = block.positions == "alibi"
-            slopes = torch.from_numpy(alibi_slopes(block.heads)).to(self.memory.device) if alibi else None
-            k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing)) for name in ("k", "v"))
-            self.caches[i] = BlockCache(k, v, slopes)
+    def _slopes(self, block: Block) -> Tensor | None:
+        """ALiBi's, or None."""
+        alibi = block.positions == "alibi"
+        return torch.from_numpy(alibi_slopes(block.heads)).to(self.memory.device) if alibi else None
 
     @property
     def x(self) -> Tensor:
