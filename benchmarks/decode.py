@@ -9,6 +9,7 @@ Each row is the median of some steps of one process; rows that are compared come
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ def steps(runner: Runner, sequences: range, count: int) -> float:
 
 def fill(runner: Runner, lengths: list[int]) -> None:
     """Sequences of these lengths, as if so many tokens had been read: the cache holds small numbers."""
-    for cache in runner.executor._caches:
+    engine: Any = runner.executor.engines["cpu"]
+    for cache in engine.caches.values():
         for pages in (cache.k, cache.v):
             pages.values[:] = 0x2C00 if pages.values.dtype == np.uint16 else 1
             pages.scale[:] = 0x2C00
@@ -43,7 +45,8 @@ def fill(runner: Runner, lengths: list[int]) -> None:
 def shares(runner: Runner) -> str:
     """The phases' shares of the last step, from the time stamps that a team leaves."""
     total = np.zeros(len(PHASES))
-    for _, run in runner.executor._runs.values():
+    engine: Any = runner.executor.engines["cpu"]
+    for _, run in engine.compiled.values():
         stamps = run.counters.reshape(-1, 16)[:, 4]
         spent = np.diff(stamps, prepend=stamps[0])
         total += spent.reshape(-1, len(PHASES)).sum(axis=0)
@@ -61,7 +64,9 @@ def contexts(model: str, lengths: list[int], count: int) -> None:
         + "---|" * (len(lengths) + 1)
     )
     for kv in ("16bit", "int8"):
-        with Runner(model, context=max(lengths) + 100, batch=len(lengths), kv=kv, progress=False) as runner:
+        with Runner(
+            model, context=max(lengths) + 100, batch=len(lengths), kv=kv, gpus="none", progress=False
+        ) as runner:
             found: dict[int, list[float]] = {n: [] for n in lengths}
             fill(runner, lengths)
             for _ in range(5):
@@ -78,7 +83,7 @@ def contexts(model: str, lengths: list[int], count: int) -> None:
 def batches(model: str, counts: list[int], count: int) -> None:
     print("\n| sequences | step | tokens/s | × one | bytes / read roof | arithmetic / its roof | step / larger |")
     print("|---|---|---|---|---|---|---|")
-    with Runner(model, context=128, batch=max(counts), progress=False) as runner:
+    with Runner(model, context=128, batch=max(counts), gpus="none", progress=False) as runner:
         fill(runner, [32] * max(counts))
         products = runner.spec.parameters - (0 if runner.spec.tied else runner.spec.vocab * runner.spec.hidden)
         found: dict[int, list[float]] = {n: [] for n in counts}

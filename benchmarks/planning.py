@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ DECODES = ((144, 1), (1000, 1), (144, 4))  # tokens seen, sequences
 def pretend(runner: Runner, seen: int, sequences: int) -> None:
     """Sequences of this length, as if so many tokens had been read: the cache holds small numbers."""
     executor = runner.executor
-    for cache in executor._caches:
+    engine: Any = executor.engines["cpu"]
+    for cache in engine.caches.values():
         for pages in (cache.k, cache.v):
             pages.values[:] = 0x2C00 if pages.values.dtype == np.uint16 else 1
     for s in range(runner.plan.batch):
