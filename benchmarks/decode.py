@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from bigrun import Runner
-from bigrun.bench import decode_bytes
-from bigrun.host import multiply_rate, read_bandwidth
+from bigrun.devices.measure import multiply_rate, read_bandwidth
+from bigrun.measure.bench import decode_bytes
 
 PHASES = ("norm", "qkv", "rotary, cache", "attention", "merge", "out", "norm", "up", "activation", "down")
 

@@ -29,8 +29,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bigrun import Runner
-from bigrun.cache.convert import convert_model
-from bigrun.cache.upkeep import verify_all
+from bigrun.cli.convert import convert_model
+from bigrun.cli.upkeep import verify_all
 from bigrun.errors import BigrunError
 
 MANIFEST = "bigrun.json"

@@ -73,7 +73,7 @@ def make_sources(home: Path) -> None:
     import torch
     from checkpoints import gguf_twin, llama, state
 
-    from bigrun.cache.convert import convert_model
+    from bigrun.cli.convert import convert_model
 
     llama(home / "safetensors", **SMALL, tokenizer=True)
     llama(home / "index", **SMALL, max_shard_size="20KB")
@@ -88,16 +88,16 @@ def make_sources(home: Path) -> None:
 
 def load(path: Path, cpu: str = "1GB") -> None:
     """Every row read and converted, or every part of a conversion mapped; the tokenizer too."""
-    from bigrun.cache.conversion_folder import ConvertedCheckpoint
-    from bigrun.checkpoint.open import open_checkpoint
-    from bigrun.dry_run import make_options
-    from bigrun.loader import load as load_all
-    from bigrun.memory import HostMemory
+    from bigrun.devices.host_memory import HostMemory
+    from bigrun.devices.make_rig import make_rig
+    from bigrun.loading.conversion_folder import ConvertedCheckpoint
+    from bigrun.loading.loader import load as load_all
+    from bigrun.loading.open import open_checkpoint
     from bigrun.model.resolve import resolve
     from bigrun.planning.ledger import Ledger
+    from bigrun.planning.options import make_options
     from bigrun.planning.planner import make_plan
-    from bigrun.rig import make_rig
-    from bigrun.runnable import check_runnable
+    from bigrun.session.preflight import check_runnable
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
     rig = make_rig("none", cpu)
@@ -204,7 +204,7 @@ def damage_bin(rng: random.Random, data: bytes) -> bytes:
 
 def damage_manifest(rng: random.Random, data: bytes) -> bytes:
     """Of JSON, rather with a digest that fits: it is no secret how it is made."""
-    from bigrun.cache.identity import digest
+    from bigrun.loading.identity import digest
 
     made = damage_json(rng, data)
     try:
@@ -217,7 +217,7 @@ def damage_manifest(rng: random.Random, data: bytes) -> bytes:
 
 def mutate(rng: random.Random, kind: str, folder: Path) -> tuple[str, bytes]:
     """(file, its new content)."""
-    from bigrun.cache.manifest import MANIFEST
+    from bigrun.loading.manifest import MANIFEST
 
     files = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".gguf", ".bin"))
     if kind == "conversion":

@@ -82,7 +82,7 @@ def emptied(b: Bench) -> None:
 
 def arithmetics(runner: Any) -> Mapping[str, Any]:
     """The arithmetic of each mode; "auto" is the one the Runner chose."""
-    from bigrun.execute.batch import Arithmetic
+    from bigrun.execute.engine import Arithmetic
 
     usual = gpu_engine(runner).arithmetic
     modes = ("exact", "grouped", "llm.int8")
@@ -115,7 +115,7 @@ def compared(b: Bench, size: str, found: Mapping[str, np.ndarray], reference: to
 def decoded(b: Bench, size: str, runner: Any) -> Iterator[Row]:
     """Decode, as it is timed, against what else says it: tokens that the card chooses and feeds itself, against the host's
     choice of the logits of one step after the other; and those logits (a CUDA graph's), against a prompt's of the same ids."""
-    from bigrun.text.sampling import Sampling
+    from bigrun.execute.sampling import Sampling
 
     executor, engine = runner.executor, gpu_engine(runner)
     usual, engine.arithmetic = engine.arithmetic, arithmetics(runner)["exact"]
@@ -136,7 +136,7 @@ def decoded(b: Bench, size: str, runner: Any) -> Iterator[Row]:
 def predicted(b: Bench, runner: Any, context: int) -> float:
     """Tokens/s by the planner for such a card, if it knows it: a budget alone, as here, is that of an unknown one."""
     from bigrun import plan
-    from bigrun.cards import find
+    from bigrun.devices.cards import find
 
     made = runner.plan
     if not b.emulate:
@@ -172,7 +172,7 @@ def small_model(b: Bench) -> Iterator[Row]:
 
 def decode_speed(b: Bench, runner: Any, context: int) -> float:
     """Tokens/s after a prompt of this length, as `generate` runs them."""
-    from bigrun.text.sampling import Sampling
+    from bigrun.execute.sampling import Sampling
 
     runner.executor.clear(0)
     logits = runner.executor.feed({0: list(tokens(made_of(runner), context))})[0]
@@ -235,7 +235,7 @@ def prompt_seconds(b: Bench, runner: Any, ids: list[int]) -> float:
 
 def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
     """The share of a decode step in which the device computes nothing."""
-    from bigrun.text.sampling import Sampling
+    from bigrun.execute.sampling import Sampling
 
     runner.executor.clear(0)
     runner.executor.feed({0: list(tokens(made_of(runner), context))})
@@ -290,8 +290,8 @@ def begin(peer: Peer, ids: torch.Tensor, context: int) -> None:
 
 def half_of_it(b: Bench, context: int) -> dict[int | str, int]:
     """Budgets with which half of the blocks lie on the host."""
-    from bigrun.dry_run import planning_inputs
     from bigrun.planning.planner import make_plan
+    from bigrun.session.dry_run import planning_inputs
 
     folder = str(checkpoint(b, "7b"))
     room = b.pick(16 * 10**9, 10**8)

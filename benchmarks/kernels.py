@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bigrun.host import multiply_rate, read_bandwidth
-from bigrun.memory import HostMemory
+from bigrun.devices.host_memory import HostMemory
+from bigrun.devices.measure import multiply_rate, read_bandwidth
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu import isa, threads
 from bigrun_kernels.ops import CpuOps, Pages, Scratch, Weight

@@ -127,7 +127,7 @@ def new_memory(nbytes: int = 4 * 10**9) -> float:
     """Bytes/s at which this host gives a process memory that it has not had: two threads write to each page once."""
     import threading
 
-    from bigrun.memory import HostMemory
+    from bigrun.devices.host_memory import HostMemory
 
     arena = HostMemory("cpu", nbytes).take(nbytes, "workspace", "the measurement")
     halves = arena[: nbytes // 2], arena[nbytes // 2 :]
@@ -144,7 +144,7 @@ def quantiser() -> None:
     """The kernel's speed beside the roof: bytes of float16 read and int8 written in a second, from memory."""
     import numpy as np
 
-    from bigrun.host import read_bandwidth
+    from bigrun.devices.measure import read_bandwidth
     from bigrun_kernels import lanes
     from bigrun_kernels.cpu import quantise, threads
 
@@ -322,7 +322,7 @@ def main() -> None:
         return
     quantiser()
     subprocess.run(
-        [sys.executable, "-m", "bigrun.cli", "convert", "--model", given.model, "--out", given.work / "conversion"],
+        [sys.executable, "-m", "bigrun.cli.app", "convert", "--model", given.model, "--out", given.work / "conversion"],
         check=True,
     )
     in_turn(given.model, given.work, given.rounds, given.peers)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from bigrun import Runner
-from bigrun.bench import _fill
-from bigrun.host import host_bytes
-from bigrun.hostfile import Host, write
-from bigrun.info import measure_host
-from bigrun.learning import taught
+from bigrun.devices.host_file import Host, write
+from bigrun.devices.measure import host_bytes
+from bigrun.measure.bench import _fill
+from bigrun.measure.info import measure_host
+from bigrun.measure.learning import taught
 from bigrun.planning.cost import Phase, prefill_phase
 from bigrun.planning.learn import Run, observe
 from bigrun.planning.ledger import Ledger

@@ -21,12 +21,11 @@ from bigrun.errors import (
 )
 
 if TYPE_CHECKING:
-    from bigrun.dry_run import plan
-    from bigrun.generation import Generation
     from bigrun.planning.plan import Plan
-    from bigrun.runner import Runner
+    from bigrun.session.dry_run import plan
+    from bigrun.session.generation import Generation
+    from bigrun.session.runner import Runner
 
-__version__ = "0.1.0"
 __all__ = [
     "BigrunError",
     "BudgetExceeded",
@@ -38,13 +37,14 @@ __all__ = [
     "RunError",
     "Runner",
     "TokenizerError",
+    "__version__",
     "plan",
 ]
 HOMES = {
-    "Generation": "bigrun.generation",
+    "Generation": "bigrun.session.generation",
     "Plan": "bigrun.planning.plan",
-    "Runner": "bigrun.runner",
-    "plan": "bigrun.dry_run",
+    "Runner": "bigrun.session.runner",
+    "plan": "bigrun.session.dry_run",
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.loader import LoadedPart
+from bigrun.loading.loader import LoadedPart
 
 VOCAB = 320
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1 and 2; transformers' Llama has BOS 1 and EOS 2 unless told otherwise
@@ -233,14 +233,14 @@ def load_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **opt
 
 def iterate_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **options: Any) -> Iterable[LoadedPart]:
     """The loader's own generator over a checkpoint. Its memories are GPUs that are virtual, and the CPU."""
-    from bigrun.checkpoint.open import open_checkpoint
-    from bigrun.dry_run import make_options
-    from bigrun.loader import load
-    from bigrun.memory import HostMemory
+    from bigrun.devices.host_memory import HostMemory
+    from bigrun.devices.make_rig import make_rig
+    from bigrun.loading.loader import load
+    from bigrun.loading.open import open_checkpoint
     from bigrun.model.resolve import resolve
     from bigrun.planning.ledger import Ledger
+    from bigrun.planning.options import make_options
     from bigrun.planning.planner import make_plan
-    from bigrun.rig import make_rig
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
     rig = make_rig(gpus, cpu, virtual=gpus is not None)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigrun.checkpoint.open import open_checkpoint
-from bigrun.model import llama
+from bigrun.loading.open import open_checkpoint
+from bigrun.model.families import llama
 from bigrun.model.resolve import resolve
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bigrun import autotune
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices import tuned_tiles
+from bigrun.measure import autotune
 from bigrun_kernels.gpu import tables
 from bigrun_kernels.gpu.tables import KINDS, Table, Tile, table_from
 
@@ -72,23 +73,23 @@ BAD = ["no tiles", "unknown field", "odd rows", "text for a number", "no last ti
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_table_is_left_aside_with_a_note(name: str, home: Path) -> None:
-    path = autotune.path_of("NVIDIA GeForce RTX 4090")
+    path = tuned_tiles.tiles_path("NVIDIA GeForce RTX 4090")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(damaged(name)))
-    table, wrong = autotune.kept("NVIDIA GeForce RTX 4090")
+    table, wrong = tuned_tiles.read_tiles("NVIDIA GeForce RTX 4090")
     assert table is None
     assert str(path) in wrong
     assert "bigrun autotune" in wrong
 
 
 def test_a_kept_table_is_found_again_by_its_card(home: Path) -> None:
-    assert autotune.kept("NVIDIA H100 80GB HBM3") == (None, "")
+    assert tuned_tiles.read_tiles("NVIDIA H100 80GB HBM3") == (None, "")
     table = replace(tables.for_capability(90), source="autotune on NVIDIA H100 80GB HBM3")
-    path = autotune.keep(table, "NVIDIA H100 80GB HBM3")
+    path = tuned_tiles.write_tiles(table, "NVIDIA H100 80GB HBM3")
     assert path == home / "tiles" / "nvidia-h100-80gb-hbm3.json"
-    assert autotune.kept("NVIDIA H100 80GB HBM3") == (table, "")
+    assert tuned_tiles.read_tiles("NVIDIA H100 80GB HBM3") == (table, "")
     path.write_bytes(b"{" * 3_000_000)
-    assert "larger than any table" in autotune.kept("NVIDIA H100 80GB HBM3")[1]
+    assert "larger than any table" in tuned_tiles.read_tiles("NVIDIA H100 80GB HBM3")[1]
 
 
 def test_tuning_takes_the_quickest_tile_of_each_place() -> None:

@@ -13,7 +13,7 @@ import pytest
 from checkpoints import edit_config, gguf_twin, llama, opt, rewrite, state
 from click.testing import CliRunner
 
-from bigrun.cli import main
+from bigrun.cli.app import main
 
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
@@ -49,7 +49,7 @@ def call(args: tuple[str, ...], expected: int, *words: str, stdin: str | bytes |
 
 def process(*args: str | bytes, **environment: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("bigrun")
-    command = [program] if program.exists() else [sys.executable, "-m", "bigrun.cli"]
+    command = [program] if program.exists() else [sys.executable, "-m", "bigrun.cli.app"]
     return subprocess.run([*command, *args], capture_output=True, text=True, env=os.environ | environment, input="")
 
 

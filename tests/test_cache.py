@@ -25,17 +25,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigrun import CallError, CheckpointError, Runner
-from bigrun.cache import part_file
-from bigrun.cache.convert import convert_model
-from bigrun.cache.identity import fingerprint
+from bigrun.cli.convert import convert_model
+from bigrun.loading import part_file
+from bigrun.loading.identity import fingerprint
 
 # Each line is a list of commands, {"args", "kind", "at"}: they are forked at once, and run when all are there. `kind` of fault
 # happens at the `at`-th of the calls that change a disk; the answer is the count of these, and how each command ended.
 WORKER = """
 import errno, json, os, resource, signal, sys, tempfile, time
 from pathlib import Path
-from bigrun.cli import main
-import bigrun.cache.convert, bigrun.cache.upkeep, bigrun.runner, bigrun_kernels.cpu.quantise
+from bigrun.cli.app import main
+import bigrun.cli.convert, bigrun.cli.upkeep, bigrun.session.runner, bigrun_kernels.cpu.quantise
 CALLS = ("open", "mkdir", "fchmod", "write", "fsync", "replace", "unlink", "utime")
 def child(call, ready, out, err, count):
     os.dup2(out, 1), os.dup2(err, 2)
@@ -81,8 +81,8 @@ def child(call, ready, out, err, count):
     os.pwrite(count, str(seen).encode(), 0)
     os._exit(status)
 with tempfile.TemporaryDirectory() as folder:  # whatever a command loads at its first call is loaded before any fork
-    bigrun.cache.convert.convert_model(sys.argv[1], Path(folder), progress=False)
-    with bigrun.runner.Runner(folder, context=32, gpus="none", cpu="1GB", progress=False) as runner:
+    bigrun.cli.convert.convert_model(sys.argv[1], Path(folder), progress=False)
+    with bigrun.session.runner.Runner(folder, context=32, gpus="none", cpu="1GB", progress=False) as runner:
         runner.generate("the fox", max_new_tokens=2)
 for line in sys.stdin:
     started = []

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from bigrun.cards import CARDS, GB, TERA, card, find
+from bigrun.devices.cards import CARDS, GB, TERA, card, find
+from bigrun.devices.links import LANES, LINKS, PRACTICAL, link
 from bigrun.errors import CallError
-from bigrun.links import LANES, LINKS, PRACTICAL, link
 
 # Streaming multiprocessors and boost clock in MHz, from the whitepapers and product pages. Hopper's clocks are those
 # that its tensor rates are given for.

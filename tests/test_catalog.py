@@ -5,9 +5,9 @@ from math import ceil
 import pytest
 
 from bigrun.errors import CheckpointError
-from bigrun.model import catalog
-from bigrun.model.catalog import ALIASES, ENTRIES, by_repo, find, unknown
-from bigrun.model.entry import Entry
+from bigrun.model.catalog import lookup as catalog
+from bigrun.model.catalog.entry import Entry
+from bigrun.model.catalog.lookup import ALIASES, ENTRIES, by_repo, find, unknown
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
 

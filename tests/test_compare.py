@@ -14,14 +14,15 @@ from checkpoints import FAMILIES, gguf_twin, llama
 from click.testing import CliRunner, Result
 
 from bigrun import plan
-from bigrun.checkpoint.open import model_config, model_spec
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices.make_rig import make_rig
+from bigrun.loading.open import model_config, model_spec
 from bigrun.model.resolve import resolve
 from bigrun.planning.compare import accelerate_plan
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan
 from bigrun.planning.report import rate
-from bigrun.rig import make_rig
 
 GB, MB = 10**9, 10**6
 

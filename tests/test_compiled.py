@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from test_decoder import BLOCK, BLOCKS
 
+from bigrun.execute.block_weights import BlockWeights, NormWeights
 from bigrun.execute.compiled import CompiledBlocks
-from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
-from bigrun.model.memory import PAGE_TOKENS, kv_buffers, pages_per_sequence, step_buffers
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
+from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, pages_per_sequence, step_buffers
 from bigrun.model.spec import Block, ModelSpec, block_tensors
-from bigrun.model.weights import BlockWeights, NormWeights
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu import threads
 from bigrun_kernels.ops import CpuOps, Pages, Weight
@@ -165,7 +165,7 @@ def test_a_bad_row_is_nan_and_disturbs_no_other(bad: float) -> None:
 
 
 def test_the_ledger_and_the_kernel_mean_the_same_span() -> None:
-    from bigrun.model.memory import SPAN_TOKENS
+    from bigrun.model.buffers import SPAN_TOKENS
     from bigrun_kernels.cpu.attention import SPAN_PAGES
 
     assert SPAN_TOKENS == SPAN_PAGES * PAGE_TOKENS

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigrun.model.families import spec_from_config
+from bigrun.devices.rates import Rates
+from bigrun.devices.rig import Device, Rig
+from bigrun.model.families.registry import spec_from_config
 from bigrun.model.layout import Storage
 from bigrun.model.spec import Experts, Latent, ModelSpec
 from bigrun.planning.cost import (
@@ -22,11 +24,9 @@ from bigrun.planning.cost import (
     streamed_seconds,
 )
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options
+from bigrun.planning.options import Options
 from bigrun.planning.planner import make_plan
 from bigrun.planning.search import Problem
-from bigrun.rates import Rates
-from bigrun.rig import Device, Rig
 
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64.
 LINEAR = 64 * (192 + 64 + 128 + 64)  # multiply-adds a token: qkv, out, up and gate, down

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bigrun import Runner
-from bigrun.model.decoder import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
-from bigrun.model.memory import PAGE_TOKENS, step_buffers
+from bigrun.execute.block_weights import BlockWeights, NormWeights
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
+from bigrun.model.buffers import PAGE_TOKENS, step_buffers
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors
-from bigrun.model.weights import BlockWeights, NormWeights
 from bigrun_kernels import lanes
 from bigrun_kernels.ops import CpuOps, Pages, ReferenceOps, Weight
 from bigrun_kernels.reference import quantise_rows

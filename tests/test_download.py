@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hub_server import COMMIT, LARGE, Answers, Hub, environment
 
-from bigrun.checkpoint import download
+from bigrun.checkpoint.hub import download
 
 WORKER = """
 import contextlib, io, json, shutil, sys
@@ -450,7 +450,7 @@ def test_where_xet_s_servers_do_not_answer_the_hub_gives_the_file(hub: Hub, call
 
 
 def test_what_stands_in_for_a_progress_bar() -> None:
-    from bigrun.checkpoint.hub import silent_bar
+    from bigrun.checkpoint.hub.hub import silent_bar
 
     seen: list[int] = []
     bar = silent_bar(seen.append)
@@ -466,7 +466,7 @@ def test_what_stands_in_for_a_progress_bar() -> None:
 
 def test_xet_reports_its_bytes_to_it(capfd: pytest.CaptureFixture[str]) -> None:
     reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
-    from bigrun.checkpoint.hub import silent_bar
+    from bigrun.checkpoint.hub.hub import silent_bar
 
     seen: list[int] = []
     how = {"reconstruction_desc": "x", "total": 10, "log_level": 30, "tqdm_class": silent_bar(seen.append)}
@@ -482,7 +482,7 @@ def test_xet_reports_its_bytes_to_it(capfd: pytest.CaptureFixture[str]) -> None:
 def test_two_at_once_fetch_it_once(hub: Hub, tmp_path: Path) -> None:
     env = environment(hub, tmp_path / "home")
     program = (
-        "from bigrun.checkpoint.download import fetch; from bigrun.model.resolve import Model\n"
+        "from bigrun.checkpoint.hub.download import fetch; from bigrun.model.resolve import Model\n"
         "print(fetch(Model('some/model', repo='some/model'), None))"
     )
     run = [sys.executable, "-c", program]
@@ -505,7 +505,7 @@ def test_a_plan_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
     folder = repository(tmp_path / "torch", download.TORCH_SINGLE, shards=None)
     (folder / CONFIG).write_text(json.dumps(LLAMA))
     hub.answers.repos["some/torch", "main"] = folder
-    plan = [sys.executable, "-m", "bigrun.cli", "plan", "--model", "some/torch", "--gpus", "none", "--cpu", "8GB"]
+    plan = [sys.executable, "-m", "bigrun.cli.app", "plan", "--model", "some/torch", "--gpus", "none", "--cpu", "8GB"]
     done = subprocess.run(plan, capture_output=True, text=True, env=environment(hub, tmp_path / "home"), timeout=60)
     assert done.returncode == 0, done.stderr
     assert not [request for request in hub.log if request.path.endswith(".bin")]

@@ -11,8 +11,8 @@ import torch
 
 from bigrun import Runner
 from bigrun.errors import CheckpointError
-from bigrun.model.catalog import ENTRIES
-from bigrun.model.families import BY_NAME, FAMILIES, device_map, spec_from_config
+from bigrun.model.catalog.lookup import ENTRIES
+from bigrun.model.families.registry import BY_NAME, FAMILIES, device_map, spec_from_config
 from bigrun.model.spec import ModelSpec
 
 SHAPE = {

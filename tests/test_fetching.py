@@ -38,7 +38,7 @@ def hub(models: Path) -> Iterator[Hub]:
 
 
 def generate(hub: Hub, cache: Path, *args: str, cpu: str = "1GB", **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli", "generate", *RIG, "--cpu", cpu, "--prompt", "the dog"]
+    command = [sys.executable, "-m", "bigrun.cli.app", "generate", *RIG, "--cpu", cpu, "--prompt", "the dog"]
     env = environment(hub, cache, **more)
     return subprocess.run(
         [*command, "--max-new-tokens", "3", *args], capture_output=True, text=True, env=env, timeout=120

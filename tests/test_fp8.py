@@ -10,7 +10,7 @@ from checkpoints import llama, load_parts, state
 from safetensors.torch import save_file
 
 from bigrun.checkpoint.base import Rows
-from bigrun.checkpoint.safetensors import SafetensorsCheckpoint
+from bigrun.checkpoint.formats.safetensors import SafetensorsCheckpoint
 from bigrun.errors import CheckpointError
 from bigrun_kernels import lanes, reference
 from bigrun_kernels.cpu import quantise

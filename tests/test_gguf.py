@@ -18,8 +18,8 @@ import pytest
 from checkpoints import gguf_tensors, gguf_twin, llama, load_parts
 
 from bigrun import Runner
-from bigrun.checkpoint.gguf import GgufCheckpoint
-from bigrun.checkpoint.gguf_header import read_header
+from bigrun.checkpoint.formats.gguf import GgufCheckpoint
+from bigrun.checkpoint.formats.gguf_header import read_header
 from bigrun.errors import CheckpointError
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_1")

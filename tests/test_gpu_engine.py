@@ -12,13 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bigrun import Runner, gpu_kernels, plan
-from bigrun.cli import main
+from bigrun import Runner, plan
+from bigrun.cli.app import main
 from bigrun.errors import BudgetExceeded, CallError, CheckpointError, RunError
-from bigrun.execute.batch import Batch, runs_of
-from bigrun.execute.gpu import runs_of_tokens
+from bigrun.execute import gpu_backend as gpu_kernels
+from bigrun.execute.engine import Batch, runs_of
+from bigrun.execute.gpu_engine import runs_of_tokens
 from bigrun.execute.gpu_sampling import chosen_on_device
-from bigrun.text.sampling import Sampling, choose
+from bigrun.execute.sampling import Sampling, choose
 from bigrun_kernels import lanes, reference
 
 IDS = np.random.default_rng(0).integers(0, 200, 13)
@@ -247,8 +248,8 @@ def test_a_card_that_is_full_is_told_before_anything_is_read(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nmore lines")
 
-    monkeypatch.setattr("bigrun.cuda.torch.zeros", full)
-    monkeypatch.setattr("bigrun.loader.convert", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", full)
+    monkeypatch.setattr("bigrun.loading.loader.convert", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(RunError, match=r"cuda:0: the .* of the plan found no memory.*--max-memory") as caught:
         runner(folders["llama"])
     assert "\n" not in str(caught.value)
@@ -268,7 +269,7 @@ def test_a_card_that_goes_missing_is_one_line(folders: dict[str, Path], monkeypa
 
 
 def test_a_failed_load_gives_the_card_back(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from bigrun.cuda import GpuMemory
+    from bigrun.devices.gpu_memory import GpuMemory
 
     closed = []
     monkeypatch.setattr(GpuMemory, "close", lambda self: closed.append(self.name))
@@ -276,14 +277,14 @@ def test_a_failed_load_gives_the_card_back(folders: dict[str, Path], monkeypatch
     def broken(*_: Any, **__: Any) -> Any:
         raise CheckpointError("a shard is broken")
 
-    monkeypatch.setattr("bigrun.loader.convert", broken)
+    monkeypatch.setattr("bigrun.loading.loader.convert", broken)
     with pytest.raises(CheckpointError):
         runner(folders["llama"])
     assert closed == ["cuda:0"]
 
 
 def test_no_more_is_handed_out_than_was_planned() -> None:
-    from bigrun.cuda import GpuMemory
+    from bigrun.devices.gpu_memory import GpuMemory
 
     memory = GpuMemory("cuda:0", 10**6, 1000)
     memory.take(960, "weights", "a part")
@@ -293,7 +294,7 @@ def test_no_more_is_handed_out_than_was_planned() -> None:
 
 def test_bfloat16_needs_a_card_that_has_it(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "capability_of", lambda device: 75)
-    monkeypatch.setattr("bigrun.loader.convert", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("bigrun.loading.loader.convert", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(RunError, match=r"cuda:0 \(compute capability 7.5\) has no bfloat16"):
         runner(folders["tied"], head="16bit")
 
@@ -360,7 +361,7 @@ def test_closing_gives_the_memory_back_whoever_holds_views_of_it(folders: dict[s
 def test_a_second_card_that_is_full_gives_the_first_back(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bigrun.cuda import GpuMemory
+    from bigrun.devices.gpu_memory import GpuMemory
 
     closed, check = [], GpuMemory._check_free
 
@@ -459,7 +460,7 @@ def test_rotations_are_those_of_the_host_whichever_way_they_come(
 ) -> None:
     found = []
     for limit in (0, 2**15):  # all made on the device; copied
-        monkeypatch.setattr("bigrun.execute.gpu.SMALL_COPY", limit)
+        monkeypatch.setattr("bigrun.execute.gpu_engine.SMALL_COPY", limit)
         with runner(folders["tied"]) as made:
             engine: Any = made.executor.engines["cuda:0"]
             positions = np.arange(90, dtype=np.int64)

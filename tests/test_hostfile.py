@@ -11,23 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bigrun import hostfile
-from bigrun import rig as rig_module
-from bigrun.cards import card
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices import host_file as hostfile
+from bigrun.devices import make_rig as rig_module
+from bigrun.devices.cards import card
+from bigrun.devices.host_file import Host, default_path, known_host, learning_path, machine, read, write
+from bigrun.devices.links import LINKS
+from bigrun.devices.make_rig import make_rig
+from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, cpu_rates, gpu_rates
+from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
-from bigrun.hostfile import Host, default_path, known_host, learning_path, machine, read, write
-from bigrun.links import LINKS
-from bigrun.rates import (
-    ASSUMED_CONVERSION,
-    ASSUMED_CPU,
-    ASSUMED_DISK,
-    ASSUMED_GPU,
-    Rates,
-    cpu_rates,
-    gpu_rates,
-)
-from bigrun.rig import Rig, make_rig
 
 GB = 10**9
 LEARNED = Rates(

@@ -27,15 +27,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigrun.cache.convert import convert_model
-from bigrun.cache.identity import digest
-from bigrun.cache.manifest import MANIFEST
-from bigrun.checkpoint.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
-from bigrun.checkpoint.safetensors_header import parse, weight_map
-from bigrun.cli import Group, inspect_command
+from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
+from bigrun.checkpoint.formats.safetensors_header import parse, weight_map
+from bigrun.cli.app import Group, inspect_command
+from bigrun.cli.convert import convert_model
 from bigrun.errors import BigrunError
-from bigrun.model import catalog
-from bigrun.model.families import spec_from_config
+from bigrun.loading.identity import digest
+from bigrun.loading.manifest import MANIFEST
+from bigrun.model.catalog import lookup as catalog
+from bigrun.model.families.registry import spec_from_config
 from bigrun.text.tokenizer import Tokenizer
 
 LITTLE = 12 * 2**20  # bytes that Python may allocate at its peak
@@ -458,7 +458,7 @@ def test_constants_that_are_no_numbers_are_found_by_a_load(sources: dict[str, Pa
 
 def inspecting(folder: Path, expected: int) -> int:
     """Peak bytes of a process that inspects a folder, which ends as expected."""
-    code = "import resource, sys; from bigrun.cli import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
+    code = "import resource, sys; from bigrun.cli.app import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
     command = [sys.executable, "-c", code, "inspect", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (expected, int(expected > 0)), done.stderr

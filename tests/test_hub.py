@@ -13,9 +13,9 @@ import pytest
 from checkpoints import edit_config, llama
 from hub_server import URL, Answers, Hub, environment
 
-from bigrun.checkpoint.headers import FIRST_BYTES, Headers, check
+from bigrun.checkpoint.hub.headers import FIRST_BYTES, Headers, check
 from bigrun.errors import CheckpointError
-from bigrun.model.families import BY_NAME, spec_from_config
+from bigrun.model.families.registry import BY_NAME, spec_from_config
 
 RIG = ("--gpus", "none", "--cpu", "8GB")
 
@@ -37,7 +37,7 @@ def hub(models: Path) -> Iterator[Hub]:
 
 
 def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli", "plan", "--model", model, *RIG, "--json", *args]
+    command = [sys.executable, "-m", "bigrun.cli.app", "plan", "--model", model, *RIG, "--json", *args]
     return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache, **more), timeout=60)
 
 
@@ -239,7 +239,7 @@ BAD: dict[str, Case] = {
 SCRIPT = """
 import json, sys
 from click.testing import CliRunner
-from bigrun.cli import main
+from bigrun.cli.app import main
 for arguments in json.load(sys.stdin):
     done = CliRunner().invoke(main, arguments)
     print(json.dumps([done.exit_code, done.stdout, done.stderr]))
@@ -277,7 +277,7 @@ def test_headers_that_lie(bad: dict[str, tuple[int, str, str]], name: str) -> No
 
 
 def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bigrun.checkpoint import headers
+    from bigrun.checkpoint.hub import headers
 
     read = []
     content = json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(2000)}}).encode()
@@ -290,7 +290,7 @@ def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.Monke
 
 def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
     program = (
-        "from bigrun.checkpoint.headers import headers; from bigrun.checkpoint.open import model_spec\n"
+        "from bigrun.checkpoint.hub.headers import headers; from bigrun.loading.open import model_spec\n"
         "from bigrun.model.resolve import resolve; found = headers('some/one', None)\n"
         "print(found.files, found.bytes, found.dtypes, len(found.shapes), found.shapes['model.norm.weight'])\n"
         "print(model_spec(resolve('some/one')).checkpoint_bytes, headers('some/none', None))"

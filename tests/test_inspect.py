@@ -20,9 +20,9 @@ from checkpoints import FAMILIES, edit_config, gguf_twin, llama, rewrite, state,
 from click.testing import CliRunner
 from hub_server import COMMIT, Answers, Hub, environment
 
-from bigrun.cache.convert import convert_model
-from bigrun.cli import main
-from bigrun.inspection import MOST_PROBLEMS
+from bigrun.cli.app import main
+from bigrun.cli.convert import convert_model
+from bigrun.cli.inspection import MOST_PROBLEMS
 
 DOWN, UP, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.down_proj", "mlp.up_proj", "input_layernorm"))
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -202,7 +202,7 @@ def test_what_is_not_there_is_a_wrong_call(tmp_path: Path, name: str) -> None:
 
 def test_of_a_model_of_140_gb_no_weight_is_read(tmp_path: Path) -> None:
     """Llama 2 70B, all holes: a page of its file that is read would be a page that takes memory, and time."""
-    from bigrun.model.families import BY_NAME, spec_from_config
+    from bigrun.model.families.registry import BY_NAME, spec_from_config
 
     config = {
         "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
@@ -240,7 +240,7 @@ def hub(sources: dict[str, Path]) -> Iterator[Hub]:
 
 
 def remote(hub: Hub, cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli", "inspect", *args, "--json"]
+    command = [sys.executable, "-m", "bigrun.cli.app", "inspect", *args, "--json"]
     return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache), timeout=60)
 
 

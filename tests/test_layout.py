@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigrun.errors import CallError
-from bigrun.model.families import spec_from_config
+from bigrun.model.buffers import kv_buffers, kv_dtype, step_buffers, total
+from bigrun.model.families.registry import spec_from_config
 from bigrun.model.layout import FORMATS, Layout, Storage, layout
-from bigrun.model.memory import kv_buffers, kv_dtype, step_buffers, total
 from bigrun.model.spec import ModelSpec, Part, Tensor
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options
+from bigrun.planning.options import Options
 
 ITEM = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 

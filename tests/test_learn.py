@@ -15,21 +15,21 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import bigrun.learning
+import bigrun.measure.learning
 from bigrun import plan
-from bigrun.checkpoint.open import model_spec
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices.host_file import Host, machine, read, write
+from bigrun.devices.rates import Rates, cpu_rates
 from bigrun.errors import CallError
-from bigrun.hostfile import Host, machine, read, write
-from bigrun.learning import known, taught, teach
+from bigrun.loading.open import model_spec
+from bigrun.measure.learning import known, taught, teach
 from bigrun.model.layout import Storage
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
 from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options
-from bigrun.rates import Rates, cpu_rates
+from bigrun.planning.options import Options
 
 ROOFS = (40e9, 3e11, 5e10)
 START = cpu_rates(*ROOFS, "measured")
@@ -305,7 +305,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         asked.append(path)
         return replace(HOST, where=str(path))
 
-    monkeypatch.setattr(bigrun.learning, "measure_host", measure)
+    monkeypatch.setattr(bigrun.measure.learning, "measure_host", measure)
     return asked
 
 
@@ -324,9 +324,9 @@ def bench(model: Path | str, *arguments: str) -> Result:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """bench measures how fast this host reads, which is not what is tested here."""
-    import bigrun.host
+    import bigrun.devices.measure
 
-    monkeypatch.setattr(bigrun.host, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(bigrun.devices.measure, "read_bandwidth", lambda: 1e10)
 
 
 @pytest.mark.usefixtures("unread")

@@ -14,10 +14,10 @@ import pytest
 import torch
 from checkpoints import FAMILIES, bloom, iterate_parts, llama, load_parts, opt, rewrite, state
 
-import bigrun.conversion
+import bigrun.loading.conversion
+from bigrun.devices.host_memory import HostMemory
 from bigrun.errors import CheckpointError
-from bigrun.loader import LoadedPart
-from bigrun.memory import HostMemory
+from bigrun.loading.loader import LoadedPart
 from bigrun_kernels import lanes, reference
 
 # Sizes that no padding fits: rows of 96 and 160 are stored in 128 and 192.
@@ -161,7 +161,7 @@ def test_a_row_of_zeros_stays_zero(tmp_path: Path) -> None:
 def test_the_chunk_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     bloom(tmp_path)
     whole = stored(load_parts(tmp_path))
-    monkeypatch.setattr(bigrun.conversion, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(bigrun.loading.conversion, "CHUNK_BYTES", chunk)
     chunked = stored(load_parts(tmp_path))
     for name, array in whole.items():
         np.testing.assert_array_equal(chunked[name], array, err_msg=name)
@@ -209,7 +209,7 @@ LAYER = {
 MEASURE = """
 import sys
 from pathlib import Path
-from bigrun.host import host_bytes, watch_memory
+from bigrun.devices.measure import host_bytes, watch_memory
 from checkpoints import load_parts
 load_parts(Path(sys.argv[1]))  # libraries and kernels are in memory from here on
 before, stop = host_bytes(), watch_memory(0.001)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from bigrun.devices.host_memory import HostMemory, views
 from bigrun.errors import BudgetExceeded, RunError
-from bigrun.memory import HostMemory, views
+from bigrun.model.buffers import Buffer
 from bigrun.model.layout import Storage, layout
-from bigrun.model.memory import Buffer
 from bigrun.model.spec import Part, Tensor
 
 PART = Part("blocks.0", (Tensor("qkv.weight", (8, 100), "linear"), Tensor("norm.weight", (100,), "small")))

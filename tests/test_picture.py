@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bigrun import plan
-from bigrun.cli import main
+from bigrun.cli.app import main
 from bigrun.planning.picture import COLOURS, COLUMN, HEIGHT, NAMES, plan_svg
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.planning.report import describe_parts, duration, rate

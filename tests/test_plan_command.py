@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bigrun import plan
-from bigrun.cli import main
+from bigrun.cli.app import main
 from bigrun.errors import CallError
 
 GB = 10**9
@@ -249,7 +249,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_plan_run_imports_neither_torch_nor_numba_and_prints_json_alone() -> None:
     code = f"""
 import sys
-from bigrun.cli import main
+from bigrun.cli.app import main
 try:
     main(["plan", *{BLOOM!r}, "--json"])
 finally:
@@ -269,7 +269,7 @@ def test_import_bigrun_imports_no_torch_numpy_or_numba() -> None:
 
 def test_the_installed_command_ends_with_3_for_a_rig_too_small() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bigrun.cli", "plan", *SMALL], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "bigrun.cli.app", "plan", *SMALL], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 3
     assert "does not fit" in done.stdout

@@ -10,17 +10,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bigrun.model.catalog import ENTRIES
-from bigrun.model.families import spec_from_config
+from bigrun.devices.make_rig import make_rig
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, Rates
+from bigrun.devices.rig import Device, Rig, disk_rates
+from bigrun.model.catalog.lookup import ENTRIES
+from bigrun.model.families.registry import spec_from_config
 from bigrun.model.layout import Storage
 from bigrun.model.spec import Experts, Latent, ModelSpec
-from bigrun.planning import planner, search
+from bigrun.planning import best, search
+from bigrun.planning.best import best_plan
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan, plan_from_json
-from bigrun.planning.planner import best_plan, make_plan
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan, plan_from_json
+from bigrun.planning.planner import make_plan
 from bigrun.planning.search import STAGING_SLOTS
-from bigrun.rates import ASSUMED_CPU, ASSUMED_GPU, Rates
-from bigrun.rig import Device, Rig, disk_rates, make_rig
 
 GB = 10**9
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64. In bytes, all of them multiples of 64:
@@ -688,7 +691,7 @@ often = settings(
 def toys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small toys are planned by trying everything (exhaustive.py); models of some size by the search alone."""
     if request.param:
-        monkeypatch.setattr(planner, "is_small", lambda problem: False, raising=False)
+        monkeypatch.setattr(best, "is_small", lambda problem: False, raising=False)
 
 
 @pytest.mark.usefixtures("toys")

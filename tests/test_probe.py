@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bigrun import probe
-from bigrun.cards import Card, card
+from bigrun.devices import probe
+from bigrun.devices.cards import Card, card
+from bigrun.devices.links import LINKS
+from bigrun.devices.probe import available_memory, cgroup_headroom, driver_slots, probe_gpus, read_slots
 from bigrun.errors import BigrunError, RunError
-from bigrun.links import LINKS
-from bigrun.probe import available_memory, cgroup_headroom, driver_slots, probe_gpus, read_slots
 
 GB = 10**9
 NO_LIMIT = 9223372036854771712  # what version 1 writes: 2^63 less a page

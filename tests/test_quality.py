@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from peers import smollm2_float32
 
 from bigrun import Runner
-from bigrun.checkpoint.open import open_checkpoint
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.loading.open import open_checkpoint
 from bigrun.model.resolve import resolve
 from bigrun.text.tokenizer import Tokenizer
 

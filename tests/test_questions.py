@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bigrun import plan
-from bigrun.checkpoint.open import model_spec
-from bigrun.cli import main
+from bigrun.cli.app import main
 from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
-from bigrun.planning import questions
+from bigrun.planning import planner
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan
 from bigrun.sizes import format_size, parse_size
 
 
@@ -56,7 +57,7 @@ def told(*arguments: str) -> str:
 def holds(model: str, **rig: Any) -> bool:
     """Whether a model fits a rig; why it may not, which takes longer, is not asked."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(questions, "why_not", lambda made, *_: made)
+        patch.setattr(planner, "why_not", lambda made, *_: made)
         return plan(model, **rig).fits
 
 

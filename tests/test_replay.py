@@ -13,20 +13,21 @@ from checkpoints import FAMILIES, llama
 from click.testing import CliRunner, Result
 
 from bigrun import Runner, plan
-from bigrun.checkpoint.open import model_spec
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices.host_memory import HostMemory
+from bigrun.devices.rates import ASSUMED_CPU
+from bigrun.devices.rig import Device, Rig
 from bigrun.errors import CallError, PlanDoesNotFit
-from bigrun.memory import HostMemory
+from bigrun.loading.open import model_spec
 from bigrun.model.layout import Storage
 from bigrun.model.resolve import resolve
 from bigrun.planning.account import account
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan, plan_from_json
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.replay import check_plan, options_of
 from bigrun.planning.search import Problem
-from bigrun.rates import ASSUMED_CPU
-from bigrun.rig import Device, Rig
-from bigrun.runnable import check_runnable
+from bigrun.session.preflight import check_runnable
 
 PROMPT = [5, 9, 77, 200, 31, 8, 44]
 Change = Callable[[dict[str, Any]], Any]
@@ -149,7 +150,7 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("memory was taken on the word of a bad plan")
 
     monkeypatch.setattr(HostMemory, "__init__", taken)
-    monkeypatch.setattr("bigrun.warm.warm_up", taken)
+    monkeypatch.setattr("bigrun.session.warmup.warm_up", taken)
 
 
 def refused(values: Any, file: Path, about: str = "") -> None:

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from bigrun import rig as rig_module
-from bigrun.cards import CARDS, card
+from bigrun.devices import make_rig as rig_module
+from bigrun.devices.cards import CARDS, card
+from bigrun.devices.links import link
+from bigrun.devices.make_rig import make_rig
+from bigrun.devices.rates import ASSUMED_GPU, gpu_rates
+from bigrun.devices.rig import MOST_GPUS, Rig, parse_gpus
 from bigrun.errors import CallError
-from bigrun.links import link
-from bigrun.rates import ASSUMED_GPU, gpu_rates
-from bigrun.rig import MOST_GPUS, Rig, make_rig, parse_gpus
 
 GB = 10**9
 

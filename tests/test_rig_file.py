@@ -16,14 +16,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigrun import rig_file
-from bigrun.cards import card
-from bigrun.cli import main
+from bigrun.cli.app import main
+from bigrun.devices import rig_file
+from bigrun.devices.cards import card
+from bigrun.devices.links import LINKS
+from bigrun.devices.make_rig import make_rig
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, ASSUMED_ROOFS, cpu_rates, gpu_rates
+from bigrun.devices.rig import MOST_GPUS, Device, Rig
+from bigrun.devices.rig_file import read_rig
 from bigrun.errors import CallError
-from bigrun.links import LINKS
-from bigrun.rates import ASSUMED_CPU, ASSUMED_GPU, ASSUMED_ROOFS, cpu_rates, gpu_rates
-from bigrun.rig import MOST_GPUS, Device, Rig, make_rig
-from bigrun.rig_file import read_rig
 
 GB = 10**9
 TERA = 10**12

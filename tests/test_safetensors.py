@@ -14,7 +14,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, bloom, edit_config, llama, load_parts, opt, rewrite, state
 
-from bigrun.checkpoint.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
+from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
 from bigrun.errors import CheckpointError
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bigrun.text.sampling as sampling_module
+import bigrun.execute.sampling as sampling_module
 from bigrun.errors import CallError, RunError
-from bigrun.text.sampling import Sampling, choose
+from bigrun.execute.sampling import Sampling, choose
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,7 +123,7 @@ def test_the_draw_is_the_same_in_every_version() -> None:
 
 @pytest.mark.parametrize(("noise", "token"), [(0.0, 1), (1 - 2.0**-53, 2)], ids=["least", "most"])
 def test_the_ends_of_the_noise_draw_no_barred_token(noise: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigrun.text.sampling.uniform", lambda *_: noise)
+    monkeypatch.setattr("bigrun.execute.sampling.uniform", lambda *_: noise)
     logits = np.array([-math.inf, 0.3, 0.1, -math.inf], np.float32)
     assert choose(logits, Sampling(temperature=1.0), 0, 0) == token
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from bigrun.model.families import spec_from_config
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, Rates
+from bigrun.devices.rig import Device, Rig, disk_rates
+from bigrun.model.families.registry import spec_from_config
 from bigrun.model.spec import Experts, ModelSpec
-from bigrun.planning import planner, search
+from bigrun.planning import best, search
 from bigrun.planning.account import account, predict
+from bigrun.planning.best import CHUNKS, best_plan
 from bigrun.planning.cost import Costs
 from bigrun.planning.ledger import Ledger
+from bigrun.planning.options import Options
 from bigrun.planning.placing import placement
-from bigrun.planning.plan import Options, Placement, Plan
-from bigrun.planning.planner import CHUNKS, best_plan
+from bigrun.planning.plan import Placement, Plan
 from bigrun.planning.search import Problem
-from bigrun.rates import ASSUMED_CPU, ASSUMED_GPU, Rates
-from bigrun.rig import Device, Rig, disk_rates
 
 
 def toy(blocks: int, tied: bool) -> ModelSpec:
@@ -240,7 +241,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def search_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Toys are planned as models of some size are: by the search, and not by trying everything (exhaustive.py)."""
-    monkeypatch.setattr(planner, "is_small", lambda problem: False, raising=False)
+    monkeypatch.setattr(best, "is_small", lambda problem: False, raising=False)
 
 
 STREAMED_HOPS = 3  # how far the search's count of hops may be off where a run is computed where it is not stored

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bigrun.errors import CheckpointError
-from bigrun.model.catalog import ENTRIES
-from bigrun.model.families import BY_NAME, spec_from_config
+from bigrun.model.catalog.lookup import ENTRIES
+from bigrun.model.families.registry import BY_NAME, spec_from_config
 from bigrun.model.spec import Rope
 
 LLAMA = {

@@ -20,7 +20,7 @@ import pytest
 import torch
 from checkpoints import llama, state
 
-from bigrun.checkpoint.torch_bin import INDEX, SINGLE, TorchCheckpoint
+from bigrun.checkpoint.formats.torch_bin import INDEX, SINGLE, TorchCheckpoint
 from bigrun.errors import CheckpointError
 
 LITTLE = 8 * 2**20  # bytes that a hostile file may cost

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigrun import BudgetExceeded, Runner
-from bigrun.memory import HostMemory
+from bigrun.devices.host_memory import HostMemory
 
 IDS = np.arange(100, 400)[None]
 PROMPT = "Tell me a story about a fox."

@@ -1,1 +1,1 @@
-"""Checkpoints behind one interface: what tensors there are, and their rows as they are on the disk."""
+"""Checkpoint files of other programs, read as named tensors."""

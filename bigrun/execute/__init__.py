@@ -1,1 +1,1 @@
-"""The run: parts on their devices, one step at a time."""
+"""One step of tokens over all devices: engines, forward pass, KV cache, sampling."""

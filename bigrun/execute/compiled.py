@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.model.decoder import BlockCache, StepArrays
-from bigrun.model.memory import PAGE_TOKENS, SPAN_TOKENS
+from bigrun.execute.block_weights import BlockWeights
+from bigrun.execute.forward import BlockCache, StepArrays
+from bigrun.model.buffers import PAGE_TOKENS, SPAN_TOKENS
 from bigrun.model.spec import Block
-from bigrun.model.weights import BlockWeights
 from bigrun_kernels.ops import ACTIVATIONS, CpuOps
 
 FEW = 16  # tokens: a step of more goes block by block, so that Ctrl-C need not wait for all of them

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from bigrun.devices.host_memory import Memory
 from bigrun.errors import RunError
-from bigrun.execute.batch import Arithmetic, Batch, Engine, ends_of, place_blocks, runs_of
-from bigrun.execute.host import HostEngine
+from bigrun.execute.cpu_engine import HostEngine
+from bigrun.execute.engine import Arithmetic, Batch, Engine, ends_of, place_blocks, runs_of
+from bigrun.execute.forward import alibi_slopes
 from bigrun.execute.kv_cache import PageTables
-from bigrun.loader import LoadedPart
-from bigrun.memory import Memory
-from bigrun.model.decoder import alibi_slopes
-from bigrun.model.memory import step_buffers
+from bigrun.execute.sampling import Sampling, choose
+from bigrun.loading.loader import LoadedPart
+from bigrun.model.buffers import step_buffers
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
-from bigrun.text.sampling import Sampling, choose
 from bigrun_kernels.ops import Ops
 
 NOTHING, NO_SCALE = np.empty(0, np.float32), np.empty(0, np.uint16)

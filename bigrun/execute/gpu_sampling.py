@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bigrun.text.sampling import Sampling, uniform
+from bigrun.execute.sampling import Sampling, uniform
 
 
 def stays_on_device(sampling: Sampling) -> bool:

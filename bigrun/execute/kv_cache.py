@@ -3,7 +3,7 @@
 import numpy as np
 
 from bigrun.errors import RunError
-from bigrun.model.memory import PAGE_TOKENS, pages_per_sequence
+from bigrun.model.buffers import PAGE_TOKENS, pages_per_sequence
 
 
 class PageTables:

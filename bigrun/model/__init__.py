@@ -1,1 +1,1 @@
-"""What a model is: its description, the names of its tensors, how its parts are stored, and the maths of a step."""
+"""Models as data: specs, layouts and buffers, computed from a configuration alone."""

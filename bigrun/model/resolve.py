@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigrun.errors import CallError
-from bigrun.model import catalog
+from bigrun.model.catalog import lookup as catalog
 
 LONGEST = 4096
 DEFAULT = "smollm2-135m"

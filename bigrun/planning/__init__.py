@@ -1,1 +1,1 @@
-"""The plan: which part goes where, what that takes to the byte, and how fast it should be."""
+"""Pure decisions: which device stores and computes each part, what that takes and how fast it is."""

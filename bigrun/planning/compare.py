@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bigrun.devices.rates import ASSUMED_DISK
+from bigrun.devices.rig import Device, Rig, disk_rates
 from bigrun.errors import CallError
-from bigrun.model.families import BY_NAME
+from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.cost import LAUNCH, seconds
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan
 from bigrun.planning.report import rate
 from bigrun.planning.search import Problem
-from bigrun.rates import ASSUMED_DISK
-from bigrun.rig import Device, Rig, disk_rates
 
 
 def accelerate_plan(

@@ -10,9 +10,9 @@ Mixtures of experts: T tokens that choose k of E experts evenly touch E·(1 − 
 import math
 from dataclasses import dataclass
 
+from bigrun.devices.rates import Rates
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.rates import Rates
 
 LAUNCH = 10e-6  # seconds of a copy between host memory and a GPU, beside its bytes
 LOCAL = 2e-6  # the same between memories of the host

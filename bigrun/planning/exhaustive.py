@@ -4,11 +4,11 @@ Runs and prices (search.py) are the best where blocks are many and alike. Of eig
 experts may be found, and hops may cost more than blocks: there all placements are tried, the hopeless ones left out.
 """
 
+from bigrun.devices.rig import Device
 from bigrun.planning.account import account, predict
 from bigrun.planning.placing import placement
 from bigrun.planning.plan import Placement
 from bigrun.planning.search import Problem
-from bigrun.rig import Device
 
 MOST_PARTS, MOST_DEVICES = 8, 3  # norm is with the head, and a tied table too: seven choices at most
 

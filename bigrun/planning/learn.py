@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
+from bigrun.devices.rates import Rates
 from bigrun.planning.cost import Costs, Phase, Work, seconds
 from bigrun.planning.ledger import Ledger
-from bigrun.rates import Rates
 
 LEARNED = ("read", "cache", "int8", "wide", "attention", "elements", "block", "overlap")
 PRIOR = 0.01  # what a rate e times the measured one weighs beside a run that is predicted at 1/e of its time

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bigrun.model.gpu_memory import gpu_step_buffers
+from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, kv_dtype, step_buffers, total
+from bigrun.model.gpu_buffers import gpu_step_buffers
 from bigrun.model.layout import ALIGNMENT, Layout, layout, round_up
-from bigrun.model.memory import PAGE_TOKENS, kv_buffers, kv_dtype, step_buffers, total
 from bigrun.model.spec import Block, ModelSpec
-from bigrun.planning.plan import Options
+from bigrun.planning.options import Options
 
 
 @dataclass(frozen=True)

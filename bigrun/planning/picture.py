@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from bigrun.planning.plan import DevicePlan, Placement, Plan
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
 from bigrun.planning.report import describe_parts, duration, rate
 from bigrun.sizes import format_size
 
@@ -45,7 +45,7 @@ class Piece:
     cuts: tuple[int, ...] = ()
 
 
-def plan_svg(plan: Plan) -> str:
+def plan_svg(plan: PlanData) -> str:
     """The picture as text. A column is as high as its device's budget, whatever that is."""
     rows = -(-len(plan.devices) // PER_ROW)
     columns = min(PER_ROW, len(plan.devices))
@@ -89,7 +89,7 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, more: st
     return f"<rect x='{x:.1f}' y='{y:.2f}' width='{width:.1f}' height='{max(height, 0):.2f}' fill='{colour}' {more}/>"
 
 
-def _title(plan: Plan, width: float) -> list[str]:
+def _title(plan: PlanData, width: float) -> list[str]:
     weights = sum(device.weights_bytes for device in plan.devices)
     what = f"{plan.parameters / 1e9:.4g} B parameters in {plan.weights}"
     what += f" = {format_size(weights)}" if plan.fits else ""
@@ -105,7 +105,7 @@ def _title(plan: Plan, width: float) -> list[str]:
     ]
 
 
-def _pieces(plan: Plan, device: DevicePlan) -> list[Piece]:
+def _pieces(plan: PlanData, device: DevicePlan) -> list[Piece]:
     """From the bottom up: weights by kind, then everything else that is on the device."""
     here = [p for p in plan.placements if p.stored_on == device.name]
     groups: dict[str, list[Placement]] = {"ends": [], "blocks": [], "experts": []}
@@ -162,7 +162,7 @@ def _column(device: DevicePlan, pieces: list[Piece], x: float, y: float) -> list
     return body
 
 
-def _foot(plan: Plan, kinds: list[str], width: float, y: float) -> list[str]:
+def _foot(plan: PlanData, kinds: list[str], width: float, y: float) -> list[str]:
     body, x = [], float(MARGIN)
     for kind in kinds:
         body += [_rect(x, y + 2, 12, 12, COLOURS[kind], "rx='2'"), _text(x + 18, y + 12, NAMES[kind], 12, MUTED)]

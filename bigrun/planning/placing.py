@@ -1,8 +1,8 @@
 """From what each device takes (search.py) to placements: one for each part, or slice of experts."""
 
+from bigrun.devices.rig import Device
 from bigrun.planning.plan import Placement
 from bigrun.planning.search import Load, Problem
-from bigrun.rig import Device
 
 
 def arrange(problem: Problem, loads: list[Load]) -> list[Load]:

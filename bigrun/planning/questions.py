@@ -2,22 +2,23 @@
 reach a speed, and why a model does not fit. Every answer is verified by planning again with it."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from bigrun.devices.rates import ASSUMED_DISK, ASSUMED_GPU
+from bigrun.devices.rig import Device, Rig, disk_rates, parse_gpus
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.model.spec import ModelSpec
+from bigrun.planning.best import CHUNKS, MOST_BATCH, best_plan, check, fits
+from bigrun.planning.hints import MOST_MORE, largest, smallest
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Plan
-from bigrun.planning.planner import CHUNKS, MOST_BATCH, best_plan, check, fits, make_plan
-from bigrun.rates import ASSUMED_DISK, ASSUMED_GPU
-from bigrun.rig import Device, Rig, disk_rates, parse_gpus
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Plan
+from bigrun.planning.planner import make_plan
 from bigrun.sizes import format_size, parse_size
 
 QUESTIONS = ("context", "batch", "gpus")
-MOST_MORE = 64  # cards that are tried
-LEAST_CONTEXT = 256  # tokens: a shorter context mends nothing for anybody
 TARGET = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:tok(?:en)?s?\s*/\s*s)?\s*", re.IGNORECASE | re.ASCII)
 CANDIDATES = ("RTX3060", "RTX3090", "RTX4090", "RTX5090")  # cards to add where the rig names none
 
@@ -29,31 +30,10 @@ def solve(question: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     return {"context": _context, "batch": _batch, "gpus": _gpus}[question](spec, rig, options)
 
 
-def _largest(low: int, high: int, good: Callable[[int], bool]) -> int:
-    """The largest number in [low, high] that is good, where all below a good one are; 0 if none is."""
-    if not good(low):
-        return 0
-    step = 1
-    while low < high and good(min(high, low + step)):
-        low, step = min(high, low + step), step * 2
-    high = min(high, low + step)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low
-
-
-def _smallest(high: int, good: Callable[[int], bool]) -> int:
-    """The smallest number in [1, high] that is good, where all above a good one are; 0 if none is."""
-    if not good(high):
-        return 0
-    return high - _largest(0, high - 1, lambda n: good(high - n))
-
-
 def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     change = lambda tokens: replace(options, context=tokens, prompt=None)  # noqa: E731
     check(spec, change(1))
-    tokens = _largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
+    tokens = largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
     if not tokens:
         return make_plan(spec, rig, change(1))
     made = make_plan(spec, rig, replace(change(tokens), prompt=options.prompt))
@@ -62,7 +42,7 @@ def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
 
 def _batch(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     check(spec, options)
-    batch = _largest(1, MOST_BATCH, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
+    batch = largest(1, MOST_BATCH, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
     if not batch:
         return make_plan(spec, rig, options)
     return replace(make_plan(spec, rig, replace(options, batch=batch)), answer={"batch": batch})
@@ -75,11 +55,11 @@ def _gpus(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     if len(kinds) != 1:
         raise CallError("--solve gpus: name one kind of card, as in --gpus RTX3090 or --gpus 24GB")
     card, ledger = rig.gpus[0], Ledger(spec, options)
-    count = _smallest(MOST_MORE, lambda n: fits(ledger, _on_gpus_alone(ledger, rig.with_gpus([card] * n))))
+    count = smallest(MOST_MORE, lambda n: fits(ledger, _on_gpus_alone(ledger, rig.with_gpus([card] * n))))
     if not count:
         label = card.label or format_size(card.budget_bytes)
         raise PlanDoesNotFit(f"--solve gpus: {MOST_MORE} x {label} do not hold all blocks of {spec.name}")
-    least = _smallest(count, lambda n: fits(ledger, rig.with_gpus([card] * n)))
+    least = smallest(count, lambda n: fits(ledger, rig.with_gpus([card] * n)))
     if fits(ledger, rig.with_gpus([])):
         least = 0
     plan = make_plan(spec, rig.with_gpus([card] * count), options)
@@ -209,52 +189,3 @@ def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Option
         if rig.gpus:
             other = rig.with_gpus(_like(rig, parse_gpus(f"{len(rig.gpus)}x{name}")))
             yield f"{len(rig.gpus)} {name} instead", f"--gpus {other.gpus_text}", other, options
-
-
-def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
-    """A plan that does not fit, with what each device needs and has, and the changes that mend it, the smallest first."""
-    experts = sum(name.endswith(".experts") for name in plan.unplaced)
-    blocks = sum(name.startswith("blocks.") for name in plan.unplaced) - experts
-    others = [name for name in plan.unplaced if not name.startswith("blocks.")]
-    counts = (f"{blocks} blocks" if blocks else "", f"experts of {experts} blocks" if experts else "")
-    what = " and ".join(filter(None, [*counts, ", ".join(others)]))
-    missing = sum(ledger.weights(name) + ledger.kv(name) for name in plan.unplaced)
-    missing -= sum(p.weights_bytes for p in plan.placements if p.part in plan.unplaced)  # slices that found a place
-    left = ", ".join(
-        f"{d.name} has {format_size(max(0, d.free_bytes))} of {format_size(d.budget_bytes)} left"
-        for d in plan.devices[:4]
-    )
-    left += f" and {len(plan.devices) - 4} more" if len(plan.devices) > 4 else ""
-    mends = list(_mends(ledger, rig))
-    advice = f"give {', or '.join(mends)}" if mends else "no change of --cpu, --gpus, --kv or --context alone mends it"
-    return replace(plan, hint=f"{format_size(missing)} are missing for {what}: {left}; {advice}")
-
-
-def _mends(ledger: Ledger, rig: Rig) -> Iterator[str]:
-    """Single changes that make it fit, each of them planned again."""
-    spec, options = ledger.spec, ledger.options
-    if options.kv == "16bit" and fits(Ledger(spec, replace(options, kv="int8")), rig):
-        yield "--kv int8"
-    have = rig.device("cpu").budget_bytes
-    total = sum(ledger.weights(p.name) + ledger.kv(p.name) for p in spec.parts) + 2 * ledger.workspace(32, True, True)
-    unit = 10**9 if total > 10**10 else 10**6
-    base = -(-have // unit)
-    more = _smallest(
-        -(-total * 102 // 100 // unit) + 1, lambda n: fits(ledger, rig.with_budget("cpu", (base + n) * unit))
-    )
-    if more:
-        yield f"--cpu {base + more}{'GB' if unit == 10**9 else 'MB'}"
-    if rig.gpus:
-        last = rig.gpus[-1]
-        count = _smallest(MOST_MORE, lambda n: fits(ledger, rig.with_gpus([*rig.gpus, *[last] * n])))
-        if count:
-            yield f"--gpus {rig.with_gpus([*rig.gpus, *[last] * count]).gpus_text}"
-    shorter = lambda n: Ledger(spec, replace(options, context=n, prompt=None))  # noqa: E731
-    if options.context > LEAST_CONTEXT and fits(shorter(LEAST_CONTEXT), rig):
-        tokens = _largest(LEAST_CONTEXT, options.context, lambda n: fits(shorter(n), rig))
-        if tokens >= (options.prompt or 1):
-            yield f"--context {tokens}"
-    if options.batch > 1:
-        batch = _largest(1, options.batch, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
-        if batch:
-            yield f"--batch {batch}"

@@ -9,13 +9,14 @@ from itertools import groupby, pairwise
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from bigrun.devices.rates import ASSUMED_CPU
+from bigrun.devices.rig import Device, Rig
 from bigrun.errors import CallError
 from bigrun.model.layout import Storage
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.plan import Options, Placement, Plan
-from bigrun.rates import ASSUMED_CPU
-from bigrun.rig import Device, Rig
+from bigrun.planning.options import Options
+from bigrun.planning.plan import Placement, Plan
 from bigrun.sizes import LARGEST
 
 
@@ -60,7 +61,7 @@ def check_plan(plan: Plan, spec: ModelSpec, options: Options) -> None:
     """CallError where a plan is not one of this model, or was changed so that its accounts no longer hold. One that does
     not fit is left to the Runner, which says so."""
     from bigrun.planning.account import account
-    from bigrun.planning.planner import CHUNKS, check
+    from bigrun.planning.best import CHUNKS, check
     from bigrun.planning.search import Problem
 
     if not plan.fits:

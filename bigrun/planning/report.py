@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bigrun.planning.plan import DevicePlan, Placement, Plan
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
 from bigrun.sizes import format_size
 
 BAR = 28
@@ -23,12 +23,12 @@ KINDS = (
 )
 
 
-def plan_view(plan: Plan, width: int) -> RenderableType:
+def plan_view(plan: PlanData, width: int) -> RenderableType:
     """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone."""
     return Group(_title(plan), Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
 
 
-def plan_text(plan: Plan, width: int = 110) -> str:
+def plan_text(plan: PlanData, width: int = 110) -> str:
     """The plan as plain text of at most `width` columns."""
     console = Console(width=width, no_color=True, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
@@ -36,7 +36,7 @@ def plan_text(plan: Plan, width: int = 110) -> str:
     return capture.get()
 
 
-def _title(plan: Plan) -> Text:
+def _title(plan: PlanData) -> Text:
     verdict = Text(" fits ", "bold black on green") if plan.fits else Text(" does not fit ", "bold white on red")
     weights = sum(device.weights_bytes for device in plan.devices)
     sequences = f", {plan.batch} sequences" if plan.batch > 1 else ""
@@ -54,7 +54,7 @@ def _count(parameters: int) -> str:
     return str(parameters)
 
 
-def _devices(plan: Plan, wide: bool) -> Table:
+def _devices(plan: PlanData, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
     table.add_column("memory", no_wrap=True)
@@ -116,7 +116,7 @@ def _runs(numbers: list[int]) -> str:
     return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
 
 
-def _legend(plan: Plan) -> Text:
+def _legend(plan: PlanData) -> Text:
     legend = Text("bars: ", "bright_black")
     for name, letter, colour, label in KINDS:
         if any(getattr(device, name) for device in plan.devices):
@@ -124,7 +124,7 @@ def _legend(plan: Plan) -> Text:
     return legend.append("· free", "bright_black")
 
 
-def _notes(plan: Plan) -> list[RenderableType]:
+def _notes(plan: PlanData) -> list[RenderableType]:
     notes: list[RenderableType] = []
     if plan.answer is not None:
         notes += _answer(plan.answer)

@@ -15,9 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
+from bigrun.devices.rig import Device, Rig
 from bigrun.planning.cost import Costs, decode_phase, prefill_phase, seconds, streamed_seconds
 from bigrun.planning.ledger import Ledger
-from bigrun.rig import Device, Rig
 
 NOWHERE = 1e9  # seconds that a part without a place costs: more than any request takes
 EXPERT_NOWHERE = 1e6  # a block's experts: more than they take anywhere, and less than a block, which comes first

@@ -1,1 +1,1 @@
-"""Text at both ends of a run: tokenizer, chat template and the choice of the next token. Nothing here imports torch."""
+"""Text to tokens and back."""

@@ -1,0 +1,1 @@
+"""File formats: safetensors, torch's .bin and GGUF."""

@@ -1,0 +1,238 @@
+"""GGUF files of the Llama architecture: tensors dequantised some rows at a time with the gguf library's own code."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigrun.checkpoint.base import Rows, TensorInfo
+from bigrun.checkpoint.formats.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
+from bigrun.checkpoint.mapped import WILLNEED, Mapped
+from bigrun.errors import CheckpointError
+from bigrun.model.source import Dialect
+
+# What the gguf library and llama.cpp name the files of a set
+SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a checkpoint, mapped, its header read."""
+
+    path: Path
+    mapped: Mapped
+    metadata: dict[str, Any]
+    found: list[GgufTensor]
+
+
+class GgufCheckpoint:
+    """A .gguf file, or any of a split set's, which is then all opened. `config` is its metadata in Hugging Face's words."""
+
+    dialect: Dialect = "gguf"
+
+    def __init__(self, path: Path):
+        self.where = str(path)
+        self._files = _open_all(path)
+        self.paths = tuple(file.path for file in self._files)
+        self.metadata = self._files[0].metadata
+        self._found: dict[str, GgufTensor] = {}
+        self._homes: dict[str, _File] = {}
+        tensors: dict[str, TensorInfo] = {}
+        for file in self._files:
+            for tensor in file.found:
+                name = tensor.name
+                if name in self._found:
+                    other = self._homes[name].path.name
+                    raise CheckpointError(f"{file.path}: tensor {name[:80]!r} is in {other} too; fetch the set again")
+                self._found[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
+            _check_apart(file, tensors)
+        self.tensors: Mapping[str, TensorInfo] = tensors
+        self.config: Mapping[str, Any] = _config(self.metadata, self._found, str(self.paths[0]))
+
+    def metadata_only(self) -> bytes:
+        """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
+        data = self._files[0].mapped.data
+        return bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        from gguf import GGMLQuantizationType, dequantize
+
+        tensor, mapped = self._found[name], self._homes[name].mapped.data
+        kind = GGMLQuantizationType(tensor.kind)
+        row_bytes = _row_bytes(tensor)
+        shape = tuple(reversed(tensor.shape))
+        if len(shape) == 1:  # a vector's rows are its entries, and it is stored as one row of blocks
+            entries = np.frombuffer(mapped, np.uint8, row_bytes, tensor.offset)
+            return Rows(_floats(entries, kind, dequantize).reshape(-1)[start:stop])
+        width = row_bytes * math.prod(shape[1:-1])  # a row of more than a matrix's is several of blocks
+        data = np.frombuffer(mapped, np.uint8, (stop - start) * width, tensor.offset + start * width)
+        values = _floats(data.reshape(-1, row_bytes), kind, dequantize)
+        return Rows(values.reshape(stop - start, *shape[1:]))
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        self._homes[name].mapped.advise(*self._span(name, start, stop), WILLNEED)
+
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        self._homes[name].mapped.forget(*self._span(name, start, stop), drop)
+
+    def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """(first byte, bytes) of some rows of a tensor."""
+        tensor = self._found[name]
+        if len(tensor.shape) == 1:  # one row of blocks
+            start, stop = 0, 1
+        width = math.prod(tensor.shape[1:-1]) * _row_bytes(tensor)
+        return tensor.offset + start * width, (stop - start) * width
+
+
+def _open_all(path: Path) -> tuple[_File, ...]:
+    """The file, or all of its set in order. The others' names are made from its own: what is inside names no file."""
+    given = _open(path)
+    total = _split(given, "count")
+    parts = SPLIT.fullmatch(path.name)
+    if parts is None or int(parts[3]) < 2 or not 1 <= int(parts[2]) <= int(parts[3]):
+        if total is not None and total > 1:
+            raise CheckpointError(
+                f"{path}: one file of a set of {total}; give it the name that it had, NAME-00001-of-{total:05}.gguf"
+            )
+        return (given,)
+    files: list[_File] = []
+    wanted = int(parts[3])
+    for at in range(wanted):
+        other = path.with_name(f"{parts[1]}{at + 1:05}-of-{parts[3]}{parts[4]}")
+        file = given if other == path else _open(other)
+        number, total = _split(file, "no"), _split(file, "count")
+        if (number, total) != (at, wanted):
+            says = "no split at all" if number is None or total is None else f"{number + 1} of {total}"
+            raise CheckpointError(f"{other}: its header says {says}, its name {at + 1} of {wanted}; fetch it again")
+        files.append(replace(file, metadata=file.metadata if at == 0 else {}))
+        count = sum(len(file.found) for file in files)
+        if count > MOST_TENSORS:
+            raise CheckpointError(f"{other}: {count} tensors in its set so far, where {MOST_TENSORS} is the most")
+    tensors = _split(files[0], "tensors.count")
+    if count != tensors:
+        raise CheckpointError(f"{files[0].path}: split.tensors.count is {tensors}, the set has {count}; fetch it again")
+    return tuple(files)
+
+
+def _check_apart(file: _File, tensors: Mapping[str, TensorInfo]) -> None:
+    """CheckpointError where two tensors of a file share a byte."""
+    end, before = 0, ""
+    for tensor in sorted(file.found, key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise CheckpointError(
+                f"{file.path}: damaged: tensors {before[:60]} and {tensor.name[:60]} overlap; fetch it again"
+            )
+        end, before = tensor.offset + tensors[tensor.name].nbytes, tensor.name
+
+
+def _open(path: Path) -> _File:
+    mapped = Mapped(path)
+    return _File(path, mapped, *read_header(mapped.data, str(path)))
+
+
+def _split(file: _File, key: str) -> int | None:
+    value = file.metadata.get(f"split.{key}")
+    if value is None or (type(value) is int and 0 <= value < 2**31):
+        return value
+    raise CheckpointError(
+        f"{file.path}: split.{key} is {value!r:.40}, not a number of files or tensors; fetch it again"
+    )
+
+
+def _info(tensor: GgufTensor, file: _File) -> TensorInfo:
+    from gguf import GGMLQuantizationType
+
+    try:
+        kind = GGMLQuantizationType(tensor.kind)
+        row_bytes = _row_bytes(tensor)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{file.path}: tensor {tensor.name[:80]!r} has unknown type {tensor.kind}") from error
+    nbytes = row_bytes * math.prod(tensor.shape[1:])
+    if nbytes > file.mapped.size - tensor.offset:
+        raise CheckpointError(
+            f"{file.path}: cut short: tensor {tensor.name[:80]!r} ends beyond the file; fetch it again"
+        )
+    return TensorInfo(kind.name, tuple(reversed(tensor.shape)), nbytes, _readable(kind), str(file.path))
+
+
+DEQUANTISED_BYTES = 1 << 17  # of blocks at a time
+
+
+def _readable(kind: Any) -> bool:
+    from gguf import GGMLQuantizationType, quants
+
+    plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+    return kind in plain or kind in quants._type_traits
+
+
+def _floats(data: np.ndarray, kind: Any, dequantize: Any) -> np.ndarray:
+    """Rows of blocks → float32 [rows, columns]. The library is given some rows as one: it would take them sixteen at a time,
+    and its temporary arrays are best kept in the cache."""
+    data = np.atleast_2d(data)
+    step, parts = max(1, DEQUANTISED_BYTES // data.shape[1]), []
+    with np.errstate(all="ignore"):  # an inf among the scales is reported when the rows are converted
+        for start in range(0, len(data), step):
+            some = data[start : start + step]
+            parts.append(np.array(dequantize(some.reshape(1, -1), kind), dtype=np.float32).reshape(len(some), -1))
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def _row_bytes(tensor: GgufTensor) -> int:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+    if tensor.shape[0] % block:
+        raise KeyError(tensor.kind)
+    return tensor.shape[0] // block * size
+
+
+# GGUF's key, less its architecture → Hugging Face's field
+FIELDS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+
+
+def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
+    """The fields of config.json that the Llama family reads; CheckpointError where the file asks for more than that."""
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise CheckpointError(f"{where}: GGUF architecture {architecture!r:.40}; bigrun reads llama")
+    if "rope_freqs.weight" in tensors or metadata.get("llama.rope.scaling.type") not in (None, "none", "linear"):
+        raise CheckpointError(f"{where}: this rotary scaling is read from safetensors only, not from GGUF")
+    heads, width = metadata.get("llama.attention.head_count"), metadata.get("llama.embedding_length")
+    rotated = metadata.get("llama.rope.dimension_count")
+    if rotated is not None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        head_dim = metadata.get("llama.attention.key_length", width // heads)
+        if rotated != head_dim:
+            raise CheckpointError(
+                f"{where}: rotates {rotated!r:.20} of {head_dim!r:.20} entries of a head, which is not read from GGUF"
+            )
+    if metadata.get("llama.rope.scale_linear") not in (None, 0, 1):
+        raise CheckpointError(f"{where}: the old key llama.rope.scale_linear is not read; convert the file anew")
+    if metadata.get("llama.expert_count"):
+        raise CheckpointError(f"{where}: a mixture of experts in GGUF is not read")
+    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
+    for key, field in FIELDS.items():
+        if (value := metadata.get(f"llama.{key}")) is not None:
+            config[field] = value
+    if metadata.get("llama.rope.scaling.type") == "linear":
+        config["rope_scaling"] = {"type": "linear", "factor": metadata.get("llama.rope.scaling.factor")}
+    table = tensors.get("token_embd.weight")
+    if table is not None and len(table.shape) == 2:
+        config["vocab_size"] = table.shape[1]
+    config["tie_word_embeddings"] = "output.weight" not in tensors
+    config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    return config

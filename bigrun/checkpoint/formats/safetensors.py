@@ -1,0 +1,220 @@
+"""Sharded and single safetensors, mapped, never read as a whole: float32, float16, bfloat16, and float8 e4m3 with constants
+in blocks, as DeepSeek-V3 and others are published (NAME beside NAME_scale_inv or NAME_scale).
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from bigrun.checkpoint.base import Rows, TensorInfo
+from bigrun.checkpoint.files import read_file
+from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, Entry, data_bytes, longest, parse, weight_map
+from bigrun.checkpoint.mapped import POPULATE_READ, WILLNEED, Mapped
+from bigrun.errors import CheckpointError
+from bigrun.model.source import Dialect
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8}
+SCALES = ("_scale_inv", "_scale")  # after the name of a float8 tensor
+LONGEST_NAME = 255
+LARGEST_JSON = 2**18  # bytes; the configurations of language models have some thousand
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
+    """A JSON file of reasonable size; CheckpointError names the file."""
+    try:
+        return json.loads(read_file(path, most).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {str(error)[:120]}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: not a JSON object")
+    return config
+
+
+def inside(folder: Path, file: str, index: str) -> Path:
+    """The path of a file that an index names; CheckpointError where the name, or a link, leads out of the folder.
+
+    The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
+    """
+    pure, path = PurePosixPath(file), folder / file
+    bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
+    bad = bad or not 1 <= len(file.encode("utf-8", "replace")) <= LONGEST_NAME
+    try:
+        if not bad and path.exists():
+            real, home = path.resolve(), folder.resolve()
+            linked = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+            bad = real.is_dir() or not (real.is_relative_to(home) or linked)
+    except (OSError, RuntimeError):  # links in a circle, among others
+        bad = True
+    if bad:
+        says = f"{folder / index}: names {file[:80]!r}, which" if (folder / index).exists() else str(path)
+        raise CheckpointError(f"{says} is outside the checkpoint's folder")
+    return path
+
+
+class SafetensorsCheckpoint:
+    """A folder with config.json and model.safetensors, or its index and shards.
+
+    `most_tensors` bounds what its headers and its index may hold; whoever knows the model sets it before they are read.
+    """
+
+    dialect: Dialect = "hf"
+
+    def __init__(self, folder: Path):
+        self.folder, self.where = folder, str(folder)
+        self.config: Mapping[str, Any] = read_config(folder)
+        self.most_tensors = MOST_TENSORS
+        self._maps: dict[str, tuple[Mapped, int, dict[str, Entry]]] = {}
+        self._blocks: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The shards, in the order of the index."""
+        index = self.folder / INDEX
+        if not index.exists():
+            if not (self.folder / SINGLE).exists():
+                raise CheckpointError(f"{self.folder}: holds neither {SINGLE} nor {INDEX}, nor pytorch_model.bin")
+            return (SINGLE,)
+        return tuple(
+            dict.fromkeys(
+                weight_map(read_file(index, longest(self.most_tensors)), str(index), self.most_tensors).values()
+            )
+        )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.folder / file for file in self.files)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors but the constants of float8 ones, which belong to these."""
+        self._home: dict[str, str] = {}
+        found: dict[str, Entry] = {}
+        for file in self.files:
+            for name, entry in self._open(file)[2].items():
+                if name in found:
+                    raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is in {self._home[name]} as well")
+                found[name], self._home[name] = entry, file
+        scales = {name: self._scale_of(name, found) for name, entry in found.items() if entry.dtype == "F8_E4M3"}
+        self._scales = {name: scale for name, scale in scales.items() if scale}
+        hidden = set(self._scales.values())
+        result = {}
+        for name, entry in found.items():
+            if name not in hidden:
+                readable = entry.dtype in DTYPES and (entry.dtype != "F8_E4M3" or name in self._scales)
+                where, constants = str(self.folder / self._home[name]), None
+                if scale := self._scales.get(name):
+                    height, width = entry.shape
+                    block = self._block(height, width, found[scale].shape)
+                    constants = (scale, str(self.folder / self._home[scale]), *block)
+                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, constants)
+        return result
+
+    def _scale_of(self, name: str, found: Mapping[str, Entry]) -> str:
+        """The constants of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
+        rows, columns = (*found[name].shape, 0, 0)[:2]
+        if not rows or not columns:
+            return ""
+        for suffix in SCALES:
+            scale = found.get(name + suffix)
+            if scale is not None and scale.dtype in ("F32", "F16", "BF16") and len(found[name].shape) == 2:
+                tall, across = self._block(rows, columns, scale.shape)
+                if tall and scale.shape in ((), (1,), (rows,), (-(-rows // tall), -(-columns // across))):
+                    return name + suffix
+        return ""
+
+    def _block(self, rows: int, columns: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns that share a constant, by the shape of the constants; (0, 0) for none that is known."""
+        if shape in ((), (1,), (1, 1)):
+            return rows, columns
+        if shape in ((rows,), (rows, 1)):
+            return 1, columns
+        quantisation = self.config.get("quantization_config")
+        block = quantisation.get("weight_block_size") if isinstance(quantisation, dict) else None
+        if isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**31 for n in block):
+            return block[0], block[1]
+        return (128, 128) if shape == (-(-rows // 128), -(-columns // 128)) else (0, 0)
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        info = self.tensors[name]
+        mapped, offset, nbytes = self._span(name, start, stop)
+        mapped.advise(offset, nbytes, POPULATE_READ)
+        dtype = np.dtype(DTYPES[info.dtype])
+        values = mapped.array(dtype, nbytes // dtype.itemsize, offset).reshape(stop - start, *info.shape[1:])
+        if info.dtype != "F8_E4M3":
+            return Rows(values, info.dtype == "BF16")
+        blocks = self._constants(name)
+        height, width = info.shape
+        tall, across = self._block(height, width, blocks.shape)
+        blocks = blocks.reshape(-(-height // tall), -(-width // across))
+        return Rows(values, False, blocks, (start, tall, across))
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        mapped, offset, nbytes = self._span(name, start, stop)
+        mapped.advise(offset, nbytes, WILLNEED)
+
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        mapped, offset, nbytes = self._span(name, start, stop)
+        mapped.forget(offset, nbytes, drop)
+
+    def _span(self, name: str, start: int, stop: int) -> tuple[Mapped, int, int]:
+        """(file, first byte, bytes) of some rows of a tensor."""
+        mapped, base, header = self._open(self._home[name])
+        entry = header[name]
+        row = entry.nbytes // max(1, entry.shape[0] if entry.shape else 1)
+        return mapped, base + entry.begin + start * row, (stop - start) * row
+
+    def _constants(self, name: str) -> np.ndarray:
+        if name not in self._blocks:
+            scale = self._scales[name]
+            mapped, base, header = self._open(self._home[scale])
+            entry = header[scale]
+            dtype = np.dtype(DTYPES[entry.dtype])
+            values = mapped.array(dtype, entry.nbytes // dtype.itemsize, base + entry.begin).reshape(entry.shape)
+            self._blocks[name] = Rows(values, entry.dtype == "BF16").floats()
+        return self._blocks[name]
+
+    def _open(self, file: str) -> tuple[Mapped, int, dict[str, Entry]]:
+        """(mapping, where its data begins, header) of a shard."""
+        if file not in self._maps:
+            path = inside(self.folder, file, INDEX)
+            if not path.exists():
+                raise CheckpointError(f"{path}: missing, though {INDEX} names it")
+            mapped = Mapped(path)
+            size, most = int.from_bytes(mapped.data[:8], "little"), longest(self.most_tensors)
+            if mapped.size < 8 or 8 + size > mapped.size:
+                raise CheckpointError(
+                    f"{path}: damaged or cut short: its header would end at {8 + size}; fetch it again"
+                )
+            if size > most:
+                raise CheckpointError(f"{path}: its header has {size} bytes, far more than this model's tensors take")
+            header = parse(mapped.data[8 : 8 + size], str(path), self.most_tensors)
+            end = 8 + size + data_bytes(header)
+            if end != mapped.size:
+                raise CheckpointError(
+                    f"{path}: damaged or cut short: has {mapped.size} bytes, its header describes {end}; fetch it again"
+                )
+            _agree(path)
+            self._maps[file] = (mapped, 8 + size, header)
+        return self._maps[file]
+
+
+def _agree(path: Path) -> None:
+    """CheckpointError where the format's own library, which goes second, does not take the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({str(error)[:120]}); fetch it again") from error

@@ -1,0 +1,168 @@
+"""What the headers of a hub model's safetensors say, read by range requests: no tensor is fetched."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bigrun.checkpoint.base import TensorInfo
+from bigrun.checkpoint.formats.safetensors import DTYPES, INDEX, LONGEST_NAME, SINGLE
+from bigrun.checkpoint.formats.safetensors_header import data_bytes, parse, weight_map
+from bigrun.checkpoint.hub.hub import call_hub, read_range
+from bigrun.errors import CheckpointError
+from bigrun.model.families.registry import BY_NAME
+from bigrun.model.spec import ModelSpec
+
+FIRST_BYTES = 100_000  # asked for at once: nearly every header is shorter, and two requests take longer than its rest
+LARGEST_INDEX = 64 * 2**20  # bytes; a trillion parameters in 200,000 tensors is 23 MB
+MOST_FILES = 2000
+LARGEST_HEADERS = 256 * 2**20  # bytes, of all the files together
+AT_A_TIME = 8  # requests
+
+PLAIN = ("F64", "F32", "F16", "BF16")
+BUFFERS = ("I64", "BOOL")  # masks and position ids, beside weights that are plain
+# Parameters in the files for one that the configuration describes: files also hold what is not planned, such as the towers
+# of other senses and layers for speculation.
+SLACK = (0.99, 1.25)
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a model's safetensors say: `bytes` of tensor data, `dtypes` name → parameters, sorted."""
+
+    files: int
+    bytes: int
+    dtypes: tuple[tuple[str, int], ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def headers(repo: str, revision: str | None) -> Headers | None:
+    """What the headers of model.safetensors, or of the index's shards, say; no more of those files is read.
+
+    None where the repository has neither, and where the hub cannot be reached: a plan then rests on config.json alone.
+    CheckpointError names the file whose header is damaged, or beyond the limits above; other errors are those of `call_hub`.
+    """
+    from huggingface_hub import errors
+
+    def call(hub: Any) -> Headers | None:
+        try:
+            return _headers(repo, revision)
+        except errors.HfHubHTTPError:
+            raise
+        except (errors.HTTPError, OSError):  # no answer, or offline mode
+            return None
+
+    return call_hub(repo, call)
+
+
+def check(spec: ModelSpec, found: Headers, repo: str) -> None:
+    """CheckpointError names the first tensor of the spec that the files lack or hold in another shape.
+
+    A family that is only planned has no list of its tensors: there the number of parameters is compared, within SLACK,
+    unless some are quantised and packed.
+    """
+    family = BY_NAME[spec.family]
+    sources = family.sources
+    if sources is None:
+        held = sum(count for dtype, count in found.dtypes if dtype in PLAIN)
+        if spec.tied:  # some files hold the one table twice
+            held -= prod(found.shapes.get("lm_head.weight", (0,)))
+        packed = any(dtype not in PLAIN + BUFFERS for dtype, _ in found.dtypes)
+        if not packed and not SLACK[0] <= held / spec.parameters <= SLACK[1]:
+            raise CheckpointError(
+                f"{repo}: its safetensors hold {held:,} parameters, config.json describes {spec.parameters:,}"
+            )
+        return
+    table = sources(spec, "embed", "hf")["table"][0].name
+    # published names differ in whether they carry the model class's prefix, all or none
+    bare = [prefix for prefix in family.prefixes if prefix and table.removeprefix(prefix) in found.shapes]
+    prefix = bare[0] if bare and table not in found.shapes else ""
+    for part in spec.parts:
+        of_part = sources(spec, part.name, "hf")
+        for source in (source for tensor in part.tensors for source in of_part[tensor.name]):
+            name = source.name.removeprefix(prefix)
+            shape = found.shapes.get(name)
+            if shape is None:
+                raise CheckpointError(f"{repo}: tensor {name} is missing from its safetensors")
+            if shape != source.shape:
+                raise CheckpointError(
+                    f"{repo}: tensor {name} has shape {list(shape)}, config.json says {list(source.shape)}"
+                )
+
+
+def _headers(repo: str, revision: str | None) -> Headers | None:
+    from huggingface_hub import errors
+
+    def shard(file: str) -> tuple[int, dict[str, TensorInfo]]:
+        try:
+            return _header(repo, file, revision)
+        except errors.EntryNotFoundError as error:
+            raise CheckpointError(f"{repo}: {file}: missing, though {INDEX} names it") from error
+
+    try:
+        files = shards(read_range(repo, INDEX, revision, 0, LARGEST_INDEX + 1)[0], repo)
+    except errors.EntryNotFoundError:
+        try:
+            return _sum(1, _header(repo, SINGLE, revision)[1])
+        except errors.EntryNotFoundError:
+            return None
+    tensors: dict[str, TensorInfo] = {}
+    left = LARGEST_HEADERS
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for start in range(0, len(files), AT_A_TIME):  # in rounds: the sum is known before more is asked for
+            for size, some in pool.map(shard, files[start : start + AT_A_TIME]):
+                left -= size
+                tensors |= some
+            if left < 0:
+                raise CheckpointError(f"{repo}: the headers of its safetensors exceed {LARGEST_HEADERS >> 20} MiB")
+    return _sum(len(files), tensors)
+
+
+def _sum(files: int, tensors: dict[str, TensorInfo]) -> Headers:
+    dtypes: dict[str, int] = {}
+    for tensor in tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + prod(tensor.shape)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Headers(files, nbytes, tuple(sorted(dtypes.items())), shapes)
+
+
+def shards(index: bytes, repo: str, name: str = INDEX) -> tuple[str, ...]:
+    """The files that an index (of this name) names, each once, in its order."""
+    where = f"{repo}: {name}"
+    if len(index) > LARGEST_INDEX:
+        raise CheckpointError(f"{where}: larger than {LARGEST_INDEX >> 20} MiB, which no index is")
+    weights = weight_map(index, where)
+    files = tuple(dict.fromkeys(weights.values()))
+    if not 1 <= len(files) <= MOST_FILES:
+        raise CheckpointError(f"{where}: names {len(files)} files, not between 1 and {MOST_FILES}")
+    for file in files:
+        parts = file.split("/")
+        if len(file) > LONGEST_NAME or "\\" in file or not file.isprintable() or {"", ".", ".."} & set(parts):
+            raise CheckpointError(f"{where}: names {file[:80]!r}, which is no file of the repository")
+    return files
+
+
+def _header(repo: str, file: str, revision: str | None) -> tuple[int, dict[str, TensorInfo]]:
+    """(bytes of a file's header, its tensors). The format is the safetensors library's, README, "Format"."""
+    from huggingface_hub import constants
+
+    where, longest = f"{repo}: {file}", constants.SAFETENSORS_MAX_HEADER_LENGTH
+    data, total = read_range(repo, file, revision, 0, FIRST_BYTES)
+    size = int.from_bytes(data[:8], "little")
+    if len(data) >= 8 and size > longest:
+        raise CheckpointError(f"{where}: says that its header has {size} bytes; {longest} is the most")
+    if FIRST_BYTES <= len(data) < 8 + size:
+        data += read_range(repo, file, revision, len(data), 8 + size)[0]
+    if len(data) < 8 + size or len(data) < 8:
+        raise CheckpointError(f"{where}: ends before its header does")
+    entries = parse(data[8 : 8 + size], where)
+    end = 8 + size + data_bytes(entries)
+    if total is not None and total != end:
+        raise CheckpointError(f"{where}: has {total} bytes, its header describes {end}")
+    tensors = {
+        name: TensorInfo(entry.dtype, entry.shape, entry.nbytes, entry.dtype in DTYPES, where)
+        for name, entry in entries.items()
+    }
+    return 8 + size, tensors

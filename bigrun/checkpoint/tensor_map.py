@@ -1,0 +1,85 @@
+"""Where each part's tensors lie in a checkpoint, and all that its headers can tell to be wrong, before a weight is read."""
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+
+from bigrun.checkpoint.base import Checkpoint
+from bigrun.errors import CheckpointError
+from bigrun.model.families.registry import BY_NAME
+from bigrun.model.source import Source
+from bigrun.model.spec import ModelSpec, Part
+
+# What published checkpoints hold beside a model's weights: tables that the code computes anew, and the constants of
+# activations, which bigrun measures as they come.
+IGNORED = (
+    "*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias", "rope_freqs.weight",
+    "*.input_scale",
+)  # fmt: skip
+
+PartSources = Mapping[str, tuple[Source, ...]]  # canonical tensor → where its rows come from
+
+
+def find(checkpoint: Checkpoint, spec: ModelSpec) -> list[tuple[Part, PartSources]]:
+    """Every part with its sources, in the order of execution."""
+    prefix = _prefix(checkpoint, spec)
+    return [(part, _sources(prefix, checkpoint, spec, part)) for part in spec.parts]
+
+
+def check(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> None:
+    """CheckpointError with the first of the `problems`."""
+    for problem in problems(checkpoint, spec, found):
+        raise CheckpointError(problem)
+
+
+def problems(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> Iterator[str]:
+    """A line for each tensor that is missing, of another shape, unreadable, or without a place in the model."""
+    taken: set[str] = set()
+    for part, sources in found:
+        for source in (source for tensor in part.tensors for source in sources[tensor.name]):
+            taken.add(source.name)
+            info = checkpoint.tensors.get(source.name)
+            if info is None:
+                yield f"{checkpoint.where}: tensor {source.name} is missing"
+            elif info.shape != source.shape:
+                yield (
+                    f"{info.where}: tensor {source.name} has shape {list(info.shape)}, "
+                    f"the configuration says {list(source.shape)}"
+                )
+            elif not info.readable:
+                why = "without constants that fit it" if info.dtype == "F8_E4M3" else "which bigrun does not read yet"
+                yield f"{info.where}: tensor {source.name} is {info.dtype}, {why}"
+    for name in checkpoint.tensors:
+        tied = spec.tied and name in ("lm_head.weight", "output.weight")
+        if name not in taken and not tied and not any(fnmatch.fnmatch(name, pattern) for pattern in IGNORED):
+            where = checkpoint.tensors[name].where
+            yield f"{where}: tensor {name[:100]} has no place in a {spec.family} model as its configuration describes it"
+
+
+def count(spec: ModelSpec) -> int:
+    """How many tensors a checkpoint may hold, many times what the model needs: what hostile headers are held to."""
+    sources = BY_NAME[spec.family].sources
+    if sources is None:
+        return 256 + sum(8 * len(part.tensors) * max(1, spec.expert_count(part.name)) for part in spec.parts)
+    needed = sum(len(group) for part in spec.parts for group in sources(spec, part.name, "hf").values())
+    return 4 * needed + 256
+
+
+def _prefix(checkpoint: Checkpoint, spec: ModelSpec) -> str:
+    """The prefix that this checkpoint's names lack: published ones differ in whether they carry the model class's."""
+    if checkpoint.dialect != "hf":
+        return ""
+    for prefix in BY_NAME[spec.family].prefixes:
+        wanted = BY_NAME[spec.family].tensors(spec, "embed", "hf")["table"][0].name
+        if wanted.removeprefix(prefix) in checkpoint.tensors and not (prefix and wanted in checkpoint.tensors):
+            return prefix
+    return ""
+
+
+def _sources(prefix: str, checkpoint: Checkpoint, spec: ModelSpec, part: Part) -> PartSources:
+    found = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
+    if not prefix:
+        return found
+    return {
+        name: tuple(Source(s.name.removeprefix(prefix), s.shape, s.grid, s.axes) for s in sources)
+        for name, sources in found.items()
+    }

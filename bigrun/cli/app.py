@@ -1,0 +1,291 @@
+"""The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bigrun.cli.files import cache, convert, inspect_command
+from bigrun.cli.gpu import autotune
+from bigrun.cli.options import DEFAULT_MODEL, as_json, names, rig_options, run_options
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
+from bigrun.version import __version__
+
+# click 8.2 raises this for a group without a command; 8.1 prints the help by itself
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+class Group(click.Group):
+    """Errors as the project promises them: one or two lines on standard error, an exit status by whose fault it is."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except NO_ARGUMENTS as error:
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(141)
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            self._end(error)
+
+    @staticmethod
+    def _end(error: BaseException) -> None:
+        """One line on standard error, whatever names it quotes, and the exit status."""
+        if isinstance(error, BigrunError):
+            message, status = str(error), error.exit_status
+        elif isinstance(error, click.ClickException):
+            message, status = error.format_message(), 2
+        elif isinstance(error, click.Abort | KeyboardInterrupt):
+            message, status = str(error.__cause__ or error) or "interrupted", 130  # click's Abort has ours as its cause
+        else:
+            message, status = f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1
+        print(f"bigrun: {BigrunError(message)}", file=sys.stderr)
+        sys.exit(status)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="bigrun")
+def main() -> None:
+    """Run language models that are too big for your GPUs, in int8, straight from their checkpoint."""
+
+
+@main.command("plan")
+@rig_options
+@as_json
+@click.option("--prompt-tokens", type=int, metavar="P", help="Of a request's prompt. Default: 3/4 of the context.")
+@click.option(
+    "--solve", metavar="WHAT", help="context (the longest), batch (the largest), gpus (how many of the card)."
+)
+@click.option("--what-if", metavar="CHANGE", help="The plan after it, beside today's: +1xRTX4090, -1x24GB, cpu=128GB.")
+@click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
+@click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
+@click.option("--svg", metavar="FILE", help="A picture of the plan.")
+def plan_command(as_json: bool, svg: str | None, compare: str | None, **given: Any) -> None:
+    """Show what would go where, to the byte, and how fast it would be. Loads nothing.
+
+    Exit status 3 if the model does not fit.
+    """
+    from bigrun.session.dry_run import plan
+
+    for name in ("quiet", "debug"):
+        given.pop(name)
+    if compare not in (None, "accelerate"):
+        raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
+    made = plan(**_rig(given))
+    if svg:
+        _write_svg(made, svg)
+    other = _compared(made, given) if compare else None
+    if as_json:
+        print(json.dumps({**made.to_dict(), **({"accelerate": other} if compare else {})}, indent=1))
+    else:
+        _print(made, other)
+    if not made.fits:
+        raise PlanDoesNotFit(f"{made.model} does not fit: {made.hint}")
+
+
+def _write_svg(made: Any, path: str) -> None:
+    from bigrun.planning.picture import plan_svg
+
+    try:
+        Path(path).write_text(plan_svg(made), encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
+
+
+def _compared(made: Any, given: dict[str, Any]) -> Any:
+    from bigrun.loading.open import model_config
+    from bigrun.model.resolve import resolve
+    from bigrun.planning.compare import accelerate_plan
+    from bigrun.session.dry_run import planning_inputs
+
+    if any(given[name] is not None for name in ("solve", "what_if", "target")):
+        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
+    config = model_config(resolve(given["model"]), given["revision"])
+    return accelerate_plan(made, *planning_inputs(**given), config)
+
+
+@main.command()
+@rig_options
+@run_options
+@as_json
+@click.option("--plan", "plan_file", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
+@click.option("--prompt", metavar="TEXT", help="Default: standard input.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N")
+@click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
+@click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **given: Any) -> None:
+    """Continue a prompt; the text streams as it comes."""
+    sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
+    text = _prompt(prompt)
+    from bigrun.session.preflight import check_generation
+
+    check_generation(max_new_tokens, sampling)  # before a long load, not after it
+    with _runner(given) as runner:
+        stream = runner.stream(text, max_new_tokens, raw, **sampling)
+        pieces = []
+        for piece in stream:
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+        stats = stream.stats
+        if as_json:
+            print(
+                json.dumps({"text": "".join(pieces), "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
+            )
+            return
+        print()
+        if not given.get("quiet") and sys.stderr.isatty():
+            rate = stats.new_tokens / stats.decode_seconds if stats.decode_seconds else 0.0
+            print(f"[{stats.prompt_tokens} + {stats.new_tokens} tokens, {rate:.1f} tokens/s]", file=sys.stderr)
+
+
+@main.command()
+@rig_options
+@run_options
+@as_json
+@click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P")
+@click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N")
+@click.option("--learn", is_flag=True, help="Keep what this run took, for the predictions of later plans on this host.")
+def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **given: Any) -> None:
+    """Measure a run: prefill and decode speed, load time, memory, and the bandwidth reached beside this host's."""
+    from bigrun.devices.host_file import learning_path
+    from bigrun.measure.bench import measure
+
+    if given.pop("context") is not None:
+        raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
+
+    def open_runner(context: int, prompt: int) -> Any:
+        return _runner({**given, "context": context, "prompt_tokens": prompt})
+
+    path = None
+    if learn:
+        from bigrun.measure.learning import known
+
+        path = learning_path(given["host"])
+        known(path)  # before a long load, not after it
+    report = measure(open_runner, prompt_tokens, new_tokens, given["batch"], path)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        from bigrun.measure.bench import describe
+
+        print(describe(report))
+
+
+@main.group("eval")
+def evaluate() -> None:
+    """How good the model still is."""
+
+
+@evaluate.command("perplexity")
+@rig_options
+@run_options
+@as_json
+@click.option("--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text.")
+@click.option("--window", type=int, default=512, show_default=True, metavar="W", help="Tokens at a time.")
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="The first N tokens of the text. Default: all.")
+@click.option("--against", type=click.Choice(["16bit"]), help="Compare with the checkpoint's own values in float32.")
+def perplexity_command(
+    as_json: bool, text: Path, window: int, tokens: int | None, against: str | None, **given: Any
+) -> None:
+    """Perplexity on a text, and the distance from 16 bits."""
+    from bigrun.measure.evaluate import describe, perplexity
+
+    if given.pop("context") is not None:
+        raise CallError("--context: the context of eval is --window")
+
+    def open_runner(context: int, **more: Any) -> Any:
+        cache = None if "weights" in more else given["cache"]  # which keeps int8
+        return _runner({**given, "cache": cache, "context": context, **more})
+
+    report = perplexity(open_runner, text, window, tokens, against is not None)
+    print(json.dumps(report) if as_json else describe(report))
+
+
+@main.command()
+@as_json
+@click.option(
+    "--host", type=click.Path(path_type=Path), metavar="FILE", help="Where to keep it. Default: a cache folder."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def info(as_json: bool, host: Path | None, debug: bool) -> None:
+    """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
+    from bigrun.measure.info import describe, gather
+
+    found = gather(host)
+    print(json.dumps(found) if as_json else describe(found))
+
+
+for command in (convert, cache, inspect_command, autotune):
+    main.add_command(command)
+
+
+def _rig(given: dict[str, Any]) -> dict[str, Any]:
+    """The shared options as `plan` and `Runner` take them."""
+    given["skip"] = names(given["skip"])
+    if given["max_memory"] is not None:
+        form = 'write {"0": "24GB", "cpu": "64GB"}'
+        try:
+            given["max_memory"] = json.loads(given["max_memory"])
+        except (ValueError, RecursionError) as error:
+            raise CallError(f"--max-memory: not JSON; {form}") from error
+        if not isinstance(given["max_memory"], dict):
+            raise CallError(f"--max-memory: not an object; {form}")
+    return given
+
+
+def _runner(given: dict[str, Any]) -> Any:
+    from bigrun.session.runner import Runner
+
+    arguments = _rig(dict(given))
+    arguments.pop("debug")
+    if arguments["cache"] is None and arguments["weights"] == "int8":
+        arguments["cache"] = os.environ.get("BIGRUN_CACHE") or None
+    model, plan_file = arguments.pop("model"), arguments.pop("plan_file", None)
+    if plan_file is not None:
+        from bigrun.planning.plan import Plan
+
+        arguments["plan"] = Plan.load(plan_file)
+        model = None if model == DEFAULT_MODEL else model  # the plan names its model
+    return Runner(model, progress=not arguments.pop("quiet"), **arguments)
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise CallError("no prompt: give --prompt TEXT, or text on standard input")
+        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if not prompt.strip():
+        raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
+    return prompt
+
+
+def _print(made: Any, other: Any) -> None:
+    from rich.console import Console
+
+    from bigrun.planning.report import compared_view, plan_view
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(plan_view(made, console.width))
+    if other is not None:
+        console.print(compared_view(other))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The command that is for GPUs alone."""
+
+import json
+import sys
+
+import click
+
+from bigrun.cli.options import as_json, debug, quiet
+
+
+@click.command()
+@as_json
+@click.option(
+    "--gpu", "number", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N", help="cuda:N."
+)
+@quiet
+@debug
+def autotune(as_json: bool, number: int, quiet: bool, debug: bool) -> None:
+    """Measure this card's kernels and keep the best tiles for later runs on such a card. Takes minutes."""
+    from bigrun.measure.autotune import autotune as run
+
+    def told(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    found = run(number, told)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['card']}: prompts {found['table']['prefill']}; tiles kept in {found['file']}")

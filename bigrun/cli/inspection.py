@@ -1,0 +1,230 @@
+"""`bigrun inspect`: what a checkpoint holds and what is wrong with it, from its headers alone. No weight is read."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.tensor_map import find, problems
+from bigrun.errors import BigrunError, CallError, CheckpointError
+from bigrun.model.families.registry import BY_NAME, spec_from_config
+from bigrun.model.layout import Layout
+from bigrun.model.resolve import Model, resolve
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.ledger import Ledger
+from bigrun.planning.options import make_options
+from bigrun.sizes import format_size
+
+MOST_PROBLEMS = 20
+UNKNOWN = 8192  # tensors that are looked at of a model whose configuration does not say what it is
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`dtypes`: name → parameters; `bytes` of tensors in the files; `int8_bytes` as bigrun would hold them; `problems` in
+    the order in which a load would meet them."""
+
+    path: str
+    format: str
+    family: str | None
+    parameters: int | None
+    context_tokens: int | None
+    dtypes: dict[str, int]
+    tensors: int
+    files: dict[str, int]
+    bytes: int
+    int8_bytes: int | None
+    tokenizer: str
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect(path: str, revision: str | None = None) -> Inspection:
+    """What a folder, a .gguf file, a catalog name or a hub id holds. CallError where there is nothing of that name; whatever
+    else is wrong is among the problems."""
+    model = resolve(path)
+    if model.folder is None and model.gguf is None:
+        return _of_hub(model, path, revision)
+    wrong: list[str] = []
+    checkpoint, spec = _open(model, wrong)
+    files: dict[str, int] = {}
+    tensors: Any = {}
+    if checkpoint is not None:
+        try:
+            tensors = checkpoint.tensors
+            files = {file.name: file.stat().st_size for file in _files(checkpoint)}
+        except BigrunError as error:
+            wrong.append(str(error))
+        except OSError as error:
+            wrong.append(f"{error.filename}: cannot be read: {error.strerror}")
+    if spec is not None and checkpoint is not None and tensors:
+        wrong += _unfit(checkpoint, spec)
+    if model.folder is not None and checkpoint is not None and hasattr(checkpoint, "manifest"):
+        wrong += _missing_parts(checkpoint, spec)
+    tokenizer = _tokenizer(model, checkpoint, wrong)
+    dtypes: Counter[str] = Counter()
+    for info in tensors.values():
+        dtypes[info.dtype] += prod(info.shape)
+    return Inspection(
+        path=path,
+        format=_format(checkpoint),
+        family=spec.family if spec else None,
+        parameters=spec.parameters if spec else None,
+        context_tokens=spec.context_limit if spec else None,
+        dtypes=dict(sorted(dtypes.items())),
+        tensors=len(tensors),
+        files=files,
+        bytes=sum(info.nbytes for info in tensors.values()) or sum(files.values()),
+        int8_bytes=_int8_bytes(spec),
+        tokenizer=tokenizer,
+        problems=tuple(dict.fromkeys(wrong)),
+    )
+
+
+def _of_hub(model: Model, path: str, revision: str | None) -> Inspection:
+    """A hub model, by its configuration and the headers of its files; nothing of its weights is fetched."""
+    from bigrun.checkpoint.hub.download import needed
+    from bigrun.checkpoint.hub.headers import headers
+    from bigrun.loading.open import model_spec
+
+    if model.repo is None:
+        raise CallError(f"{path}: a name for planning alone; there are no files to look into")
+    wanted = needed(model.repo, revision)
+    wrong: list[str] = []
+    spec, found = None, None
+    try:
+        spec = model_spec(model, wanted.commit)
+        found = headers(model.repo, wanted.commit)
+    except CheckpointError as error:
+        wrong.append(str(error))
+    names = [name for name, _ in wanted.files]
+    return Inspection(
+        path=path,
+        format=f"{wanted.weights} on the hub, commit {wanted.commit[:12]}",
+        family=spec.family if spec else None,
+        parameters=spec.parameters if spec else None,
+        context_tokens=spec.context_limit if spec else None,
+        dtypes=dict(found.dtypes) if found else {},
+        tensors=len(found.shapes) if found else 0,
+        files={name: size for name, size in wanted.files if name.endswith((".safetensors", ".bin"))},
+        bytes=found.bytes if found else 0,
+        int8_bytes=_int8_bytes(spec),
+        tokenizer="tokenizer.json" if "tokenizer.json" in names else "none",
+        problems=tuple(wrong),
+    )
+
+
+def _open(model: Model, wrong: list[str]) -> tuple[Checkpoint | None, ModelSpec | None]:
+    """The checkpoint and its spec, as far as they can be had."""
+    from bigrun.loading.open import open_checkpoint, open_files
+
+    try:
+        return open_checkpoint(model)
+    except CheckpointError as error:
+        wrong.append(str(error))
+    try:
+        checkpoint = open_files(model)
+    except CheckpointError:
+        return None, None
+    if hasattr(checkpoint, "most_tensors"):
+        checkpoint.most_tensors = UNKNOWN
+    try:
+        return checkpoint, spec_from_config(checkpoint.config, model.name, checkpoint.where)
+    except CheckpointError:
+        return checkpoint, None
+
+
+def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
+    if BY_NAME[spec.family].sources is None:
+        return [f"{checkpoint.where}: models of the family {spec.family} can be planned but not run yet"]
+    found = list(problems(checkpoint, spec, find(checkpoint, spec)))
+    if len(found) > MOST_PROBLEMS:
+        found = [*found[:MOST_PROBLEMS], f"and {len(found) - MOST_PROBLEMS} more"]
+    return found
+
+
+def _missing_parts(checkpoint: Any, spec: ModelSpec | None) -> list[str]:
+    """Parts that a conversion lacks, by the manifest and by the configuration, and files that cannot be what they should."""
+    from bigrun.loading.part_file import UNSUMMED, file_name, header
+
+    folder, manifest = Path(checkpoint.folder), checkpoint.manifest
+    layouts = _layouts(spec, manifest.storage) if spec is not None else {}
+    names = [name for name, layout in layouts.items() if layout.arrays] or list(manifest.parts)
+    found = [f"{folder}: its manifest has no part {name}" for name in names if name not in manifest.parts]
+    gone = [name for name in names if not (folder / file_name(name)).is_file()]
+    if gone:
+        found.append(f"{folder}: the conversion was not finished: {len(gone)} parts are missing, {gone[0]} first")
+    for name in names:
+        path = folder / file_name(name)
+        if name in layouts and name not in gone:
+            expected = len(header(layouts[name], "0" * 32, UNSUMMED)) + layouts[name].nbytes
+            if path.stat().st_size != expected:
+                found.append(f"{path}: damaged: it has {path.stat().st_size} bytes, not {expected}")
+    return found[:MOST_PROBLEMS]
+
+
+def _files(checkpoint: Any) -> list[Path]:
+    if hasattr(checkpoint, "manifest"):
+        return sorted(Path(checkpoint.folder).glob("*.safetensors"))
+    return list(checkpoint.paths)
+
+
+def _format(checkpoint: Checkpoint | None) -> str:
+    names = {
+        "SafetensorsCheckpoint": "safetensors", "TorchCheckpoint": "torch", "GgufCheckpoint": "GGUF",
+        "ConvertedCheckpoint": "int8 conversion",
+    }  # fmt: skip
+    return "unknown" if checkpoint is None else names[type(checkpoint).__name__]
+
+
+def _tokenizer(model: Model, checkpoint: Any, wrong: list[str]) -> str:
+    """What the tokenizer is, or why it cannot be read."""
+    from bigrun.text.tokenizer import Tokenizer
+
+    if checkpoint is None:
+        return "unknown"
+    try:
+        metadata = getattr(checkpoint, "metadata", None)
+        if metadata is None and not (Path(checkpoint.folder) / "tokenizer.json").exists():
+            return "none (text cannot be generated; bench runs without)"
+        found = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(checkpoint.folder)
+    except BigrunError as error:
+        wrong.append(str(error))
+        return "unreadable"
+    chat = "with a chat template" if found.chat_template else "no chat template"
+    return f"{found.vocab_size} tokens, {chat}"
+
+
+def _int8_bytes(spec: ModelSpec | None) -> int | None:
+    if spec is None:
+        return None
+    return sum(layout.nbytes for layout in _layouts(spec, {}).values())
+
+
+def _layouts(spec: ModelSpec, storage: Mapping[str, Any]) -> dict[str, Layout]:
+    options = make_options(spec, None, 1, "int8", storage.get("head", "int8"), tuple(storage.get("skip", ())), "16bit")
+    return Ledger(spec, options).layouts
+
+
+def describe(found: Inspection) -> str:
+    """For a person."""
+    rows = {"path": found.path, "format": found.format}
+    if found.family is not None:
+        size = f"{found.parameters / 1e9:.3g} billion parameters" if found.parameters else ""
+        rows["model"] = f"{found.family}, {size}, {found.context_tokens} tokens of context"
+    if found.dtypes:
+        held = ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items())
+        rows["tensors"] = f"{found.tensors}, of {held}"
+    rows["files"] = f"{len(found.files)}, {format_size(sum(found.files.values()))}"
+    if found.int8_bytes is not None:
+        rows["in int8"] = format_size(found.int8_bytes)
+    rows["tokenizer"] = found.tokenizer
+    lines = [str(BigrunError(f"{name:10} {text}")) for name, text in rows.items()]
+    if not found.problems:
+        return "\n".join([*lines, "problems   none that its headers show"])
+    return "\n".join([*lines, "problems", *(f"  {BigrunError(problem)}" for problem in found.problems)])

@@ -1,0 +1,142 @@
+"""The rig of the user's options: described, read from a file, or probed from this host."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from bigrun.devices.cards import GB, TERA
+from bigrun.devices.host_file import Host, known_host
+from bigrun.devices.probe import available_memory, probe_gpus
+from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, gpu_rates
+from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates, parse_gpus
+from bigrun.devices.rig_file import read_rig
+from bigrun.errors import CallError
+from bigrun.sizes import format_size, parse_size
+
+
+def make_rig(
+    gpus: str | None = None,
+    cpu: str | int | None = None,
+    disk: str | int | None = None,
+    max_memory: Mapping[int | str, str | int] | None = None,
+    virtual: bool = False,
+    rig: str | Path | None = None,
+    host: str | Path | None = None,
+) -> Rig:
+    """The rig of the options --gpus, --cpu, --disk, --max-memory, --virtual, --rig FILE and --host FILE; what is left out
+    is probed or empty."""
+    known, note = known_host(host)
+    if rig is not None:
+        if any(option is not None for option in (gpus, cpu, disk, max_memory)):
+            raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")
+        if not isinstance(rig, str | Path):
+            raise CallError(f"--rig: {rig!r:.40} is not the path of a file")
+        return _with_host(read_rig(Path(rig), virtual), known, note)
+    if max_memory is not None:
+        if gpus is not None or cpu is not None or disk is not None:
+            raise CallError("--max-memory already names every device; leave out --gpus, --cpu and --disk")
+        return _with_host(_from_max_memory(max_memory, virtual), known, note)
+    assumptions = []
+    if gpus is None:
+        if virtual:
+            raise CallError("--virtual needs --gpus: say which GPUs to imagine, as in --gpus 2x60MB --virtual")
+        found = _probed()
+        if found:
+            assumptions.append(f"{len(found)} GPU(s) found here, their free memory less a reserve of 5 %")
+    else:
+        found = parse_gpus(gpus, virtual)
+    if cpu is None:
+        budget, reserve = available_memory()
+        assumptions.append(
+            f"cpu: {format_size(budget)}, this host's available memory less {format_size(reserve)} (--cpu sets it)"
+        )
+    else:
+        budget = parse_size(cpu, "--cpu")
+    devices = [*found, Device("cpu", "cpu", budget, ASSUMED_CPU)]
+    if disk is not None:
+        devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
+    return _with_host(Rig(tuple(devices), tuple(assumptions)), known, note)
+
+
+def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> Rig:
+    """accelerate's max_memory: a device that is not named holds nothing."""
+    if not isinstance(budgets, Mapping):
+        raise CallError('--max-memory: give an object, such as {"0": "24GB", "cpu": "64GB"}')
+    gpus: dict[int, Device] = {}
+    seen: set[str] = set()
+    cpu, disk = Device("cpu", "cpu", 0, ASSUMED_CPU), None
+    for key, value in budgets.items():
+        what = f"--max-memory {key!r:.40}" if isinstance(key, str) else "--max-memory"
+        size = parse_size(value, what)
+        name = key if isinstance(key, str) else f"cuda:{key}" if type(key) is int and 0 <= key < MOST_GPUS else ""
+        if number := re.fullmatch(r"(?:cuda:)?([0-9]{1,4})", name, re.ASCII):
+            name = f"cuda:{int(number[1])}"
+        if name in seen:
+            raise CallError(f"{what}: {name} is named twice")
+        seen.add(name)
+        if name == "cpu":
+            cpu = replace(cpu, budget_bytes=size)
+        elif name == "disk":
+            disk = Device("disk", "disk", size, disk_rates(ASSUMED_DISK))
+        elif number and int(number[1]) < MOST_GPUS:
+            gpus[int(number[1])] = Device(name, "gpu", size, ASSUMED_GPU, virtual)
+        else:
+            raise CallError(f"{what}: not a device; the keys are GPU numbers, 'cpu' and 'disk'")
+    cards = [gpus[number] for number in sorted(gpus) if gpus[number].budget_bytes]
+    return Rig((*cards, cpu, *([disk] if disk else [])))
+
+
+def _probed() -> tuple[Device, ...]:
+    devices = []
+    for number, (budget, known, link) in enumerate(probe_gpus()):
+        rates = gpu_rates(known) if known else ASSUMED_GPU
+        rates = replace(rates, link=link or rates.link, source=f"probed: {rates.source}")
+        devices.append(Device(f"cuda:{number}", "gpu", budget, rates, label=known.name if known else ""))
+    return tuple(devices)
+
+
+def _with_host(rig: Rig, host: Host | None, note: str) -> Rig:
+    """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed."""
+    devices, assumed, measured = [], list(rig.assumptions), list(rig.measured)
+    cpu = next((d.rates for d in rig.devices if d.kind == "cpu" and d.rates is not ASSUMED_CPU), None)
+    if cpu is None and host is not None:
+        measured.append(host.says)
+    elif cpu is None:
+        assumed.append(f"cpu: weights {ASSUMED_CPU.read / GB:.0f} GB/s, not measured: `bigrun info` measures this host")
+    cpu = cpu or (host.rates() if host else ASSUMED_CPU)
+    copies = dict(host.copies) if host else {}
+    for device in rig.devices:
+        rates = device.rates
+        if device.kind == "cpu":
+            rates = cpu
+        elif device.kind == "gpu" and gpu_is_here(device, copies):
+            rates = replace(rates, link=copies[device.name])
+        elif device.kind == "disk" and rates.source == "assumed" and host and host.disk_bytes_per_s:
+            rates = disk_rates(host.disk_bytes_per_s, f"measured on {host.measured_on}")
+        devices.append(replace(device, rates=rates))
+    if any(device.rates == ASSUMED_GPU for device in devices):
+        assumed.append(f"a GPU known by its size alone reads {ASSUMED_GPU.read / GB:.0f} GB/s behind a 12 GB/s link")
+    cards = [device for device in devices if device.kind == "gpu" and device.rates != ASSUMED_GPU]
+    if any(device.rates.source.endswith("assumed") for device in cards):
+        assumed.append(
+            f"what is not known of a GPU is guessed: weights {ASSUMED_GPU.read / GB:.0f} GB/s, "
+            f"{ASSUMED_GPU.int8 / TERA:.0f} T int8 multiply-adds/s, a 12 GB/s link"
+        )
+    if any(not device.rates.source.endswith(": assumed") for device in cards):
+        assumed.append("kernels on a card reach 80 % of its bandwidth and 60 % of its rates as published")
+    if any(device.virtual for device in devices):
+        assumed.append("virtual GPUs are predicted as if they were there; here the CPU computes for them")
+    disk = next((d for d in devices if d.kind == "disk"), None)
+    if disk is not None:
+        (assumed if disk.rates.source == "assumed" else measured).append(f"disk: {disk.rates.read / GB:.2g} GB/s")
+    if note:
+        assumed.append(note)
+    read = disk.rates.read if disk is not None else (host and host.disk_bytes_per_s) or ASSUMED_DISK
+    load = min(read, (host and host.conversion_bytes_per_s) or ASSUMED_CONVERSION)
+    return Rig(tuple(devices), tuple(assumed), tuple(measured), load)
+
+
+def gpu_is_here(device: Device, copies: Mapping[str, float]) -> bool:
+    """Whether a link was measured for this device: a card that was described is not the one that was measured."""
+    return device.rates.source.startswith("probed") and device.name in copies

@@ -1,0 +1,149 @@
+"""What this process and this host are doing: memory in use, and how fast it reads, multiplies and copies."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def host_bytes() -> int:
+    """This process's anonymous and shared memory (RssAnon + RssShmem), in bytes. Mapped files are the page cache's."""
+    with open("/proc/self/status") as status:
+        return 1024 * sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem")))
+
+
+def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
+    """Start sampling; the returned function stops and gives the peak of `host_bytes`."""
+    peak, done = host_bytes(), threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(every_seconds):
+            peak = max(peak, host_bytes())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+
+    def stop() -> int:
+        done.set()
+        thread.join()
+        return max(peak, host_bytes())
+
+    return stop
+
+
+def multiply_rate(rounds: int = 5) -> float:
+    """Products/s of an activation and an int8 weight that all threads together reach in the exact mode, from the cache."""
+    from bigrun_kernels.cpu import isa, threads
+
+    threads.prepare()
+    import numba
+
+    from bigrun_kernels.cpu.roof import multiply
+
+    team = numba.get_num_threads()
+    form = isa.NUMBERS[isa.current()]
+    multiply(form, team, 10)
+    rates = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        done = multiply(form, team, 3000)
+        rates.append(done / (time.perf_counter() - start))
+    return max(rates)
+
+
+def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
+    """Bytes/s that all threads together read from memory: the best of some passes over more than the caches hold."""
+    import numpy as np
+
+    from bigrun.devices.host_memory import HostMemory
+    from bigrun_kernels.cpu import threads
+
+    threads.prepare()
+    from bigrun_kernels.cpu.roof import read_all
+
+    data = HostMemory("cpu", nbytes).take(nbytes, "workspace", "the bandwidth measurement").view(np.int64)
+    data[:] = 1
+    read_all(data[:4096])
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        read_all(data)
+        times.append(time.perf_counter() - start)
+    return nbytes / min(times)
+
+
+def wide_rate(rounds: int = 3) -> float:
+    """Multiply-adds/s of a prompt with 16-bit weights: the kernel that --weights 16bit runs, from the cache."""
+    import numpy as np
+
+    from bigrun_kernels.cpu import threads
+
+    threads.prepare()
+    from bigrun_kernels.cpu.float_dot import linear_float
+
+    rows, columns, tokens = 256, 1024, 64
+    x = np.ones((tokens, columns), np.float32)
+    weights, out = np.full((rows, columns), 0x3C00, np.uint16), np.empty((tokens, rows), np.float32)
+    arguments = (x, weights, False, np.empty(0, np.float32), out, False)
+    linear_float(*arguments)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(4):
+            linear_float(*arguments)
+        times.append((time.perf_counter() - start) / 4)
+    return rows * columns * tokens / min(times)
+
+
+def disk_bandwidth(folder: Path, nbytes: int = 256 * 2**20) -> float:
+    """Bytes/s that a file in this folder is read with, from the disk and not from the page cache; 0 where the folder
+    cannot hold it. The file is written first, and removed."""
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix="bigrun-disk-")
+    except OSError:
+        return 0.0
+    try:
+        piece = os.urandom(2**20)
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            for _ in range(nbytes // len(piece)):
+                file.write(piece)
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(name, "rb", buffering=0) as file:
+            buffer = bytearray(8 * 2**20)
+            start = time.perf_counter()
+            while file.readinto(buffer):
+                pass
+            return nbytes / (time.perf_counter() - start)
+    except OSError:
+        return 0.0
+    finally:
+        os.unlink(name)
+
+
+def copy_bandwidths(nbytes: int = 128 * 2**20) -> dict[str, float]:
+    """GPU → bytes/s of a copy to it from pinned memory; empty without GPUs."""
+    from bigrun.devices.probe import probe_gpus
+
+    found = probe_gpus()
+    if not found:
+        return {}
+    import torch
+
+    source = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    rates = {}
+    for number in range(len(found)):
+        target = torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
+        times = []
+        for _ in range(4):
+            torch.cuda.synchronize(number)
+            start = time.perf_counter()
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize(number)
+            times.append(time.perf_counter() - start)
+        rates[f"cuda:{number}"] = nbytes / min(times)
+        del target
+    return rates

@@ -1,0 +1,119 @@
+"""What this host has to give: memory that is free (not that is there), within its control groups, and its GPUs."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigrun.devices.cards import GB, Card, find
+from bigrun.devices.links import LINKS
+from bigrun.errors import RunError
+
+GPU_SHARE = 0.95  # of a card's free memory: the driver and other processes take a little more at any time
+HOST_RESERVE = 2 * GB  # kept from the host's available memory, or a tenth of it if that is less
+QUERY = ("uuid", "name", "pcie.link.gen.max", "pcie.link.width.current")
+UNLIMITED = 2**60  # version 1 of control groups writes a number of this size where there is no limit
+
+
+def available_memory() -> tuple[int, int]:
+    """(budget, reserve) in bytes: what this host, or its control group, has available, less a tenth (2 GB at most)."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    limit = cgroup_headroom()
+    if limit is not None:
+        available = min(available, limit)
+    reserve = min(HOST_RESERVE, available // 10)
+    return available - reserve, reserve
+
+
+def cgroup_headroom(root: str = "/sys/fs/cgroup") -> int | None:
+    """Bytes that this process may still take under its control group and those above it; None if unlimited.
+
+    Versions 2 and 1 (Linux, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst). A group's file cache is
+    counted as free: it goes when memory is asked for.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    rooms = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            rooms += _rooms(Path(root), path.strip(), ("memory.max", "memory.current", "inactive_file "))
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+            rooms += _rooms(Path(root, "memory"), path.strip(), names)
+    return max(0, min(rooms)) if rooms else None
+
+
+def _rooms(root: Path, path: str, names: tuple[str, str, str]) -> list[int]:
+    """What is left in a group and in each above it that has a limit."""
+    rooms = []
+    folder = Path(f"{root}{path}")
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            limit = (group / names[0]).read_text().strip()
+            used = int((group / names[1]).read_text())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit() and int(limit) < UNLIMITED:
+            rooms.append(int(limit) - max(0, used - _cached(group, names[2])))
+    return rooms
+
+
+def _cached(group: Path, name: str) -> int:
+    """Bytes of a group's inactive file cache."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
+
+
+def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
+    """The CUDA devices of this host: (budget in bytes, its card if the table has it, bytes/s of its slot if the driver
+    tells). Without a driver torch is not even imported."""
+    if not any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg"))):  # the last is WSL2's
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    slots = driver_slots()
+    found = []
+    for number in range(torch.cuda.device_count()):
+        try:
+            free, _ = torch.cuda.mem_get_info(number)
+            properties: Any = torch.cuda.get_device_properties(number)
+        except RuntimeError as error:  # held by another process alone, or failed
+            why = str(error).partition("\n")[0][:100]
+            raise RunError(f"cuda:{number} does not answer: {why}; --gpus none leaves the GPUs out") from error
+        link = slots.get(str(getattr(properties, "uuid", "")))
+        found.append((int(free * GPU_SHARE), find(properties.name, properties.total_memory), link))
+    return tuple(found)
+
+
+def driver_slots() -> Mapping[str, float]:
+    """UUID of a card (without "GPU-") → bytes/s of its PCIe slot, as far as the driver's nvidia-smi tells."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return read_slots(answer.stdout)
+
+
+def read_slots(text: str) -> Mapping[str, float]:
+    """nvidia-smi's lines of QUERY; those that say nothing of the slot ("[N/A]") are left out."""
+    found = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == len(QUERY) and (slot := LINKS.get(f"pcie{fields[2]}x{fields[3]}")):
+            found[fields[0].removeprefix("GPU-")] = slot.usable
+    return found

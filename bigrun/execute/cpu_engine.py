@@ -1,0 +1,104 @@
+"""The engine of the CPU, and of virtual GPUs, which are the CPU under another budget."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bigrun.execute.block_weights import BlockWeights
+from bigrun.execute.compiled import CompiledBlocks, compilable
+from bigrun.execute.engine import Arithmetic, Batch, Ends
+from bigrun.execute.forward import BlockCache, StepArrays, rope_frequencies, rotation, run_block, run_head
+from bigrun.model.families.opt import POSITION_OFFSET
+from bigrun.model.spec import ModelSpec
+from bigrun_kernels.ops import CpuOps, Ops
+
+
+class HostEngine:
+    """Blocks and ends of a model on one device of host memory."""
+
+    def __init__(
+        self, spec: ModelSpec, ops: Ops, arithmetic: Arithmetic, work: Mapping[str, Any], ends: Ends,
+        blocks: Mapping[int, BlockWeights], caches: Mapping[int, BlockCache],
+    ):  # fmt: skip
+        self.spec, self.ops, self.arithmetic, self.work, self.ends = spec, ops, arithmetic, work, ends
+        self.blocks, self.caches = blocks, caches
+        self.compiled = self._compile(ops) if isinstance(ops, CpuOps) else {}
+        rope = spec.blocks[0].rope
+        self._frequencies = rope_frequencies(rope) if rope else None
+        self._batch: Batch
+        self._step: StepArrays
+
+    def _compile(self, ops: CpuOps) -> dict[int, tuple[int, CompiledBlocks]]:
+        """First block → (stop, run) of consecutive equal blocks that one compiled call can take."""
+        runs: dict[int, tuple[int, CompiledBlocks]] = {}
+        numbers = sorted(self.blocks)
+        done = -1
+        for first in numbers:
+            if first < done or not compilable(self.blocks[first]):
+                continue
+            stop = first + 1
+            while (
+                stop in self.blocks
+                and compilable(self.blocks[stop])
+                and self.spec.blocks[stop] == self.spec.blocks[first]
+            ):
+                stop += 1
+            weights, caches = [self.blocks[i] for i in range(first, stop)], [self.caches[i] for i in range(first, stop)]
+            runs[first] = stop, CompiledBlocks(ops, self.spec.blocks[first], weights, caches, self.work)
+            done = stop
+        return runs
+
+    @property
+    def x(self) -> np.ndarray:
+        x: np.ndarray = self.work["x"][: len(self._batch.ids)]
+        return x
+
+    def begin(self, batch: Batch, tables: np.ndarray) -> None:
+        self._batch = batch
+        turn = None if self._frequencies is None else rotation(self._frequencies, batch.positions)
+        mode = self.arithmetic.mode(batch.phase)
+        self._step = StepArrays(
+            batch.positions, batch.sequences, batch.slots, tables, turn, mode, self.arithmetic.threshold
+        )
+
+    def embed(self) -> None:
+        x, ends, batch = self.x, self.ends, self._batch
+        assert ends.table is not None, "the embedding is here"
+        self.ops.lookup(batch.ids, ends.table, x)
+        if ends.positions is not None:
+            x += ends.positions[batch.positions + POSITION_OFFSET]
+        if ends.embed_norm is not None:
+            self.ops.norm(x, ends.embed_norm.weight, ends.embed_norm.bias, self.spec.blocks[0].norm_eps, x)
+
+    def run(self, first: int, stop: int) -> None:
+        x, i = self.x, first
+        while i < stop:
+            if self._step.mode == "exact" and i in self.compiled and self.compiled[i][0] <= stop:
+                i, compiled = self.compiled[i]
+                compiled.run(x, self._step)
+                continue
+            run_block(self.ops, self.spec.blocks[i], self.blocks[i], self._step, self.caches[i], self.work, x)
+            i += 1
+
+    def logits(self) -> np.ndarray:
+        rows, x, ends = self._batch.rows, self.x, self.ends
+        assert ends.norm is not None, "the norm is here"
+        assert ends.head is not None, "and the head"
+        result = np.empty((len(rows), self.spec.vocab), np.float32)
+        held = len(self.work["logits"])
+        for start in range(0, len(rows), held):
+            wanted = np.ascontiguousarray(x[rows[start : start + held]])
+            out = self.work["logits"][: len(wanted)]
+            run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, wanted, self.work, out)
+            result[start : start + len(wanted)] = out
+        return result
+
+    def give(self) -> np.ndarray:
+        return self.x
+
+    def take(self, x: np.ndarray) -> None:
+        self.x[:] = x
+
+    def close(self) -> None:
+        """Its arrays go with it."""

@@ -1,0 +1,96 @@
+"""From a resolved model to its open checkpoint and its spec, fetching from the hub where that is what it takes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.hub.headers import check, headers
+from bigrun.checkpoint.hub.hub import config
+from bigrun.checkpoint.tensor_map import count
+from bigrun.model.families.registry import spec_from_config
+from bigrun.model.resolve import Model
+from bigrun.model.spec import ModelSpec
+
+
+def open_checkpoint(
+    model: Model, revision: str | None = None, fetched: Callable[[], Path] | None = None
+) -> tuple[Checkpoint, ModelSpec]:
+    """The checkpoint, with nothing of its weights read, and the spec of its configuration.
+
+    `fetched` gives the folder of a hub model, fetching what is missing; without it that happens in silence.
+    """
+    if model.folder is None and model.gguf is None:
+        from bigrun.checkpoint.hub.download import fetch
+
+        model = replace(model, folder=fetch(model, revision) if fetched is None else fetched())
+    checkpoint = open_files(model)
+    where = str(model.gguf) if model.folder is None else str(model.folder / "config.json")
+    spec = spec_from_config(checkpoint.config, model.name, where)
+    if hasattr(checkpoint, "most_tensors"):
+        checkpoint.most_tensors = count(spec)
+    return checkpoint, spec
+
+
+def open_files(model: Model) -> Checkpoint:
+    """A file, or a folder by what it holds: bigrun's own conversion, safetensors, or torch's files."""
+    from bigrun.checkpoint.formats import safetensors, torch_bin
+    from bigrun.checkpoint.formats.gguf import GgufCheckpoint
+    from bigrun.loading.manifest import is_conversion
+
+    folder = model.folder
+    if folder is None:
+        assert model.gguf is not None, "what a hub has is fetched first"
+        return GgufCheckpoint(model.gguf)
+    if is_conversion(folder):
+        from bigrun.loading.conversion_folder import ConvertedCheckpoint
+
+        return ConvertedCheckpoint(folder)
+    if not _has(folder, safetensors) and _has(folder, torch_bin):
+        return torch_bin.TorchCheckpoint(folder)
+    return safetensors.SafetensorsCheckpoint(folder)
+
+
+def _has(folder: Path, form: Any) -> bool:
+    """Whether there are files of a format: a module's INDEX or SINGLE."""
+    return any((folder / name).exists() for name in (form.INDEX, form.SINGLE))
+
+
+def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
+    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's from its config.json.
+
+    Where the hub answers, the headers of a hub id's safetensors must agree with its config.json.
+    """
+    if model.folder is None and model.entry is not None and (model.repo or not model.gguf):
+        return replace(model.entry.spec(), name=model.name)
+    if model.repo is not None:
+        from bigrun.checkpoint.formats.safetensors import read_json
+
+        path, reached = config(model.repo, revision)
+        spec = spec_from_config(read_json(path), model.name, f"{model.repo}: config.json")
+        found = headers(model.repo, revision) if reached else None
+        if found is None:
+            return spec
+        check(spec, found, model.repo)
+        return replace(spec, checkpoint_bytes=found.bytes)
+    if model.folder is not None:
+        from bigrun.checkpoint.formats.safetensors import read_json
+
+        where = model.folder / "config.json"
+        return spec_from_config(read_json(where), model.name, str(where))
+    return open_checkpoint(model)[1]
+
+
+def model_config(model: Model, revision: str | None = None) -> Mapping[str, Any]:
+    """The Hugging Face configuration that a model's spec is read from."""
+    from bigrun.checkpoint.formats.safetensors import read_json
+
+    if model.entry is not None and model.folder is None:
+        return model.entry.config
+    if model.folder is not None:
+        found: Mapping[str, Any] = read_json(model.folder / "config.json")
+        return found
+    if model.repo is not None:
+        return read_json(config(model.repo, revision)[0])
+    return open_checkpoint(model)[0].config

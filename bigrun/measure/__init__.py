@@ -1,0 +1,1 @@
+"""Measurements: what a run takes (bench, info, autotune, learning) and what int8 costs in quality (evaluate)."""

@@ -1,0 +1,1 @@
+"""Families of models: how each one's configuration becomes a spec, and what its tensors are called."""

@@ -1,0 +1,122 @@
+"""Decoders whose attention and MLP read the block's input side by side, planned alone: GPT-NeoX, Falcon, Phi, Cohere."""
+
+from dataclasses import replace
+
+from bigrun.model.families import llama, shapes
+from bigrun.model.families.family import Modules, planned
+from bigrun.model.families.fields import Fields
+from bigrun.model.spec import Activation, ModelSpec
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+NEOX_MODULES: Modules = {
+    "embed": ("gpt_neox.embed_in",),
+    "block": ("gpt_neox.layers",),
+    "norm": ("gpt_neox.final_layer_norm", "gpt_neox.rotary_emb"),
+    "head": ("lm_head",),  # `embed_out` before transformers 5, and in the files
+}
+FALCON_MODULES: Modules = {
+    "embed": ("transformer.word_embeddings",),
+    "block": ("transformer.h",),
+    "norm": ("transformer.ln_f", "transformer.rotary_emb"),
+    "head": ("lm_head",),
+}
+PHI_MODULES: Modules = {**llama.MODULES, "norm": ("model.final_layernorm", "model.rotary_emb")}
+
+
+def describe_neox(fields: Fields, name: str) -> ModelSpec:
+    """GPT-NeoX and Pythia: two norms, a quarter of each head rotated, biases everywhere (Black et al. 2022, section 2)."""
+    bias = fields.flag("attention_bias", True)
+    block = shapes.block(
+        fields,
+        rotated=0.25,
+        kv_heads=fields.integer("num_attention_heads", high=4096),
+        norm="layer",
+        gated=False,
+        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu"),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=True,
+        parallel=fields.flag("use_parallel_residual", True),
+    )
+    return shapes.model(fields, name, "gpt_neox", (block,) * shapes.layers(fields))
+
+
+def describe_falcon(fields: Fields, name: str) -> ModelSpec:
+    """Falcon (Almazrouei et al. 2023): of the new architecture a norm for each half and some key heads, of the old one norm
+    for both and a single key head. Its table is tied (transformers), though the 7B's and 180B's files hold it twice."""
+    new, parallel = fields.flag("new_decoder_architecture", False), fields.flag("parallel_attn", True)
+    heads = fields.integer("num_attention_heads", high=4096)
+    if new:
+        kv_heads = fields.integer("num_kv_heads", default=heads, high=4096)
+    else:
+        kv_heads = 1 if fields.flag("multi_query", True) else heads
+    norms = fields.integer("num_ln_in_parallel_attn", default=2 if new else 1, high=2)
+    bias, alibi = fields.flag("bias", False), fields.flag("alibi", False)
+    block = shapes.block(
+        fields,
+        kv_heads=kv_heads,
+        intermediate=fields.integer("ffn_hidden_size", default=4 * fields.integer("hidden_size"), high=2**26),
+        norm="layer",
+        gated=False,
+        activation=fields.choice("activation", options=ACTIVATIONS, default="gelu"),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=bias,
+        parallel=parallel,
+        mlp_norm=norms == 2 or not parallel,
+    )
+    if alibi:
+        block = replace(block, positions="alibi", rope=None)
+    return shapes.model(fields, name, "falcon", (block,) * shapes.layers(fields), tied=True)
+
+
+def describe_phi(fields: Fields, name: str) -> ModelSpec:
+    """Phi-1 to Phi-2: one norm for both halves, biases on all linears and the head, half of each head rotated."""
+    fields.refuse("qk_layernorm", (False,), "norms of q and k with biases are not supported")
+    block = shapes.block(
+        fields,
+        rotated=0.5,
+        norm="layer",
+        gated=False,
+        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu_new"),
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        parallel=True,
+        mlp_norm=False,
+    )
+    return shapes.model(fields, name, "phi", (block,) * shapes.layers(fields), head_bias=True)
+
+
+def _cohere(fields: Fields, name: str, family: str, pattern: int) -> ModelSpec:
+    """One norm for both halves: a LayerNorm that has a weight and no bias, so that it counts as an RMSNorm here."""
+    bias = fields.flag("attention_bias", False)
+    block = shapes.block(fields, parallel=True, mlp_norm=False, qkv_bias=bias, out_bias=bias)
+    windows = shapes.windows(fields, shapes.layers(fields), lambda i: (i + 1) % pattern > 0)
+    return shapes.model(fields, name, family, [replace(block, window=window) for window in windows], tied=True)
+
+
+def describe_cohere(fields: Fields, name: str) -> ModelSpec:
+    """Command R."""
+    fields.refuse("use_qk_norm", (False,), "norms of q and k with a weight for each head are not supported")
+    return _cohere(fields, name, "cohere", 1)
+
+
+def describe_cohere2(fields: Fields, name: str) -> ModelSpec:
+    """Command R7B and Command A: three layers with a window to one without."""
+    return _cohere(fields, name, "cohere2", fields.integer("sliding_window_pattern", default=4))
+
+
+FAMILIES = (
+    planned("gpt_neox", "GPTNeoXForCausalLM", describe_neox, NEOX_MODULES),
+    planned("falcon", "FalconForCausalLM", describe_falcon, FALCON_MODULES),
+    planned("phi", "PhiForCausalLM", describe_phi, PHI_MODULES),
+    planned("cohere", "CohereForCausalLM", describe_cohere, llama.MODULES),
+    planned("cohere2", "Cohere2ForCausalLM", describe_cohere2, llama.MODULES),
+)

@@ -1,0 +1,59 @@
+"""The families of models that bigrun runs, or plans alone: each reads a configuration and knows names of what it describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigrun.errors import CheckpointError
+from bigrun.model.families import bloom, llama, mixtures, opt, parallel, relatives
+from bigrun.model.families.family import Family
+from bigrun.model.families.fields import Fields
+from bigrun.model.spec import ModelSpec
+
+FAMILIES = (
+    *(Family(m.NAME, m.ARCHITECTURES, m.describe, m.sources, m.PREFIXES, m.MODULES) for m in (llama, bloom, opt)),
+    *relatives.FAMILIES,
+    *parallel.FAMILIES,
+    *mixtures.FAMILIES,
+)
+BY_NAME = {family.name: family for family in FAMILIES}
+BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+
+
+def known() -> str:
+    """The architectures there are, for messages."""
+    runs = [name for name, family in BY_ARCHITECTURE.items() if family.sources]
+    plans = [name.removesuffix("ForCausalLM") for name, family in BY_ARCHITECTURE.items() if not family.sources]
+    return f"bigrun runs {', '.join(sorted(runs))}; it only plans {', '.join(sorted(plans))}"
+
+
+def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.json") -> ModelSpec:
+    """The ModelSpec of a Hugging Face configuration. CheckpointError names the field, or the architectures there are."""
+    fields = Fields(config, where)
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError(f"{where}: field 'architectures' names no model class; {known()}")
+    family = BY_ARCHITECTURE.get(architectures[0])
+    if family is None:
+        raise CheckpointError(f"{where}: architecture {architectures[0][:60]!r} is unknown; {known()}")
+    return family.describe(fields, name)
+
+
+def device_map(family: str, devices: Mapping[str, str]) -> dict[str, int | str]:
+    """accelerate's form of a placement: Hugging Face module name → GPU number, "cpu" or "disk".
+
+    A block whose experts live elsewhere is named by its inner modules, since accelerate knows no exceptions in a module.
+    """
+    modules = BY_NAME[family].modules
+    result: dict[str, int | str] = {}
+    for part, device in devices.items():
+        kind, _, number = part.partition(".")
+        number, _, experts = number.partition(".")
+        place: int | str = int(device.partition(":")[2]) if ":" in device else device
+        if kind != "blocks":
+            result |= dict.fromkeys(modules[kind], place)  # type: ignore[index]
+            continue
+        split = devices.get(f"blocks.{number}.experts", devices[f"blocks.{number}"]) != devices[f"blocks.{number}"]
+        inner = modules["experts" if experts else "inside"] if split else ("",)
+        for module in modules["block"]:
+            result |= {f"{module}.{number}.{name}".rstrip("."): place for name in inner}
+    return result

@@ -1,0 +1,96 @@
+"""Decoders that differ from Llama in a few flags: Mistral and Qwen2, which run as it does, and others that are planned.
+
+What changes no byte is not modelled: Gemma's scaled embedding and capped logits, how positions are scaled.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bigrun.model.families import llama, shapes
+from bigrun.model.families.family import Family, planned
+from bigrun.model.families.fields import Fields
+from bigrun.model.source import Dialect, Source
+from bigrun.model.spec import Block, ModelSpec
+
+
+def _model(
+    fields: Fields, name: str, family: str, block: Block, slides: Callable[[int], bool], **given: Any
+) -> ModelSpec:
+    windows = shapes.windows(fields, shapes.layers(fields), slides)
+    return shapes.model(fields, name, family, [replace(block, window=window) for window in windows], **given)
+
+
+def describe_mistral(fields: Fields, name: str) -> ModelSpec:
+    """Llama with a window in every layer (Jiang et al. 2023), which later releases set to null."""
+    return _model(fields, name, "mistral", llama.block(fields), lambda i: True)
+
+
+def _qwen_slides(fields: Fields) -> Callable[[int], bool]:
+    """Qwen2's rule: with `use_sliding_window`, the layers from `max_window_layers` on (transformers' Qwen2Config)."""
+    if not fields.flag("use_sliding_window", False):
+        return lambda i: False
+    first = fields.integer("max_window_layers", low=0)
+    return lambda i: i >= first
+
+
+def describe_qwen2(fields: Fields, name: str) -> ModelSpec:
+    """Llama with biases on q, k and v alone (Yang et al. 2024, section 2.2)."""
+    return _model(fields, name, "qwen2", llama.block(fields, qkv_bias=True), _qwen_slides(fields))
+
+
+def qwen2_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
+    if dialect != "hf":  # where Llama's rows of q and k are reordered, Qwen2's are not
+        raise KeyError(f"qwen2 in {dialect}")
+    return llama.sources(spec, part, dialect)
+
+
+def describe_qwen3(fields: Fields, name: str) -> ModelSpec:
+    """Norms of q and k in place of their biases (Yang et al. 2025, section 2)."""
+    bias = fields.flag("attention_bias", False)
+    block = shapes.block(fields, usual_head_dim=128, qk_norm=True, qkv_bias=bias, out_bias=bias)
+    return _model(fields, name, "qwen3", block, _qwen_slides(fields))
+
+
+def describe_phi3(fields: Fields, name: str) -> ModelSpec:
+    """Phi-3 and Phi-4 (Abdin et al. 2024): Llama's shapes, with q, k, v fused in the file and a window in every layer."""
+    return _model(fields, name, "phi3", shapes.block(fields), lambda i: True)
+
+
+def _gemma(fields: Fields, **given: Any) -> Block:
+    bias = fields.flag("attention_bias", False)
+    flags = {"activation": "gelu_tanh", "qkv_bias": bias, "out_bias": bias, **given}
+    return shapes.block(fields, usual_head_dim=256, **flags)
+
+
+def describe_gemma(fields: Fields, name: str) -> ModelSpec:
+    """Wide heads, GeGLU, a tied head over a large vocabulary (Gemma Team 2024)."""
+    return _model(fields, name, "gemma", _gemma(fields), lambda i: False, tied=True)
+
+
+def describe_gemma2(fields: Fields, name: str) -> ModelSpec:
+    """Norms on both sides of each half, and a window in every other layer, the first included (Gemma Team 2024)."""
+    block = _gemma(fields, after_norms=True)
+    return _model(fields, name, "gemma2", block, lambda i: i % 2 == 0, tied=True)
+
+
+def describe_gemma3(fields: Fields, name: str) -> ModelSpec:
+    """Gemma 2 with norms of q and k, and five layers with a window to one without (Gemma Team 2025). Text alone."""
+    block = _gemma(fields, after_norms=True, qk_norm=True)
+    pattern = fields.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    return _model(fields, name, "gemma3_text", block, lambda i: (i + 1) % pattern > 0, tied=True)
+
+
+def _runs(name: str, architecture: str, describe: Any, sources: Any) -> Family:
+    return Family(name, (architecture,), describe, sources, llama.PREFIXES, llama.MODULES)
+
+
+FAMILIES = (
+    _runs("mistral", "MistralForCausalLM", describe_mistral, llama.sources),
+    _runs("qwen2", "Qwen2ForCausalLM", describe_qwen2, qwen2_sources),
+    planned("qwen3", "Qwen3ForCausalLM", describe_qwen3, llama.MODULES),
+    planned("phi3", "Phi3ForCausalLM", describe_phi3, llama.MODULES),
+    planned("gemma", "GemmaForCausalLM", describe_gemma, llama.MODULES),
+    planned("gemma2", "Gemma2ForCausalLM", describe_gemma2, llama.MODULES),
+    planned("gemma3_text", "Gemma3ForCausalLM", describe_gemma3, llama.MODULES),
+)

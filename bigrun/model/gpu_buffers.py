@@ -1,0 +1,89 @@
+"""Buffers of a step on a GPU, as pure arithmetic: what the ledger counts and what the GPU's engine allocates.
+
+Everything is taken once, so that a captured graph finds every address where it was and allocates nothing itself.
+"""
+
+from bigrun.model.buffers import LOGIT_ROWS, VECTOR, Buffer, block_widths, pages_per_sequence, spans
+from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, Storage, round_up
+from bigrun.model.spec import ModelSpec
+from bigrun_kernels.gpu.tables import SIDE, SMALL_ROWS, SPLIT_ENTRIES
+
+GROUP_LEAST = 32  # columns that share an activation's constant, at least
+LIBRARY_BYTES = (
+    64 * 2**20
+)  # what torch's matrix library takes for itself on two streams, where weights are not all int8
+AHEAD = 8  # tokens that are on their way to the host
+
+
+def activation_dtype(weights: str) -> str:
+    """16 bits between linears of int8 weights; 32 where nothing is to be rounded."""
+    return "float16" if weights == "int8" else "float32"
+
+
+def gpu_step_buffers(
+    spec: ModelSpec, storage: Storage, rows: int, batch: int, context: int, blocks: bool, head: bool
+) -> tuple[Buffer, ...]:
+    """Buffers of one GPU for steps of at most `rows` tokens. `blocks`, `head`: what is computed there.
+
+    The residual stream `x` is float32, what passes between linears float16 (float32 where weights are not int8).
+    `library` is not one of ours: the matrix library's own memory.
+    """
+    active = activation_dtype(storage.weights)
+    buffers = [Buffer("x", "float32", (rows, spec.hidden))]
+    buffers += [Buffer(name, "int64", (rows,)) for name in ("ids", "positions", "sequences", "slots")]
+    buffers += [Buffer("tables", "int32", (batch, pages_per_sequence(context)))]
+    widths, longest = [spec.hidden], [1]
+    if blocks:
+        found = block_widths(spec)
+        widths += [found["attention"], found.get("gated", found["up"])]
+        longest += [found["qkv"], found["up"], spec.hidden]
+        kinds = {"rotation": "float32"}
+        buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in found.items()]
+        if not all(block.gated for block in spec.blocks):  # an activation is not computed in place
+            buffers.append(Buffer("inner", active, (rows, found["up"])))
+        block = spec.blocks[0]
+        value = round_up(block.latent.kv_rank if block.latent else block.head_dim, VECTOR)
+        buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), value + 2)))
+        if storage.weights == "int8":
+            buffers += _int8_buffers(rows, round_up(max(widths), K_MULTIPLE), max(longest), batch, active)
+    if blocks or head:
+        buffers.append(Buffer("normed", active, (rows if blocks else max(batch, LOGIT_ROWS), spec.hidden)))
+    if head:
+        held = max(batch, LOGIT_ROWS)
+        buffers += [
+            Buffer("wanted", "float32", (held, spec.hidden)),
+            Buffer("logits", "float32", (held, spec.vocab)),
+            Buffer("chosen", "int64", (AHEAD, 3)),
+        ]
+    if _wide(storage):  # inputs and products of 16- and 32-bit weights, in the weights' own type
+        held = rows if blocks else max(batch, LOGIT_ROWS)
+        most = max(held * max(longest), max(batch, LOGIT_ROWS) * spec.vocab if head else 0)
+        buffers += [
+            Buffer("cast", "float32", (held * max(widths),)),
+            Buffer("product", "float32", (most,)),
+            Buffer("library", "int8", (LIBRARY_BYTES,)),
+        ]
+    return tuple(buffers)
+
+
+def _int8_buffers(rows: int, widest: int, longest: int, batch: int, active: str) -> list[Buffer]:
+    """What int8 linears need beside their input: it quantised, its outliers, and sums that are split."""
+    return [
+        Buffer("quantised", "int8", (rows, widest)),
+        Buffer("constants", "float32", (rows, widest // GROUP_LEAST)),
+        Buffer("marks", "int32", (widest,)),
+        Buffer("columns", "int32", (widest,)),
+        Buffer("count", "int32", (1,)),
+        Buffer("x_side", active, (rows, SIDE)),
+        Buffer("w_side", "int8", (longest, SIDE)),
+        Buffer("split", "float32", (min(batch, SMALL_ROWS), SPLIT_ENTRIES)),
+    ]
+
+
+def library_bytes(storage: Storage) -> int:
+    """Of a GPU's step buffers, what is not taken with the others but by torch itself."""
+    return round_up(LIBRARY_BYTES, ALIGNMENT) if _wide(storage) else 0
+
+
+def _wide(storage: Storage) -> bool:
+    return storage.weights != "int8" or storage.head != "int8" or bool(storage.skip)

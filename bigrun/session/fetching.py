@@ -1,0 +1,30 @@
+"""Fetching a hub model for a run: its plan first, then the files, with a bar."""
+
+import sys
+from pathlib import Path
+
+from bigrun.checkpoint.hub.download import fetch
+from bigrun.model.resolve import Model
+from bigrun.planning.plan import Plan
+from bigrun.progress import reporting
+
+
+def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool) -> Path:
+    """The folder of a hub model. Where something is to be fetched, the plan that it is fetched for is shown before."""
+
+    def begin(nbytes: int) -> None:
+        if shown and plan is not None:
+            print(plan, file=sys.stderr, flush=True)
+
+    total = done = 0
+    with reporting(model.name, shown) as report:
+
+        def told(file: str, so_far: int, whole: int) -> None:
+            nonlocal total, done
+            if whole != total:
+                total = whole
+                report.expect(whole)
+            report.moved(file, so_far - done)
+            done = so_far
+
+        return fetch(model, revision, told, begin)

@@ -1,0 +1,106 @@
+"""What can be run: options and plans are checked before anything is loaded, and the memory of each device is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.model.families.registry import BY_NAME
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from bigrun.devices.host_memory import Memory
+    from bigrun.execute.sampling import Sampling
+    from bigrun.model.layout import Layout
+
+MODES = ("auto", "exact", "llm.int8")
+KERNELS = ("auto", "triton", "reference")
+
+
+def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
+    """The sampling options, checked; CallError says what is wrong."""
+    from bigrun.execute.sampling import Sampling
+
+    if max_new_tokens < 1:
+        raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
+    return Sampling(**sampling)
+
+
+def check_arithmetic(mode: str, threshold: float, threads: int | None, kernels: str = "auto") -> None:
+    """CallError for options that no run can take."""
+    if mode not in MODES:
+        raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
+    if not 0 <= threshold < float("inf"):
+        raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
+    if threads is not None and threads < 1:
+        raise CallError(f"--threads {threads}: give at least 1")
+    if kernels not in KERNELS:
+        raise CallError(f"--kernels {kernels!r}: choose one of {', '.join(KERNELS)}")
+
+
+def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
+    """PlanDoesNotFit, or CallError for a plan of what this version cannot run. Without a spec, what the plan alone tells."""
+    if not plan.fits:
+        raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
+    if BY_NAME[plan.family].sources is None:
+        raise CallError(f"{plan.model}: models of the family {plan.family} can be planned but not run yet")
+    blocks = () if spec is None else spec.blocks
+    window = min((block.window for block in blocks if block.window), default=plan.context_tokens)
+    if window < plan.context_tokens:
+        raise CallError(
+            f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "
+            f"be planned but not run yet: give --context {window} at most"
+        )
+    if any(placement.stored_on == "disk" for placement in plan.placements):
+        raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
+    if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):
+        raise CallError(
+            "streaming the host's parts through a GPU can be planned but not run yet: run the model without --plan"
+        )
+    if real := real_gpus(plan):
+        from bigrun.devices.gpu_memory import torch_device
+
+        for name in real:
+            torch_device(name)  # before anything is fetched or loaded: is it there?
+
+
+def real_gpus(plan: Plan) -> list[str]:
+    """The GPUs that a plan computes on, virtual ones aside."""
+    return [d.name for d in plan.devices if d.kind == "gpu" and not d.virtual and d.workspace_bytes]
+
+
+def memories(plan: Plan, spec: ModelSpec, layouts: Mapping[str, Layout], kernels: str) -> dict[str, Memory]:
+    """The memory of each device of a run; of real GPUs, once they are known to do, all that the plan wants is taken now, or
+    RunError says what is free."""
+    real = real_gpus(plan)
+    if real:
+        from bigrun.execute.gpu_backend import check_gpu
+
+        for name in real:
+            check_gpu(name, plan, layouts, kernels)
+    found: dict[str, Memory] = {}
+    try:
+        _take(plan, spec, real, found)
+    except BaseException:
+        for memory in found.values():
+            memory.close()
+        raise
+    return found
+
+
+def _take(plan: Plan, spec: ModelSpec, real: list[str], found: dict[str, Memory]) -> None:
+    from bigrun.devices.host_memory import HostMemory
+
+    for device in plan.devices:
+        if device.name in real:
+            from bigrun.devices.gpu_memory import GpuMemory
+            from bigrun.model.gpu_buffers import library_bytes
+            from bigrun.model.layout import Storage
+
+            storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
+            unallocated = device.reserve_bytes + library_bytes(storage)
+            found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
+        elif device.kind != "disk":
+            found[device.name] = HostMemory(device.name, device.budget_bytes)

@@ -1,0 +1,3 @@
+"""The version of bigrun."""
+
+__version__ = "0.1.0"
