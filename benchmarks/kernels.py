@@ -22,7 +22,8 @@ from bigrun.devices.host_memory import HostMemory
 from bigrun.devices.measure import multiply_rate, read_bandwidth
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu import isa, threads
-from bigrun_kernels.ops import CpuOps, Pages, Scratch, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Pages, Scratch, Weight
 
 # name: hidden, intermediate, heads, key heads, head size
 SHAPES = {

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from bigrun_kernels import reference
-from bigrun_kernels.ops import CpuOps, Pages
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Pages
 
 OPS = CpuOps()
 PAGE, DIM = 64, 16

@@ -18,7 +18,8 @@ from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, pages_per_sequence, st
 from bigrun.model.spec import Block, ModelSpec, block_tensors
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu import threads
-from bigrun_kernels.ops import CpuOps, Pages, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Pages, Weight
 
 TYPES = {"float16": np.uint16, "float32": np.float32, "int8": np.int8, "float64": np.float64, "int32": np.int32}
 NOTHING = np.empty(0, np.float32)

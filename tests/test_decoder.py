@@ -17,8 +17,10 @@ from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_fr
 from bigrun.model.buffers import PAGE_TOKENS, step_buffers
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors
 from bigrun_kernels import lanes
-from bigrun_kernels.ops import CpuOps, Pages, ReferenceOps, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Pages, Weight
 from bigrun_kernels.reference import quantise_rows
+from bigrun_kernels.reference_ops import ReferenceOps
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bigrun_kernels import lanes, reference
-from bigrun_kernels.ops import ACTIVATIONS, CpuOps, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import ACTIVATIONS, Weight
 
 OPS = CpuOps()
 NOTHING = np.empty(0, np.float32)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bigrun_kernels import lanes, reference
-from bigrun_kernels.ops import CpuOps, Scratch, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Scratch, Weight
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NOTHING = np.empty(0, np.float32)

@@ -72,7 +72,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 @pytest.mark.parametrize("name", isa.NAMES)
 def test_the_choice_decides_the_kernels_form(name: str) -> None:
-    from bigrun_kernels.ops import CpuOps
+    from bigrun_kernels.cpu.ops import CpuOps
 
     isa.choose(name)
     assert CpuOps().form == {"portable": 0, "vnni512": 1, "vnni256": 2}[name]

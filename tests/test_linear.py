@@ -11,7 +11,8 @@ import torch
 
 from bigrun_kernels import lanes, reference
 from bigrun_kernels.cpu import threads
-from bigrun_kernels.ops import CpuOps, Scratch, Weight
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Scratch, Weight
 
 FORMS = {"portable": 0, "vnni512": 1, "vnni256": 2}
 MODES = ["exact", "llm.int8"]

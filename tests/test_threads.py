@@ -26,7 +26,8 @@ CHOSEN = os.environ.get("NUMBA_THREADING_LAYER")  # by whoever runs these tests
 def linear(seed: int = 0, rows: int = 5) -> np.ndarray:
     """The integers of an int8 linear of several tasks, by the kernels."""
     from bigrun_kernels import lanes
-    from bigrun_kernels.ops import CpuOps, Scratch, Weight
+    from bigrun_kernels.cpu.ops import CpuOps
+    from bigrun_kernels.ops import Scratch, Weight
 
     x, w = operands(seed, rows)
     scratch = Scratch(

@@ -13,7 +13,8 @@ from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.forward import BlockCache, StepArrays
 from bigrun.model.buffers import PAGE_TOKENS, SPAN_TOKENS
 from bigrun.model.spec import Block
-from bigrun_kernels.ops import ACTIVATIONS, CpuOps
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import ACTIVATIONS
 
 FEW = 16  # tokens: a step of more goes block by block, so that Ctrl-C need not wait for all of them
 NO_TURN = np.empty((0, 0), np.float32)

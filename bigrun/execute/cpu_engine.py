@@ -11,7 +11,8 @@ from bigrun.execute.engine import Arithmetic, Batch, Ends
 from bigrun.execute.forward import BlockCache, StepArrays, rope_frequencies, rotation, run_block, run_head
 from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
-from bigrun_kernels.ops import CpuOps, Ops
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import Ops
 
 
 class HostEngine:

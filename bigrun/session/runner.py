@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bigrun.loading.int8_cache import Kept
     from bigrun.model.layout import Layout
     from bigrun.text.tokenizer import Tokenizer
-    from bigrun_kernels.ops import CpuOps
+    from bigrun_kernels.cpu.ops import CpuOps
 
 
 class Runner:
@@ -289,7 +289,7 @@ class Runner:
 @cache
 def cpu_ops() -> CpuOps:
     """The CPU's kernels: one set for the process."""
-    from bigrun_kernels.ops import CpuOps
+    from bigrun_kernels.cpu.ops import CpuOps
 
     return CpuOps()
 

@@ -25,7 +25,7 @@ from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import Options
 from bigrun.planning.planner import make_plan
 from bigrun.progress import compiling
-from bigrun_kernels.ops import CpuOps
+from bigrun_kernels.cpu.ops import CpuOps
 
 CONTEXT, TOKENS, WIDTH = 16, 5, 64
 
