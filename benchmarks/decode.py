@@ -25,7 +25,7 @@ def steps(runner: Runner, sequences: range, count: int) -> float:
     times = []
     for i in range(count + 2):
         start = time.perf_counter()
-        runner.executor.feed({s: [(10 + i) % 900] for s in sequences})
+        runner.executor.forward({s: [(10 + i) % 900] for s in sequences})
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 

@@ -249,7 +249,7 @@ def attention_prompt(b: Bench) -> Iterator[Row]:
 
 def store(b: Bench) -> Iterator[Row]:
     """Rotary embedding, and keys and values into the cache; some tokens are padding."""
-    from bigrun_kernels.gpu.cache import turn_and_store
+    from bigrun_kernels.gpu.cache import rope_and_store_kv
     from bigrun_kernels.gpu.torch_ops import TorchOps
     from bigrun_kernels.ops import Pages
 
@@ -271,9 +271,9 @@ def store(b: Bench) -> Iterator[Row]:
             return [Pages(v, u if kind == torch.int8 else None) for v, u in zip(values, units, strict=True)]
 
         theirs, mine = pages("cpu"), pages(b.device)
-        TorchOps({}).turn_and_store(host, heads, kv_heads, dim, rotation.cpu(), slots.cpu(), *theirs)
+        TorchOps({}).rope_and_store_kv(host, heads, kv_heads, dim, rotation.cpu(), slots.cpu(), *theirs)
         kept = *(page.values for page in mine), *(page.scale for page in mine)
-        turn_and_store(qkv, heads, kv_heads, dim, rotation, slots, *kept)
+        rope_and_store_kv(qkv, heads, kv_heads, dim, rotation, slots, *kept)
         queries = slice(0, heads * dim)
         yield b.checked(f"store: {shown(kind)} cache, queries", relative(qkv[:, queries].cpu(), host[:, queries]), HALF)
         for name, got, right in zip(("keys", "values"), mine, theirs, strict=True):

@@ -251,7 +251,7 @@ class SomeBlock:
 
         self.calls: dict[str, Callable[[int], object]] = {
             "norm, q, k, v": normed_linear("qkv", qkv),
-            "rotate and store": lambda turn: ops.turn_and_store(qkv, heads, heads, dim, rotation, slots, *cache(turn)),
+            "rotate and store": lambda turn: ops.rope_and_store_kv(qkv, heads, heads, dim, rotation, slots, *cache(turn)),
             "attention": lambda turn: ops.attention(
                 qkv, heads, *cache(turn), table, sequences, positions, none, dim**-0.5, attended
             ),

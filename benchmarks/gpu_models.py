@@ -42,7 +42,7 @@ def host_kernels(b: Bench) -> Iterator[Row]:
     """The host's kernels, compiled once for this machine: a Runner needs them to convert weights."""
     started = time.perf_counter()
     with opened(b, "0.1b", gpu=False) as runner:
-        runner.executor.feed({0: [1, 2, 3]})
+        runner.executor.forward({0: [1, 2, 3]})
     yield b.timed("files: the host's kernels compiled, first tokens", time.perf_counter() - started, "s")
 
 
@@ -54,7 +54,7 @@ def gpu_kernels(b: Bench) -> Iterator[Row]:
         for arithmetic in arithmetics(runner).values():
             engine.arithmetic = arithmetic
             runner.executor.clear(0)
-            runner.executor.feed({0: list(tokens(made_of(runner), b.pick(512, 3)))})
+            runner.executor.forward({0: list(tokens(made_of(runner), b.pick(512, 3)))})
     yield b.timed("files: the GPU's kernels compiled, first prompts", time.perf_counter() - started, "s")
 
 
@@ -121,11 +121,11 @@ def decoded(b: Bench, size: str, runner: Any) -> Iterator[Row]:
     usual, engine.arithmetic = engine.arithmetic, arithmetics(runner)["exact"]
     ids, count = list(tokens(made_of(runner), b.pick(64, 3))), b.pick(16, 3)
     executor.clear(0)
-    first = int(executor.feed({0: ids})[0].argmax())
+    first = int(executor.forward({0: ids})[0].argmax())
     chosen = [first, *executor.continuation(first, Sampling(), len(ids), count)]
     executor.clear(0)
-    executor.feed({0: ids})
-    steps = np.stack([executor.feed({0: [token]})[0] for token in chosen[:-1]])
+    executor.forward({0: ids})
+    steps = np.stack([executor.forward({0: [token]})[0] for token in chosen[:-1]])
     other = sum(int(row.argmax()) != token for row, token in zip(steps, chosen[1:], strict=True))
     prompt = runner.logits(np.array([ids + chosen[:-1]]))[0][len(ids) :]
     engine.arithmetic = usual
@@ -175,7 +175,7 @@ def decode_speed(b: Bench, runner: Any, context: int) -> float:
     from bigrun.execute.sampling import Sampling
 
     runner.executor.clear(0)
-    logits = runner.executor.feed({0: list(tokens(made_of(runner), context))})[0]
+    logits = runner.executor.forward({0: list(tokens(made_of(runner), context))})[0]
     following = runner.executor.continuation(int(logits.argmax()), Sampling(), context, 10**6)
     count, warm = b.pick((32, 4), (1, 1))
     for _ in islice(following, warm):  # compiles, captures
@@ -226,7 +226,7 @@ def large_model(b: Bench) -> Iterator[Row]:
 def prompt_seconds(b: Bench, runner: Any, ids: list[int]) -> float:
     def call() -> None:
         runner.executor.clear(0)
-        runner.executor.feed({0: ids})
+        runner.executor.forward({0: ids})
 
     if not b.emulate:
         call()  # compiles
@@ -238,7 +238,7 @@ def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
     from bigrun.execute.sampling import Sampling
 
     runner.executor.clear(0)
-    runner.executor.feed({0: list(tokens(made_of(runner), context))})
+    runner.executor.forward({0: list(tokens(made_of(runner), context))})
     following = runner.executor.continuation(5, Sampling(), context, 10**6)
     warm, count = b.pick((4, 16), (0, 1))
     list(islice(following, warm))
@@ -324,10 +324,10 @@ def hybrid(b: Bench) -> Iterator[Row]:
         else:
             yield Row(name, None, "", f"≤ {HOST:g}", None, "skipped: the model on the GPU alone gave no logits")
         executor.clear(0)
-        executor.feed({0: list(tokens(made, b.pick(64, 2)))})
+        executor.forward({0: list(tokens(made, b.pick(64, 2)))})
         for _ in range(b.pick(3, 1)):
-            executor.feed({0: [5]})
-        step = b.wall(lambda: executor.feed({0: [5]}), 9)
+            executor.forward({0: [5]})
+        step = b.wall(lambda: executor.forward({0: [5]}), 9)
         yield b.timed("hybrid: decode", 1 / step, "tokens/s", note=split)
         engines, parts = executor.engines, {}
         for first, stop, device in executor.runs:

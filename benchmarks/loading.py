@@ -55,7 +55,7 @@ def child_bigrun(model: str, rig: str, cache: str) -> dict[str, Any]:
 
     with Runner(model, context=CONTEXT, progress=False, cache=cache or None, **RIGS[rig]) as runner:  # type: ignore[arg-type]
         loaded = since_start()
-        runner.executor.feed({0: [5, 6, 7, 8, 9]})
+        runner.executor.forward({0: [5, 6, 7, 8, 9]})
         first = since_start()
         planned = sum(d.used_bytes - d.reserve_bytes for d in runner.plan.devices if d.kind == "cpu" or d.virtual)
         return {"loaded": loaded, "first": first, "planned": planned, "notes": list(runner.notes)}
@@ -181,7 +181,7 @@ def child_decode(model: str, conversion: str, steps: int) -> dict[str, Any]:
     for i in range(steps + 2):
         for name, runner in runners.items():
             started = time.perf_counter()
-            runner.executor.feed({0: [10 + i]})
+            runner.executor.forward({0: [10 + i]})
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(found[2:]) for name, found in times.items()}
 

@@ -49,7 +49,7 @@ def decode_step(runner: Runner, seen: int, sequences: int, count: int) -> float:
     for i in range(count + 1):
         pretend(runner, seen, sequences)
         started = time.perf_counter()
-        runner.executor.feed({s: [(10 + i) % 900] for s in range(sequences)})
+        runner.executor.forward({s: [(10 + i) % 900] for s in range(sequences)})
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigrun_kernels import reference
-from bigrun_kernels.gpu.cache import turn_and_store
+from bigrun_kernels.gpu.cache import rope_and_store_kv
 
 NAN = float("nan")
 KINDS = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -52,7 +52,7 @@ def check(
     rotation = angles(rows, dims) if dims else None
     (k, k_scale), (v, v_scale) = empty_pages(kind, kv_heads, padded), empty_pages(kind, kv_heads, padded)
     after = qkv.clone()
-    turn_and_store(
+    rope_and_store_kv(
         after, heads, kv_heads, dim, rotation, torch.tensor(slots, dtype=torch.int64), k, v, k_scale, v_scale
     )
 
@@ -132,4 +132,4 @@ def test_a_wrong_call_says_what_is_wrong(wrong: dict[str, Tensor], message: str)
     right = {"qkv": torch.zeros(2, 48), "rotation": None, "slots": torch.zeros(2, dtype=torch.int64)}
     right |= {"k_pages": pages, "v_pages": pages.clone(), "k_scale": None, "v_scale": None}
     with pytest.raises(ValueError, match=message):
-        turn_and_store(heads=1, kv_heads=1, head_dim=16, **{**right, **wrong})
+        rope_and_store_kv(heads=1, kv_heads=1, head_dim=16, **{**right, **wrong})

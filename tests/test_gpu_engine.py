@@ -49,7 +49,7 @@ def runner(folder: Path, gpus: str | None = "1x100MB", **options: Any) -> Runner
 def both(made: Runner) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a prompt's last token, and of a token after it."""
     made.executor.clear(0)
-    return made.executor.feed({0: IDS})[0], made.executor.feed({0: [7]})[0]
+    return made.executor.forward({0: IDS})[0], made.executor.forward({0: [7]})[0]
 
 
 def distance(ours: Any, theirs: Any) -> float:
@@ -118,11 +118,11 @@ def test_sequences_of_one_step_do_not_touch_each_other(folders: dict[str, Path])
         alone = {}
         for s, ids in ((0, IDS), (1, IDS[:5]), (2, IDS[3:9])):
             made.executor.clear(0)
-            made.executor.feed({0: ids})
-            alone[s] = made.executor.feed({0: [9]})[0]
+            made.executor.forward({0: ids})
+            alone[s] = made.executor.forward({0: [9]})[0]
         made.executor.clear(0)
-        made.executor.feed({0: IDS, 1: IDS[:5], 2: IDS[3:9]})
-        together = made.executor.feed({s: [9] for s in range(3)})
+        made.executor.forward({0: IDS, 1: IDS[:5], 2: IDS[3:9]})
+        together = made.executor.forward({s: [9] for s in range(3)})
         for s in range(3):
             assert distance([together[s]], [alone[s]]) < 1e-3
 
@@ -136,7 +136,7 @@ def test_triton_computes_what_torch_does(mode: str, folders: dict[str, Path]) ->
             engine: Any = made.executor.engines["cuda:0"]
             if mode == "auto":  # the reference has no table of its own
                 engine.arithmetic = replace(engine.arithmetic, prefill="grouped")
-            found.append([made.executor.feed({0: ids})[0], made.executor.feed({0: [7]})[0]])
+            found.append([made.executor.forward({0: ids})[0], made.executor.forward({0: [7]})[0]])
             assert made.kernels.startswith("Triton" if kernels == "triton" else "torch")
     # an int8 rounded the other way by a last bit of its float16 input is a 250th of that entry
     assert distance(*found) < (2e-3 if mode == "exact" else 2e-2)
@@ -223,12 +223,12 @@ def test_the_second_decode_step_is_captured_and_later_ones_replayed(
         blocks = engine._blocks
         monkeypatch.setattr(engine, "_blocks", lambda *run: (log.append("eager"), blocks(*run)))
         monkeypatch.setattr(engine, "_capture", Graph)
-        usual = [made.executor.feed({0: IDS})[0], *(made.executor.feed({0: [t]})[0] for t in (7, 8, 9))]
+        usual = [made.executor.forward({0: IDS})[0], *(made.executor.forward({0: [t]})[0] for t in (7, 8, 9))]
         assert log == ["eager", "eager", "captured", "replayed", "replayed"]
         monkeypatch.setattr(engine, "_capture", lambda *_: None)  # a driver that will not have it
         engine._graphs.clear()
         made.executor.clear(0)
-        found = [made.executor.feed({0: IDS})[0], *(made.executor.feed({0: [t]})[0] for t in (7, 8, 9))]
+        found = [made.executor.forward({0: IDS})[0], *(made.executor.forward({0: [t]})[0] for t in (7, 8, 9))]
         assert distance(found, usual) == 0
 
 
@@ -264,7 +264,7 @@ def test_a_card_that_goes_missing_is_one_line(folders: dict[str, Path], monkeypa
 
         monkeypatch.setattr(engine.ops, "norm_linear", lost)
         with pytest.raises(RunError, match=r"cuda:0 failed during blocks 0 to 3 \(CUDA error.*nvidia-smi") as caught:
-            made.executor.feed({0: IDS})
+            made.executor.forward({0: IDS})
         assert "\n" not in str(caught.value)
 
 
@@ -394,7 +394,7 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_card(
 
     with runner(folders["tied"]) as made:
         engine: Any = made.executor.engines["cuda:0"]
-        made.executor.feed({0: IDS})
+        made.executor.forward({0: IDS})
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: "usual")
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: seen.append(stream))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")

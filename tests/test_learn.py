@@ -22,7 +22,7 @@ from bigrun.devices.host_file import Host, machine, read, write
 from bigrun.devices.rates import Rates, cpu_rates
 from bigrun.errors import CallError
 from bigrun.loading.open import model_spec
-from bigrun.measure.learning import known, taught, teach
+from bigrun.measure.learning import calibrate_from_run, calibrated, host_to_calibrate
 from bigrun.model.layout import Storage
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
@@ -203,12 +203,12 @@ def test_runs_that_are_none_are_not_learned_from(wrong: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         from_data([wrong])
     with pytest.raises(CallError, match="--learn: somewhere: its runs are damaged"):
-        taught(replace(HOST, runs=(wrong,), where="somewhere"), runs(START, "smollm2-135m")[:1])
+        calibrated(replace(HOST, runs=(wrong,), where="somewhere"), runs(START, "smollm2-135m")[:1])
 
 
 def test_a_host_keeps_the_latest_runs_and_learns_from_those_it_keeps() -> None:
     old, new = [simple(i) for i in range(70)], [simple(i) for i in range(100, 110)]
-    host = taught(taught(HOST, old), new)
+    host = calibrated(calibrated(HOST, old), new)
     assert len(host.runs) == MOST_RUNS
     kept = from_data(host.runs)
     assert kept[-len(new) :] == tuple(new)
@@ -218,16 +218,16 @@ def test_a_host_keeps_the_latest_runs_and_learns_from_those_it_keeps() -> None:
 
 
 def test_the_roofs_stay_as_measured_and_the_quickest_load_is_kept() -> None:
-    host = taught(HOST, [simple(1)], loaded=3e9)
+    host = calibrated(HOST, [simple(1)], loaded=3e9)
     assert (host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s) == ROOFS
     assert host.conversion_bytes_per_s == 3e9
-    assert taught(host, (), loaded=2e9).conversion_bytes_per_s == 3e9
-    assert taught(host, (), loaded=4e9).conversion_bytes_per_s == 4e9
+    assert calibrated(host, (), loaded=2e9).conversion_bytes_per_s == 3e9
+    assert calibrated(host, (), loaded=4e9).conversion_bytes_per_s == 4e9
 
 
 def test_a_full_host_file_is_read_back_and_used(tmp_path: Path) -> None:
     observed = (runs(START, *SEEN, "mixtral-8x7b", "deepseek-v2-lite") * 2)[:MOST_RUNS]
-    host = replace(taught(HOST, observed[:2]), runs=to_data(observed))
+    host = replace(calibrated(HOST, observed[:2]), runs=to_data(observed))
     assert len(host.runs) == MOST_RUNS
     write(host, tmp_path / "host.json")
     assert read(tmp_path / "host.json") == replace(host, where=str(tmp_path / "host.json"))
@@ -235,7 +235,7 @@ def test_a_full_host_file_is_read_back_and_used(tmp_path: Path) -> None:
 
 def test_a_later_plan_predicts_with_what_was_learned(tmp_path: Path) -> None:
     true, file = host_of(5), tmp_path / "host.json"
-    write(taught(HOST, runs(true, *SEEN)), file)
+    write(calibrated(HOST, runs(true, *SEEN)), file)
     made = plan(UNSEEN, gpus="none", cpu="64GB", context=512, batch=8, host=file)
     before = plan(UNSEEN, gpus="none", cpu="64GB", context=512, batch=8)
     step = next(run for run in runs(true, UNSEEN) if run.name == f"{UNSEEN} decode 512 8")
@@ -249,7 +249,7 @@ def test_a_later_plan_predicts_with_what_was_learned(tmp_path: Path) -> None:
 
 
 def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
-    """As much of a Runner as `teach` looks at."""
+    """As much of a Runner as `calibrate_from_run` looks at."""
     device = SimpleNamespace(kind=kind, parts=("blocks.0",), virtual=False)
     made = SimpleNamespace(model=model, batch=batch, prefill_chunk_tokens=chunk, devices=[device])
     part = SimpleNamespace(part=SimpleNamespace(tensors=("x",)), read_bytes=10**9)
@@ -269,7 +269,7 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
 ) -> None:
     """The executor fills a step with tokens of whatever sequence: weights are read once a step, not once a sequence."""
     write(HOST, tmp_path / "host.json")
-    teach(tmp_path / "host.json", stub("smollm2-135m", batch, chunk), 0.7, 0.1, prompt, prompt + 16)
+    calibrate_from_run(tmp_path / "host.json", stub("smollm2-135m", batch, chunk), 0.7, 0.1, prompt, prompt + 16)
     host = read(tmp_path / "host.json")
     prefill, decode = from_data(host.runs)
     assert (prefill.seconds, decode.seconds) == (0.7, 0.1)
@@ -289,7 +289,7 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
 def test_a_run_on_a_real_gpu_teaches_the_cpu_nothing(tmp_path: Path) -> None:
     write(HOST, tmp_path / "host.json")
     with pytest.raises(CallError, match="--learn"):
-        teach(tmp_path / "host.json", stub("smollm2-135m", 1, 32, "gpu"), 0.7, 0.1, 32, 48)
+        calibrate_from_run(tmp_path / "host.json", stub("smollm2-135m", 1, 32, "gpu"), 0.7, 0.1, 32, 48)
     assert read(tmp_path / "host.json").runs == ()
 
 
@@ -402,10 +402,10 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(
 
 def test_a_known_file_is_not_measured_again(tmp_path: Path, unmeasured: list[Path]) -> None:
     write(HOST, tmp_path / "host.json")
-    assert replace(known(tmp_path / "host.json"), where="") == HOST
-    assert known(tmp_path / "other.json").where == str(tmp_path / "other.json")
+    assert replace(host_to_calibrate(tmp_path / "host.json"), where="") == HOST
+    assert host_to_calibrate(tmp_path / "other.json").where == str(tmp_path / "other.json")
     assert unmeasured == [tmp_path / "other.json"]
-    assert read(tmp_path / "other.json") == known(tmp_path / "other.json")
+    assert read(tmp_path / "other.json") == host_to_calibrate(tmp_path / "other.json")
 
 
 def test_a_run_has_no_figure_that_json_cannot_hold() -> None:

@@ -51,12 +51,12 @@ def test_logits_of_a_row_do_not_depend_on_its_neighbours_or_on_how_it_was_fed(ru
     for sequence in range(3):
         executor.clear(sequence)
     # three sequences in one step: another text, the same text, the first half of it
-    together = executor.feed({0: ids[::-1], 1: ids, 2: ids[:60]}, every=True)
+    together = executor.forward({0: ids[::-1], 1: ids, 2: ids[:60]}, every=True)
     assert np.array_equal(together[1], whole)
     assert np.array_equal(together[2], whole[:60])
     # the rest of the half, token by token beside others: decode is prefill's arithmetic in exact mode
     for i in range(60, 70):
-        step = executor.feed({2: ids[i : i + 1], 0: [5]})
+        step = executor.forward({2: ids[i : i + 1], 0: [5]})
         assert np.array_equal(step[2], whole[i])
     for sequence in range(3):
         executor.clear(sequence)

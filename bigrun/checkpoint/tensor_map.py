@@ -19,13 +19,13 @@ IGNORED = (
 PartSources = Mapping[str, tuple[Source, ...]]  # canonical tensor → where its rows come from
 
 
-def find(checkpoint: Checkpoint, spec: ModelSpec) -> list[tuple[Part, PartSources]]:
+def map_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> list[tuple[Part, PartSources]]:
     """Every part with its sources, in the order of execution."""
     prefix = _prefix(checkpoint, spec)
     return [(part, _sources(prefix, checkpoint, spec, part)) for part in spec.parts]
 
 
-def check(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> None:
+def validate(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> None:
     """CheckpointError with the first of the `problems`."""
     for problem in problems(checkpoint, spec, found):
         raise CheckpointError(problem)

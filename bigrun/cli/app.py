@@ -173,10 +173,10 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **giv
 
     path = None
     if learn:
-        from bigrun.measure.learning import known
+        from bigrun.measure.learning import host_to_calibrate
 
         path = learning_path(given["host"])
-        known(path)  # before a long load, not after it
+        host_to_calibrate(path)  # before a long load, not after it
     report = measure(open_runner, prompt_tokens, new_tokens, given["batch"], path)
     if as_json:
         print(json.dumps(report))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.errors import CallError
-from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_kept
+from bigrun.execute.supported import why_not_executable
+from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_int8_cache
 from bigrun.loading.loader import convert_all
 from bigrun.loading.open import open_checkpoint
 from bigrun.model.families.registry import BY_NAME
@@ -37,24 +38,26 @@ def convert_model(
         raise CallError(f"--model {model}: is an int8 conversion already")
     if BY_NAME[spec.family].sources is None:
         raise CallError(f"{spec.name}: models of the family {spec.family} can be planned but not run yet")
+    if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
+        raise CallError(f"{spec.name}: can be planned but not run yet: {why}")
     options = make_options(spec, None, 1, "int8", head, skip, "16bit")
     options.storage.check_names(spec)
     layouts = Ledger(spec, options).layouts
     pool.use(threads)
     source = named.repo or str(named.gguf or named.folder)
     with compiling(progress and not compiled("quantise")), reporting(spec.name, progress) as report:
-        kept = open_kept(out, checkpoint, spec, options.storage, layouts, source, report.note, itself=True)
+        int8_cache = open_int8_cache(out, checkpoint, spec, options.storage, layouts, source, report.note, itself=True)
         try:
-            converted = convert_all(checkpoint, spec, layouts, kept, report)
+            converted = convert_all(checkpoint, spec, layouts, int8_cache, report)
         except KeyboardInterrupt:
-            kept.close()
+            int8_cache.close()
             parts = sum(1 for layout in layouts.values() if layout.arrays)
             there = len(list(out.glob("*.safetensors")))
             raise KeyboardInterrupt(
                 f"interrupted: {there} of {parts} parts are in {out}; the same command goes on from there"
             ) from None
         finally:
-            kept.close()
+            int8_cache.close()
     nbytes = sum(layout.nbytes for layout in layouts.values())
     parts = sum(1 for layout in layouts.values() if layout.arrays)
     return {

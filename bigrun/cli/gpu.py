@@ -19,11 +19,11 @@ def autotune(as_json: bool, number: int, quiet: bool, debug: bool) -> None:
     """Measure this card's kernels and keep the best tiles for later runs on such a card. Takes minutes."""
     from bigrun.measure.autotune import autotune as run
 
-    def told(text: str) -> None:
+    def log(text: str) -> None:
         if not quiet:
             print(text, file=sys.stderr)
 
-    found = run(number, told)
+    found = run(number, log)
     if as_json:
         print(json.dumps(found))
     else:

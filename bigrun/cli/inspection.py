@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.checkpoint.base import Checkpoint
-from bigrun.checkpoint.tensor_map import find, problems
+from bigrun.checkpoint.tensor_map import map_tensors, problems
 from bigrun.errors import BigrunError, CallError, CheckpointError
+from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME, spec_from_config
 from bigrun.model.layout import Layout
 from bigrun.model.resolve import Model, resolve
@@ -142,7 +143,9 @@ def _open(model: Model, wrong: list[str]) -> tuple[Checkpoint | None, ModelSpec 
 def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     if BY_NAME[spec.family].sources is None:
         return [f"{checkpoint.where}: models of the family {spec.family} can be planned but not run yet"]
-    found = list(problems(checkpoint, spec, find(checkpoint, spec)))
+    if why := why_not_executable(spec, 1):
+        return [f"{checkpoint.where}: can be planned but not run yet: {why}"]
+    found = list(problems(checkpoint, spec, map_tensors(checkpoint, spec)))
     if len(found) > MOST_PROBLEMS:
         found = [*found[:MOST_PROBLEMS], f"and {len(found) - MOST_PROBLEMS} more"]
     return found

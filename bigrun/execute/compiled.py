@@ -17,7 +17,7 @@ from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import ACTIVATIONS
 
 FEW = 16  # tokens: a step of more goes block by block, so that Ctrl-C need not wait for all of them
-NO_TURN = np.empty((0, 0), np.float32)
+NO_ROTATION = np.empty((0, 0), np.float32)
 
 
 def compilable(weights: BlockWeights) -> bool:
@@ -66,14 +66,14 @@ class CompiledBlocks:
         count, kernel = len(x), self._kernel
         if not count:
             return
-        turn = NO_TURN if step.rotation is None else step.rotation
+        cos_sin = NO_ROTATION if step.rotation is None else step.rotation
         split = count <= len(self._work["partial"])
         each = len(self._addresses) if count <= FEW else 1
         given = {
-            "count": each, "tokens": count, "team": numba.get_num_threads(), "turns": turn.shape[1],
+            "count": each, "tokens": count, "team": numba.get_num_threads(), "rotation_dims": cos_sin.shape[1],
             "spans": int(step.positions.max()) // SPAN_TOKENS + 1 if split else 0,
-            "batch": step.tables.shape[0], "per_sequence": step.tables.shape[1], "x": x, "rotation": turn,
-            "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.tables,
+            "batch": step.page_tables.shape[0], "per_sequence": step.page_tables.shape[1], "x": x, "rotation": cos_sin,
+            "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.page_tables,
         }  # fmt: skip
         for name, value in given.items():
             self._table[self._where[name]] = _number(value)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.compiled import CompiledBlocks, compilable
-from bigrun.execute.engine import Arithmetic, Batch, Ends
+from bigrun.execute.engine import Arithmetic, Batch, EmbeddingAndHead
 from bigrun.execute.forward import BlockCache, StepArrays, rope_frequencies, rotation, run_block, run_head
 from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
@@ -19,7 +19,7 @@ class HostEngine:
     """Blocks and ends of a model on one device of host memory."""
 
     def __init__(
-        self, spec: ModelSpec, ops: Ops, arithmetic: Arithmetic, work: Mapping[str, Any], ends: Ends,
+        self, spec: ModelSpec, ops: Ops, arithmetic: Arithmetic, work: Mapping[str, Any], ends: EmbeddingAndHead,
         blocks: Mapping[int, BlockWeights], caches: Mapping[int, BlockCache],
     ):  # fmt: skip
         self.spec, self.ops, self.arithmetic, self.work, self.ends = spec, ops, arithmetic, work, ends
@@ -55,12 +55,12 @@ class HostEngine:
         x: np.ndarray = self.work["x"][: len(self._batch.ids)]
         return x
 
-    def begin(self, batch: Batch, tables: np.ndarray) -> None:
+    def begin(self, batch: Batch, page_tables: np.ndarray) -> None:
         self._batch = batch
-        turn = None if self._frequencies is None else rotation(self._frequencies, batch.positions)
+        cos_sin = None if self._frequencies is None else rotation(self._frequencies, batch.positions)
         mode = self.arithmetic.mode(batch.phase)
         self._step = StepArrays(
-            batch.positions, batch.sequences, batch.slots, tables, turn, mode, self.arithmetic.threshold
+            batch.positions, batch.sequences, batch.slots, page_tables, cos_sin, mode, self.arithmetic.threshold
         )
 
     def embed(self) -> None:
@@ -83,7 +83,7 @@ class HostEngine:
             i += 1
 
     def logits(self) -> np.ndarray:
-        rows, x, ends = self._batch.rows, self.x, self.ends
+        rows, x, ends = self._batch.logit_rows, self.x, self.ends
         assert ends.norm is not None, "the norm is here"
         assert ends.head is not None, "and the head"
         result = np.empty((len(rows), self.spec.vocab), np.float32)

@@ -19,13 +19,13 @@ from bigrun_kernels.ops import Pages, Weight
 @dataclass(frozen=True)
 class Batch:
     """One step's tokens, in any mixture of sequences: token ids, positions, sequence numbers and cache slots, each
-    int64 [T]; `rows` are the tokens whose logits are wanted; `phase` is prefill or decode."""
+    int64 [T]; `logit_rows` are the tokens whose logits are wanted; `phase` is prefill or decode."""
 
     ids: np.ndarray
     positions: np.ndarray
     sequences: np.ndarray
     slots: np.ndarray
-    rows: np.ndarray
+    logit_rows: np.ndarray
     phase: str
 
 
@@ -42,7 +42,7 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Ends:
+class EmbeddingAndHead:
     """What comes before and after the blocks, as far as a device has it."""
 
     table: Weight | None  # of the embedding
@@ -58,7 +58,7 @@ class Engine(Protocol):
     blocks: Mapping[int, BlockWeights]
     ops: Any
 
-    def begin(self, batch: Batch, tables: np.ndarray) -> None:
+    def begin(self, batch: Batch, page_tables: np.ndarray) -> None:
         """The step's tokens, before anything else is asked; tables int32 [sequences, pages]."""
 
     def embed(self) -> None:
@@ -80,7 +80,7 @@ class Engine(Protocol):
         """Let go of the device."""
 
 
-def ends_of(spec: ModelSpec, parts: Mapping[str, LoadedPart], device: str, nothing: Any) -> Ends:
+def embedding_and_head(spec: ModelSpec, parts: Mapping[str, LoadedPart], device: str, nothing: Any) -> EmbeddingAndHead:
     """The ends of the model that are stored on this device."""
     embed, norm, head = (parts[name] for name in ("embed", "norm", "head"))
     owner = embed if spec.tied else head
@@ -91,7 +91,7 @@ def ends_of(spec: ModelSpec, parts: Mapping[str, LoadedPart], device: str, nothi
     last = head.device == device
     final = norm_weights(norm.arrays, "norm", nothing) if last else None
     weight = linear(owner.part, owner.layout, owner.arrays, "table", nothing) if last else None
-    return Ends(table, positions, embed_norm, final, weight)
+    return EmbeddingAndHead(table, positions, embed_norm, final, weight)
 
 
 def place_blocks(

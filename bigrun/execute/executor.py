@@ -8,10 +8,11 @@ import numpy as np
 from bigrun.devices.host_memory import Memory
 from bigrun.errors import RunError
 from bigrun.execute.cpu_engine import HostEngine
-from bigrun.execute.engine import Arithmetic, Batch, Engine, ends_of, place_blocks, runs_of
+from bigrun.execute.engine import Arithmetic, Batch, Engine, embedding_and_head, place_blocks, runs_of
 from bigrun.execute.forward import alibi_slopes
 from bigrun.execute.kv_cache import PageTables
 from bigrun.execute.sampling import Sampling, choose
+from bigrun.execute.supported import why_not_executable
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.buffers import step_buffers
 from bigrun.model.spec import Block, ModelSpec
@@ -34,6 +35,8 @@ class Executor:
         self, spec: ModelSpec, plan: Plan, parts: Iterable[LoadedPart], memories: Mapping[str, Memory],
         ops: Ops, arithmetic: Arithmetic, gpu_engine: MakeEngine | None = None,
     ):  # fmt: skip
+        if why := why_not_executable(spec, plan.context_tokens):
+            raise RunError(f"{spec.name}: cannot be executed: {why}")
         self.spec, self.plan, self.memories, self.ops, self.arithmetic = spec, plan, memories, ops, arithmetic
         self.pages = PageTables(plan.context_tokens, plan.batch)
         self.parts = {part.part.name: part for part in parts}
@@ -58,7 +61,7 @@ class Executor:
         work = memory.buffers(
             step_buffers(spec, rows, plan.batch, plan.context_tokens, *computes), "workspace", "workspace"
         )
-        ends = ends_of(spec, self.parts, device.name, NOTHING)
+        ends = embedding_and_head(spec, self.parts, device.name, NOTHING)
         return HostEngine(spec, self.ops, self.arithmetic, work, ends, blocks, caches)
 
     def step(self, batch: Batch) -> np.ndarray:
@@ -81,7 +84,7 @@ class Executor:
         if engine is None:
             for _ in range(limit):
                 position += 1
-                token = choose(self.feed({0: [token]})[0], sampling, 0, position)
+                token = choose(self.forward({0: [token]})[0], sampling, 0, position)
                 yield token
             return
         begun = given = 0
@@ -96,7 +99,7 @@ class Executor:
             if given == begun:
                 raise RunError(f"the context of {self.plan.context_tokens} tokens is full: give a larger --context")
             given += 1
-            yield engine.told(given, position + given)
+            yield engine.read_token(given, position + given)
 
     def _ahead(self, sampling: Sampling) -> Any:
         """The engine of the GPU that has everything, if there is one and it makes such choices; else None."""
@@ -111,7 +114,7 @@ class Executor:
         for engine in self.engines.values():
             engine.close()
 
-    def feed(self, tokens: Mapping[int, Sequence[int] | np.ndarray], every: bool = False) -> dict[int, np.ndarray]:
+    def forward(self, tokens: Mapping[int, Sequence[int] | np.ndarray], every: bool = False) -> dict[int, np.ndarray]:
         """Take tokens into sequences, in as many steps as the chunk asks for; logits of each one's last token, float32
         [vocab], or of every token, [count, vocab]."""
         decode = all(len(ids) == 1 and self.pages.lengths[s] > 0 for s, ids in tokens.items())
@@ -130,7 +133,7 @@ class Executor:
                 taken.append((sequence, ids, last))
             batch = self._batch(taken, every, "decode" if decode else "prefill")
             logits = self.step(batch)
-            for row, sequence in zip(logits, batch.sequences[batch.rows], strict=True):
+            for row, sequence in zip(logits, batch.sequences[batch.logit_rows], strict=True):
                 found[int(sequence)].append(row)
         return {s: np.stack(rows) if every else rows[-1] for s, rows in found.items()}
 

@@ -20,13 +20,13 @@ from bigrun_kernels.ops import Array, Ops, Pages, Weight
 class StepArrays:
     """A step's tokens as one device sees them: T tokens of any sequences, each with its place in the cache.
 
-    positions, sequences, slots int64 [T]; tables int32 [S, pages]; rotation float32 [T, dims] or None.
+    positions, sequences, slots int64 [T]; page_tables int32 [S, pages]; rotation float32 [T, dims] or None.
     """
 
     positions: Array
     sequences: Array
     slots: Array
-    tables: Array
+    page_tables: Array
     rotation: Array | None
     mode: str
     threshold: float
@@ -51,12 +51,21 @@ def run_block(
     up = work["up"][:count]
     first, second = w.attention_norm, w.mlp_norm
     ops.norm_linear(x, first.weight, first.bias, block.norm_eps, normed, w.qkv, mode, threshold, scratch, qkv)
-    ops.turn_and_store(
+    ops.rope_and_store_kv(
         qkv, block.heads, block.kv_heads, block.head_dim, step.rotation, step.slots, cache.k, cache.v
     )  # fmt: skip
     scale = 1.0 / math.sqrt(block.head_dim)
     ops.attention(
-        qkv, block.heads, cache.k, cache.v, step.tables, step.sequences, step.positions, cache.slopes, scale, attended
+        qkv,
+        block.heads,
+        cache.k,
+        cache.v,
+        step.page_tables,
+        step.sequences,
+        step.positions,
+        cache.slopes,
+        scale,
+        attended,
     )
     ops.linear(attended, w.out, mode, threshold, scratch, x, True)
     ops.norm_linear(x, second.weight, second.bias, block.norm_eps, normed, w.up, mode, threshold, scratch, up)

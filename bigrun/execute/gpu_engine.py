@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigrun.devices.gpu_memory import GpuMemory, device_errors, first_line
-from bigrun.execute.engine import Arithmetic, Batch, ends_of, place_blocks
+from bigrun.execute.engine import Arithmetic, Batch, embedding_and_head, place_blocks
 from bigrun.execute.executor import computed_on
 from bigrun.execute.forward import StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
 from bigrun.execute.gpu_backend import make_ops
@@ -42,7 +42,7 @@ class GpuEngine:
         with device_errors(self.name, "loading"):
             places = spec, plan, self.name, memory, parts, (nothing, nothing), self._slopes
             self.blocks, self.caches = place_blocks(*places)
-        self.ends = ends_of(spec, parts, device.name, nothing)
+        self.ends = embedding_and_head(spec, parts, device.name, nothing)
         storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
         wanted = gpu_step_buffers(spec, storage, rows, plan.batch, plan.context_tokens, *computes)
@@ -58,7 +58,9 @@ class GpuEngine:
         # of its own: the one that torch would capture on belongs to the device that was captured first
         self._stream = torch.cuda.Stream(memory.device) if self._capturing else None
         self._events: list[Any] = [None] * AHEAD
-        self._told = torch.zeros((AHEAD, 3), dtype=torch.int64, device="cpu", pin_memory=memory.device.type == "cuda")
+        self._tokens_on_host = torch.zeros(
+            (AHEAD, 3), dtype=torch.int64, device="cpu", pin_memory=memory.device.type == "cuda"
+        )
         if memory.device.type == "cuda":
             torch.cuda.empty_cache()  # of what was on its way while parts were loaded
         self._batch: Batch
@@ -73,33 +75,37 @@ class GpuEngine:
     def x(self) -> Tensor:
         return self.work["x"][: len(self._batch.ids)]
 
-    def begin(self, batch: Batch, tables: np.ndarray, ids: bool = True) -> None:
+    def begin(self, batch: Batch, page_tables: np.ndarray, ids: bool = True) -> None:
         """The step's tokens; their `ids` stay those on the device if it chose them itself."""
         self._batch, count = batch, len(batch.ids)
         with device_errors(self.name, "a step"):
             for name in ("ids", "positions", "sequences", "slots"):
                 if ids or name != "ids":
                     self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
-            self.work["tables"].copy_(torch.from_numpy(tables), non_blocking=True)
-            turn = None if self._frequencies is None or "rotation" not in self.work else self._turn(batch.positions)
+            self.work["tables"].copy_(torch.from_numpy(page_tables), non_blocking=True)
+            cos_sin = (
+                None if self._frequencies is None or "rotation" not in self.work else self._cos_sin(batch.positions)
+            )
         positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
         mode = self.arithmetic.mode(batch.phase)
-        self._step = StepArrays(positions, sequences, slots, self.work["tables"], turn, mode, self.arithmetic.threshold)
+        self._step = StepArrays(
+            positions, sequences, slots, self.work["tables"], cos_sin, mode, self.arithmetic.threshold
+        )
         self.ops.begin(batch.phase == "decode", runs_of_tokens(batch))
 
-    def _turn(self, positions: np.ndarray) -> Tensor:
+    def _cos_sin(self, positions: np.ndarray) -> Tensor:
         """The rotation of these positions. Of many it is made here: a copy of more than 64 KiB would wait for the device."""
         assert self._frequencies is not None, "there are rotary positions"
-        turn = self.work["rotation"][: len(positions)]
-        if turn.numel() * turn.element_size() <= SMALL_COPY:
-            turn.copy_(torch.from_numpy(rotation(self._frequencies, positions)), non_blocking=True)
-            return turn
+        cos_sin = self.work["rotation"][: len(positions)]
+        if cos_sin.numel() * cos_sin.element_size() <= SMALL_COPY:
+            cos_sin.copy_(torch.from_numpy(rotation(self._frequencies, positions)), non_blocking=True)
+            return cos_sin
         at = self.work["positions"][: len(positions)]
         angles = at[:, None].double() * torch.from_numpy(self._frequencies).to(at.device)
-        half = turn.shape[1] // 2
-        turn[:, :half].copy_(angles.cos())
-        turn[:, half:].copy_(angles.sin())
-        return turn
+        half = cos_sin.shape[1] // 2
+        cos_sin[:, :half].copy_(angles.cos())
+        cos_sin[:, half:].copy_(angles.sin())
+        return cos_sin
 
     def embed(self) -> None:
         x, ends, count = self.x, self.ends, len(self._batch.ids)
@@ -162,7 +168,7 @@ class GpuEngine:
         return out
 
     def logits(self) -> np.ndarray:
-        rows = self._batch.rows
+        rows = self._batch.logit_rows
         result = np.empty((len(rows), self.spec.vocab), np.float32)
         held = len(self.work["logits"])
         with device_errors(self.name, "the head"):
@@ -181,17 +187,17 @@ class GpuEngine:
             found = self.work["chosen"][number % AHEAD]
             chosen_on_device(logits, sampling, 0, position, found)
             self.work["ids"][:1].copy_(found[:1])
-            self._told[number % AHEAD].copy_(found, non_blocking=True)
+            self._tokens_on_host[number % AHEAD].copy_(found, non_blocking=True)
             if self.memory.device.type == "cuda":
                 event = self._events[number % AHEAD] = self._events[number % AHEAD] or torch.cuda.Event()
                 event.record(torch.cuda.current_stream(self.memory.device))
 
-    def told(self, number: int, position: int) -> int:
+    def read_token(self, number: int, position: int) -> int:
         """The `number`th token that was chosen; waits for it."""
         with device_errors(self.name, "a step"):
             if (event := self._events[number % AHEAD]) is not None:
                 event.synchronize()
-        token, good, bits = self._told[number % AHEAD].tolist()
+        token, good, bits = self._tokens_on_host[number % AHEAD].tolist()
         if not good:
             fail(float(np.int32(bits).view(np.float32)), token, 0, position)
         return int(token)

@@ -14,10 +14,10 @@ import xxhash
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.checkpoint.files import open_file, read_file
 from bigrun.checkpoint.formats.safetensors import read_config
-from bigrun.checkpoint.tensor_map import check, find
+from bigrun.checkpoint.tensor_map import map_tensors, validate
 from bigrun.errors import CallError, CheckpointError, RunError
 from bigrun.loading.identity import digest, fingerprints, part_identity
-from bigrun.loading.int8_cache import CONFIG, COPIED, GGUF_METADATA, Kept, hold
+from bigrun.loading.int8_cache import CONFIG, COPIED, GGUF_METADATA, Int8Cache, hold
 from bigrun.loading.manifest import MANIFEST, Manifest, is_conversion, is_ours, read_manifest, write_file
 from bigrun.model.layout import Layout, Storage
 from bigrun.model.source import Dialect
@@ -27,10 +27,10 @@ LARGEST_COPIED = 64 * 2**20
 PIECE = 2**20
 
 
-def open_kept(
+def open_int8_cache(
     cache: Path, checkpoint: Checkpoint, spec: ModelSpec, storage: Storage, layouts: Mapping[str, Layout], source: str,
     note: Callable[[str], None], itself: bool = False,
-) -> Kept:  # fmt: skip
+) -> Int8Cache:  # fmt: skip
     """The conversion of a model in a cache folder, begun where there is none. `itself`: the folder is to be the conversion,
     not to hold it.
 
@@ -38,8 +38,8 @@ def open_kept(
     """
     if storage.weights != "int8":
         raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
-    work = find(checkpoint, spec)
-    check(checkpoint, spec, work)
+    work = map_tensors(checkpoint, spec)
+    validate(checkpoint, spec, work)
     try:
         prints = fingerprints(checkpoint)
     except OSError as error:
@@ -74,7 +74,7 @@ def open_kept(
             raise
     except OSError as error:
         raise RunError(f"{folder}: the int8 cache cannot be kept here: {error.strerror}") from error
-    return Kept(folder, lock, layouts, identities, alone=False, note=note)
+    return Int8Cache(folder, lock, layouts, identities, alone=False, note=note)
 
 
 def _check_free(folder: Path, manifest: Manifest) -> None:
@@ -190,11 +190,11 @@ class ConvertedCheckpoint:
                 need = f"give --{option} {value}" if value else f"leave out --{option}"
                 raise CallError(f"{self.where}: this int8 conversion has other forms than were asked for: {need}")
 
-    def kept(self, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept:
+    def int8_cache(self, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Int8Cache:
         identities = {name: identity for name, (identity, _) in self.manifest.parts.items()}
         for name, layout in layouts.items():
             if layout.arrays and name not in identities:
                 raise CheckpointError(
                     f"{self.folder / MANIFEST}: has no part {name}, which its configuration describes"
                 )
-        return Kept(self.folder, hold(self.folder), layouts, identities, alone=True, note=note)
+        return Int8Cache(self.folder, hold(self.folder), layouts, identities, alone=True, note=note)

@@ -46,7 +46,7 @@ class ReadyPart:
         return arrays
 
 
-class Kept:
+class Int8Cache:
     """A conversion's folder, held open: others may read it and write to it meanwhile, none may remove it.
 
     `identities`: part → what its file must have been made from. `alone`: there is no source to convert from, so that every

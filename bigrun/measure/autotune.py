@@ -56,12 +56,12 @@ def candidates(what: str, up_to: int = 0) -> Iterator[Tile]:
                         yield Tile(rows, columns, depth, warps, stages, up_to)
 
 
-def tune(table: Table, timer: Timer, source: str, told: Callable[[str], None] = lambda text: None) -> Table:
+def tune(table: Table, timer: Timer, source: str, log: Callable[[str], None] = lambda text: None) -> Table:
     """The table with the quickest of all candidates in each place; its own tile stays where nothing is quicker."""
 
     def best(what: str, mine: Tile, others: Iterable[Tile], put: Callable[[Tile], Table]) -> Tile:
         found = min((timer(what, tile, put(tile)), i, tile) for i, tile in enumerate([mine, *others]))
-        told(f"{what}{f' up to {mine.up_to} rows' if mine.up_to else ''}: {found[2]}")
+        log(f"{what}{f' up to {mine.up_to} rows' if mine.up_to else ''}: {found[2]}")
         return found[2]
 
     for programs in (256, 512, 1024, 2048):
@@ -151,7 +151,7 @@ def _median(call: Callable[[int], Any], device: Any) -> float:
     return statistics.median(times)
 
 
-def autotune(number: int, told: Callable[[str], None]) -> Mapping[str, Any]:
+def autotune(number: int, log: Callable[[str], None]) -> Mapping[str, Any]:
     """Tune cuda:`number` and keep its table; CallError where there is no such card or Triton has no matrix products for it."""
     import torch
 
@@ -165,5 +165,5 @@ def autotune(number: int, told: Callable[[str], None]) -> Mapping[str, Any]:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise CallError(f"cuda:{number} ({card}): below compute capability 8.0 there is nothing to tune")
-    table = tune(tables.for_capability(10 * major + minor), device_timer(number), f"autotune on {card}", told)
+    table = tune(tables.for_capability(10 * major + minor), device_timer(number), f"autotune on {card}", log)
     return {"card": card, "file": str(write_tiles(table, card)), "table": table.to_dict()}

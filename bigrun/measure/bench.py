@@ -34,7 +34,7 @@ def measure(
         executor, vocab = runner.executor, runner.spec.vocab
         sequences = range(batch)
         _fill(executor, sequences, WARM_TOKENS, vocab)
-        executor.feed({s: [5] for s in sequences})
+        executor.forward({s: [5] for s in sequences})
         for s in sequences:
             executor.clear(s)
         started = time.perf_counter()
@@ -43,7 +43,7 @@ def measure(
         steps = []
         for i in range(new_tokens):
             started = time.perf_counter()
-            executor.feed({s: [(10 + i) % vocab] for s in sequences})
+            executor.forward({s: [(10 + i) % vocab] for s in sequences})
             steps.append(time.perf_counter() - started)
         settled = host_bytes()
         peak = stop()
@@ -52,9 +52,9 @@ def measure(
         plan = runner.plan
         planned = {d.name: d.used_bytes - d.reserve_bytes for d in plan.devices}
         if learn is not None:
-            from bigrun.measure.learning import teach
+            from bigrun.measure.learning import calibrate_from_run
 
-            teach(learn, runner, prefill, step, prompt_tokens, prompt_tokens + new_tokens // 2)
+            calibrate_from_run(learn, runner, prefill, step, prompt_tokens, prompt_tokens + new_tokens // 2)
         return {
             "model": plan.model,
             "prompt_tokens": prompt_tokens,
@@ -79,7 +79,7 @@ def measure(
 
 def _fill(executor: Any, sequences: range, count: int, vocab: int) -> None:
     ids = np.array([(10 + i % 900) % vocab for i in range(count)])
-    executor.feed(dict.fromkeys(sequences, ids))
+    executor.forward(dict.fromkeys(sequences, ids))
 
 
 def decode_bytes(runner: Any, length: int) -> int:

@@ -15,7 +15,7 @@ from bigrun.planning.learn import MOST_RUNS, Run, fit, from_data, observe, to_da
 from bigrun.planning.ledger import Ledger
 
 
-def teach(path: Path, runner: Any, prefill: float, step: float, prompt: int, seen: int) -> None:
+def calibrate_from_run(path: Path, runner: Any, prefill: float, step: float, prompt: int, seen: int) -> None:
     """Keep a prefill of `prompt` tokens a sequence and a decode step with `seen` tokens of context, in seconds."""
     if any(device.kind == "gpu" and device.parts and not device.virtual for device in runner.plan.devices):
         raise CallError("--learn: only runs on the CPU teach anything yet")
@@ -28,10 +28,10 @@ def teach(path: Path, runner: Any, prefill: float, step: float, prompt: int, see
     ]
     read = [part.read_bytes for part in runner.executor.parts.values() if part.part.tensors]
     loaded = sum(read) / runner.load_seconds if all(read) else 0.0  # a cache's mapped parts tell nothing of converting
-    _keep(taught(known(path), runs, loaded), path)
+    _keep(calibrated(host_to_calibrate(path), runs, loaded), path)
 
 
-def known(path: Path) -> Host:
+def host_to_calibrate(path: Path) -> Host:
     """The host file of this machine, measured and written now if there is none."""
     if not path.is_file():
         _keep(measure_host(path), path)
@@ -50,7 +50,7 @@ def _keep(host: Host, path: Path) -> None:
         ) from error
 
 
-def taught(host: Host, runs: Sequence[Run], loaded: float = 0.0) -> Host:
+def calibrated(host: Host, runs: Sequence[Run], loaded: float = 0.0) -> Host:
     """A host with these runs added and its rates fitted anew; `loaded`: bytes/s of a checkpoint that became int8."""
     try:
         before = from_data(host.runs)

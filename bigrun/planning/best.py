@@ -44,7 +44,7 @@ def fits(ledger: Ledger, rig: Rig) -> bool:
     for through in (None, *_targets(ledger, rig)):
         problem = Problem(ledger, rig, _chunks(ledger)[-1], through)
         search = Search(problem, 0.0)
-        search.sink = EXPERT_NOWHERE / search.each if search.each else 0.0
+        search.overflow_cost = EXPERT_NOWHERE / search.each if search.each else 0.0
         loads = search.solve()
         if loads is not None and not place(problem, loads)[1]:
             return True
@@ -59,7 +59,7 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
     """The best of all chunks, stream targets and sinks; nothing is said of why it may not fit."""
     chunks = _chunks(ledger)
     smallest = Problem(ledger, rig, chunks[-1])
-    best, sink = _first(smallest)
+    best, overflow_cost = _first(smallest)
     host = any(p.decode_on == "cpu" and p.part not in ("embed", "norm") for p in best.placements)
     targets = _targets(ledger, rig) if host or not best.fits or is_small(smallest) else []
     if smallest.experts and not is_small(smallest):  # each takes longer to try, and the best link is nearly always it
@@ -68,7 +68,7 @@ def best_plan(ledger: Ledger, rig: Rig) -> Plan:
         for through in (None, *targets):
             problem = Problem(ledger, rig, chunk, through)
             if (chunk, through) != (chunks[-1], None):
-                plan = _plan(problem, sink)
+                plan = _plan(problem, overflow_cost)
                 best = min(best, plan, key=rated) if plan else best
             if problem.experts and through is None:  # runs of whole blocks, their experts with them
                 plan = _plan(problem, 0.0, joined=True)
@@ -97,19 +97,19 @@ def _first(problem: Problem) -> tuple[Plan, float]:
         return _plan(problem, 0.0) or nothing, 0.0
     search = Search(problem, 0.0)
     hosts = {search.expert_cost(d) for d in problem.rig.devices if d.kind != "gpu" and d.budget_bytes}
-    sinks = [*sorted(hosts), EXPERT_NOWHERE / search.each]
-    found = [(plan, sink) for sink in sinks if (plan := _plan(problem, sink))]
-    best = min(found, key=lambda pair: rated(pair[0]), default=(nothing, sinks[0]))
+    overflow_costs = [*sorted(hosts), EXPERT_NOWHERE / search.each]
+    found = [(plan, overflow_cost) for overflow_cost in overflow_costs if (plan := _plan(problem, overflow_cost))]
+    best = min(found, key=lambda pair: rated(pair[0]), default=(nothing, overflow_costs[0]))
     if best[0].fits and all(p.stored_on.startswith("cuda") for p in best[0].placements if p.part.endswith(".experts")):
-        for sink in sorted({search.expert_cost(gpu) for gpu in problem.rig.gpus}):
-            plan = _plan(problem, sink)
-            best = min(best, (plan, sink), key=lambda pair: rated(pair[0])) if plan else best
+        for overflow_cost in sorted({search.expert_cost(gpu) for gpu in problem.rig.gpus}):
+            plan = _plan(problem, overflow_cost)
+            best = min(best, (plan, overflow_cost), key=lambda pair: rated(pair[0])) if plan else best
     return best
 
 
-def _plan(problem: Problem, sink: float, joined: bool = False) -> Plan | None:
+def _plan(problem: Problem, overflow_cost: float, joined: bool = False) -> Plan | None:
     """The best plan of one problem; None where what it stages does not even fit, or a budget would be exceeded."""
-    loads = Search(problem, sink, joined).solve()
+    loads = Search(problem, overflow_cost, joined).solve()
     if loads is None:
         return None
     plan = _written(problem, *place(problem, arrange(problem, loads), joined))

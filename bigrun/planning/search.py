@@ -131,8 +131,8 @@ class Search:
     """Dynamic programming over the rig's devices. f[flags][i]: the least cost with the first i blocks placed, and the
     embedding (bit 0) and the head with the norm (bit 1) or not. `joined`: experts always with their block."""
 
-    def __init__(self, problem: Problem, sink: float, joined: bool = False):
-        self.problem, self.sink, self.joined = problem, sink, joined
+    def __init__(self, problem: Problem, overflow_cost: float, joined: bool = False):
+        self.problem, self.overflow_cost, self.joined = problem, overflow_cost, joined
         ledger, spec = problem.ledger, problem.ledger.spec
         self.count = len(spec.blocks)
         more = {e.removesuffix(".experts"): ledger.weights(e) for e in problem.experts} if joined else {}
@@ -211,7 +211,7 @@ class Search:
         crossing = self.problem.crossing(home)
         strangers = np.ceil(np.maximum(room - self.length * self.each, 0) / self.each)
         at_home = np.minimum(room // self.each, self.mixed)
-        saved: np.ndarray = room * (self.sink - self.expert_cost(home)) - crossing * (strangers - at_home)
+        saved: np.ndarray = room * (self.overflow_cost - self.expert_cost(home)) - crossing * (strangers - at_home)
         return saved
 
     def gpu(self, device: Device, add: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +234,7 @@ class Search:
         if self.each:  # every block goes out to its experts, unless they are here
             saved = self._saved(room, device)
             cost += crossing * self.mixed - np.maximum(saved, 0.0)
-            if self.sink != self.expert_cost(device):  # the sink itself takes what nobody else does
+            if self.overflow_cost != self.expert_cost(device):  # the sink itself takes what nobody else does
                 room = np.where(saved > 0, room, 0)
         cost[~self.valid | (free < 0)] = np.inf
         return cost, room
@@ -288,7 +288,7 @@ class Search:
             beside = free - np.where(possible, 0, slots) - np.where(self.some, 0, busy - idle)
             other = self._room(beside, 0) * (beside >= 0)
             disk_room = self._room(disk_free, 0) * (beside >= 0)
-            with_disk = np.maximum(disk_room * (self.sink - self.expert_cost(disk)), 0.0)
+            with_disk = np.maximum(disk_room * (self.overflow_cost - self.expert_cost(disk)), 0.0)
             with_disk = with_disk + np.maximum(self._saved(other, cpu), 0.0)
             without = np.maximum(self._saved(room, cpu), 0.0)
             cost = cost - np.maximum(with_disk, without)

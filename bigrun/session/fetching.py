@@ -19,7 +19,7 @@ def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool)
     total = done = 0
     with reporting(model.name, shown) as report:
 
-        def told(file: str, so_far: int, whole: int) -> None:
+        def report_bytes(file: str, so_far: int, whole: int) -> None:
             nonlocal total, done
             if whole != total:
                 total = whole
@@ -27,4 +27,4 @@ def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool)
             report.moved(file, so_far - done)
             done = so_far
 
-        return fetch(model, revision, told, begin)
+        return fetch(model, revision, report_bytes, begin)

@@ -1,7 +1,7 @@
 """A generation: pieces of text as they come, and what it took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class Stream:
     def __init__(self, runner: Any, ids: list[int], max_new_tokens: int, sampling: "Sampling"):
         self.token_ids: list[int] = []
         self.stats = Stats(len(ids), 0, runner.load_seconds, 0.0, 0.0)
-        self._pieces = self._run(runner, ids, max_new_tokens, sampling)
+        self._pieces: Generator[str, None, None] = self._run(runner, ids, max_new_tokens, sampling)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -41,7 +41,15 @@ class Stream:
     def __next__(self) -> str:
         return next(self._pieces)
 
-    def _run(self, runner: Any, ids: list[int], limit: int, sampling: "Sampling") -> Iterator[str]:
+    def close(self) -> None:
+        """End the stream where it is: the Runner is free for another."""
+        self._pieces.close()
+
+    def _run(self, runner: Any, ids: list[int], limit: int, sampling: "Sampling") -> Generator[str, None, None]:
+        with runner.sole_use():
+            yield from self._generate(runner, ids, limit, sampling)
+
+    def _generate(self, runner: Any, ids: list[int], limit: int, sampling: "Sampling") -> Iterator[str]:
         from bigrun.execute.sampling import choose
 
         executor, text = runner.executor, runner.tokenizer.stream()
@@ -49,7 +57,7 @@ class Stream:
         runner._use_threads()
         executor.clear(0)
         started = time.perf_counter()
-        logits = executor.feed({0: ids})[0]
+        logits = executor.forward({0: ids})[0]
         self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()
         token = choose(logits, sampling, 0, len(ids))

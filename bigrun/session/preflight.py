@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
@@ -53,6 +54,8 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
             f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "
             f"be planned but not run yet: give --context {window} at most"
         )
+    if spec is not None and (why := why_not_executable(spec, plan.context_tokens)):
+        raise CallError(f"{plan.model}: can be planned but not run yet: {why}")
     if any(placement.stored_on == "disk" for placement in plan.placements):
         raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
     if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,12 +22,12 @@ from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.preflight import check_arithmetic, check_generation, check_runnable, memories, real_gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
     from bigrun.checkpoint.base import Checkpoint
-    from bigrun.loading.int8_cache import Kept
+    from bigrun.loading.int8_cache import Int8Cache
     from bigrun.model.layout import Layout
     from bigrun.text.tokenizer import Tokenizer
     from bigrun_kernels.cpu.ops import CpuOps
@@ -73,6 +74,7 @@ class Runner:
         from bigrun.planning.replay import check_plan, check_types, options_of
 
         check_arithmetic(mode, threshold, threads, kernels)
+        self._in_use = False
         started = time.perf_counter()
         if plan is not None:
             given = (max_memory, context, gpus, cpu, disk, rig, host, prompt_tokens)
@@ -105,7 +107,7 @@ class Runner:
 
     def _open(self, revision: str | None, plan: Plan | None, shown: bool) -> tuple[Checkpoint, ModelSpec]:
         """The checkpoint and its spec; what a hub has of it is fetched, if the plan fits, and the plan shown before."""
-        from bigrun.checkpoint.tensor_map import check, find
+        from bigrun.checkpoint.tensor_map import map_tensors, validate
         from bigrun.loading.open import open_checkpoint
         from bigrun.session.fetching import fetching
 
@@ -113,21 +115,24 @@ class Runner:
             check_runnable(plan, None)
         checkpoint, spec = open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
         if BY_NAME[spec.family].sources is not None and not hasattr(checkpoint, "manifest"):
-            check(checkpoint, spec, find(checkpoint, spec))  # what is not as its configuration says is not planned for
+            # a checkpoint that contradicts its configuration is refused before it is planned for
+            validate(checkpoint, spec, map_tensors(checkpoint, spec))
         return checkpoint, spec
 
-    def _kept(self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Kept | None:
+    def _int8_cache(
+        self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]
+    ) -> Int8Cache | None:
         """The int8 cache of this model: the conversion that it is itself, else that of a cache folder."""
-        from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_kept
+        from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_int8_cache
 
         if isinstance(self.checkpoint, ConvertedCheckpoint):
             self.checkpoint.check_storage(self.options.storage)
-            return self.checkpoint.kept(layouts, note)
+            return self.checkpoint.int8_cache(layouts, note)
         if cache is None:
             return None
         source = self.model.repo or str(self.model.gguf or self.model.folder)
         try:
-            return open_kept(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
+            return open_int8_cache(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
         except RunError as error:
             note(f"{error}; going on without it")
             return None
@@ -148,18 +153,18 @@ class Runner:
         how = Arithmetic(chosen, chosen, threshold)
         layouts = Ledger(self.spec, self.options).layouts
         early: list[str] = []
-        kept = self._kept(cache, layouts, early.append)
+        int8_cache = self._int8_cache(cache, layouts, early.append)
         self.memories = memories(self.plan, self.spec, layouts, self._kernels)
         try:
-            with beginning(self.checkpoint, self.spec, kept):
+            with beginning(self.checkpoint, self.spec, int8_cache):
                 warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
             self.warm_bytes = host_bytes()
             with reporting(self.spec.name, progress) as report:
                 for note in early:
                     report.note(note)
-                if kept is not None:
-                    kept.note = report.note
-                parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, kept, report)
+                if int8_cache is not None:
+                    int8_cache.note = report.note
+                parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, int8_cache, report)
                 if real_gpus(self.plan) and any(p.stored_on == "cpu" == p.prefill_on for p in self.plan.blocks):
                     report.note("prompts pass the host's blocks on the CPU: streaming those to a GPU is not built yet")
                 gpus = self._gpu_engine(mode, threshold, report.note) if real_gpus(self.plan) else None
@@ -172,9 +177,9 @@ class Runner:
                     memory.close()
             raise
         finally:
-            if kept is not None:
-                kept.settle()
-        self._mapped = kept  # held while its files are mapped
+            if int8_cache is not None:
+                int8_cache.settle()
+        self._mapped = int8_cache  # held while its files are mapped
         self.notes = tuple(report.notes)
 
     def _gpu_engine(self, mode: str, threshold: float, note: Callable[[str], None]) -> Any:
@@ -253,6 +258,19 @@ class Runner:
             )
         return result
 
+    @contextmanager
+    def sole_use(self) -> Iterator[None]:
+        """Meanwhile the one sequence of this Runner is the caller's; CallError where another has begun and not ended."""
+        if self._in_use:
+            raise CallError(
+                "another stream of this Runner is not at its end: read it to the end or close() it, or make a second Runner"
+            )
+        self._in_use = True
+        try:
+            yield
+        finally:
+            self._in_use = False
+
     def logits(self, ids: Any) -> Any:
         """Logits of every position: ids [batch, seq] int64 → [batch, seq, vocab] float32 (torch tensors, or as given)."""
         import numpy as np
@@ -260,12 +278,14 @@ class Runner:
         rows = np.asarray(ids)
         if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.shape[1] == 0:
             raise CallError("logits: ids must be a whole-number array [batch, seq] with at least one token a row")
-        self._use_threads()
+        checked = [self._checked(row) for row in rows]
         result = np.empty((*rows.shape, self.spec.vocab), np.float32)
-        for i, row in enumerate(rows):
+        with self.sole_use():
+            self._use_threads()
+            for i, row in enumerate(checked):
+                self.executor.clear(0)
+                result[i] = self.executor.forward({0: row}, every=True)[0]
             self.executor.clear(0)
-            result[i] = self.executor.feed({0: self._checked(row)}, every=True)[0]
-        self.executor.clear(0)
         if type(ids).__module__.startswith("torch"):
             import torch
 
@@ -276,8 +296,8 @@ class Runner:
         """Give the memory back; the Runner is of no use afterwards."""
         if (executor := self.__dict__.pop("executor", None)) is not None:
             executor.close()
-        if (kept := self.__dict__.pop("_mapped", None)) is not None:
-            kept.close()
+        if (int8_cache := self.__dict__.pop("_mapped", None)) is not None:
+            int8_cache.close()
 
     def __enter__(self) -> Runner:
         return self

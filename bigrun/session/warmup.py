@@ -64,7 +64,9 @@ def tiny(spec: ModelSpec) -> ModelSpec:
     block = spec.blocks[0]
     rope = replace(block.rope, dims=16) if block.rope else None
     kv_heads = 4 if block.kv_heads == block.heads else 2
-    small = replace(block, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope)
+    small = replace(
+        block, window=0, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope
+    )
     positions = CONTEXT + spec.position_rows - spec.context_limit if spec.position_rows else 0
     return replace(spec, vocab=WIDTH, hidden=WIDTH, blocks=(small,), context_limit=CONTEXT, position_rows=positions)
 
@@ -81,8 +83,8 @@ def _warm(
     checkpoint = TinyCheckpoint(spec, Rows(values, is_bfloat, blocks))
     parts = load(checkpoint, spec, plan, Ledger(spec, options).layouts, memories)
     executor = Executor(spec, plan, parts, memories, ops, how)
-    executor.feed({0: range(TOKENS)})
-    executor.feed({0: [1]})
+    executor.forward({0: range(TOKENS)})
+    executor.forward({0: [1]})
 
 
 def warm_up(
@@ -120,12 +122,12 @@ def warm_gpus(executor: Executor) -> None:
     longest = plan.prefill_chunk_tokens if all(p.decode_on != "cpu" for p in plan.blocks) else 17
     for count in sorted({min(count, limit) for count in (2, 17, 65, longest) if count <= longest}):
         executor.clear(0)
-        executor.feed({0: [i % vocab for i in range(count)]})
+        executor.forward({0: [i % vocab for i in range(count)]})
     for sequences in sorted({1, plan.batch}):
         for s in range(sequences):
             executor.clear(s)
-            executor.feed({s: [0]})
+            executor.forward({s: [0]})
         for _ in range(min(3, limit - 1)):
-            executor.feed({s: [0] for s in range(sequences)})
+            executor.forward({s: [0] for s in range(sequences)})
         for s in range(sequences):
             executor.clear(s)

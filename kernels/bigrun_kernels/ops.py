@@ -93,7 +93,7 @@ class Ops(Protocol):
     ) -> None:  # fmt: skip
         """out += linear(activate(x)), by way of `inner`."""
 
-    def turn_and_store(
+    def rope_and_store_kv(
         self,
         qkv: Array,
         heads: int,
@@ -124,7 +124,7 @@ class Composed:
         self.activate(kind, x, gated, inner)
         self.linear(inner, w, mode, threshold, scratch, out, True)
 
-    def turn_and_store(
+    def rope_and_store_kv(
         self: Any, qkv: Array, heads: int, kv_heads: int, head_dim: int, rotation: Array | None, slots: Array, k: Pages,
         v: Pages,
     ) -> None:  # fmt: skip

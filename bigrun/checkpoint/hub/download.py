@@ -210,8 +210,8 @@ def _fetch_file(hub: Any, cache: Cache, wanted: Needed, file: str, size: int, pr
     linked.unlink(missing_ok=True)  # damaged, or a link to what is gone
     ask, url = hub.get_hf_file_metadata, hub.hf_hub_url(cache.repo, file, revision=wanted.commit)
     about = ask(url, **({"retry_on_errors": True} if _takes(ask, "retry_on_errors") else {}))
-    etag, told = str(about.etag), size if about.size is None else about.size
-    if not ETAG.fullmatch(etag) or (size and told != size) or (about.size is None and not size):
+    etag, expected = str(about.etag), size if about.size is None else about.size
+    if not ETAG.fullmatch(etag) or (size and expected != size) or (about.size is None and not size):
         raise BigrunError(f"{cache.repo}: {file}: the hub's answer for it is not that of its list of files")
     blob, partial, lock = cache.blob(etag), cache.partial(etag), cache.locks / f"{etag}.lock"
     for path in (blob, lock, linked):
@@ -224,17 +224,17 @@ def _fetch_file(hub: Any, cache: Cache, wanted: Needed, file: str, size: int, pr
     get, bar = functools.partial(hub.hf_hub_download, cache.repo, file, revision=wanted.commit), {}
     if _takes(hub.hf_hub_download, "tqdm_class"):
         bar = {"tqdm_class": silent_bar(arrived)}
-        if by_xet(about) and not partial.exists() and not _whole(blob, told):
+        if by_xet(about) and not partial.exists() and not _whole(blob, expected):
             blob.unlink(missing_ok=True)
             # xet has servers of its own: what they do not give, the hub does
             with suppress(errors.HTTPError, OSError, RuntimeError, ValueError):
                 get(**bar)
     with WeakFileLock(lock):
-        if not _whole(blob, told) and not _whole(linked, told):
-            complete(cache.repo, file, wanted.commit, partial, told, etag, arrived)
+        if not _whole(blob, expected) and not _whole(linked, expected):
+            complete(cache.repo, file, wanted.commit, partial, expected, etag, arrived)
             partial.replace(blob if are_symlinks_supported(cache.home) else linked)
     get(**bar)
-    if not _whole(linked, told):
+    if not _whole(linked, expected):
         raise BigrunError(f"{cache.repo}: {file}: the hub gave it for another commit than {wanted.commit}; try again")
 
 

@@ -34,10 +34,10 @@ DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "pa
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))
 GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(len(DIMS) - 6, len(DIMS))
 # What comes before them in the table: numbers, then addresses.
-HEADER = ("count", "tokens", "team", "spans", "turns", "batch", "per_sequence", "planes_size", "partial_size",
+HEADER = ("count", "tokens", "team", "spans", "rotation_dims", "batch", "per_sequence", "planes_size", "partial_size",
           "numbers", "x", "rotation", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
           "planes", "row_scale", "row_sum", "partial", "counters")  # fmt: skip
-COUNT, TOKENS_AT, TEAM, SPANS, TURNS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
+COUNT, TOKENS_AT, TEAM, SPANS, ROTATION_DIMS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
 NUMBERS, X, ROTATION, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(
     9, len(HEADER)
 )
@@ -220,7 +220,10 @@ def participate(table, planes_like, pages_like):
     like = (bytes_, floats)
     numbers = array_at(table, NUMBERS, 2, doubles)
     eps, scale = numbers[0], np.float32(numbers[1])
-    x, rotation = matrix_at(table, X, tokens, hidden, floats), matrix_at(table, ROTATION, tokens, table[TURNS], floats)
+    x, rotation = (
+        matrix_at(table, X, tokens, hidden, floats),
+        matrix_at(table, ROTATION, tokens, table[ROTATION_DIMS], floats),
+    )
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
     slots, tables = (
         array_at(table, SLOTS_AT, tokens, ints),

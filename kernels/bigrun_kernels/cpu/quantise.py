@@ -10,7 +10,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from bigrun_kernels.cpu.compile import inlined, kernel, parallel_kernel
-from bigrun_kernels.cpu.lay import LINE, lay, peak
+from bigrun_kernels.cpu.pack import LINE, pack, peak
 from bigrun_kernels.cpu.planes import INFINITY, MAGNITUDE
 from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import bits_to_float, float_to_half, fp8_to_float, half_to_float
@@ -32,7 +32,7 @@ def _largest(values):
 
 
 def _hold(source, first, count, scale, numbers, scratch):
-    """Rows first … first + count of the source, as what `peak` and `lay` take. An overload a dtype."""
+    """Rows first … first + count of the source, as what `peak` and `pack` take. An overload a dtype."""
 
 
 @overload(_hold)
@@ -74,11 +74,11 @@ def _rows(held, is_bfloat, rest, where, q, scale, quads):
     for first in range(0, whole, BLOCK):  # of columns, for all rows: a panel's lines stay in the first cache meanwhile
         for r in range(count):
             offset = (where[r] // ROWS * quads * ROWS + where[r] % ROWS) * 4 + first // 4 * LINE
-            lay(held[r], first, min(BLOCK, whole - first), is_bfloat, units[r], q, offset)
+            pack(held[r], first, min(BLOCK, whole - first), is_bfloat, units[r], q, offset)
     if whole < quads * 4:
         for r in range(count):
             offset = (where[r] // ROWS * quads * ROWS + where[r] % ROWS) * 4 + whole // 4 * LINE
-            lay(rest[r], 0, COLUMNS, is_bfloat, units[r], q, offset)
+            pack(rest[r], 0, COLUMNS, is_bfloat, units[r], q, offset)
     return bad
 
 
@@ -92,7 +92,7 @@ def _group(row, first, is_bfloat, q, offset, constants, at):
         code += np.uint16(1)
     bad = code >= 0x7C00
     constants[at] = 0 if bad else code
-    lay(row, first, GROUP, is_bfloat, half_to_float(code) if 0 < code < 0x7C00 else np.float32(np.inf), q, offset)
+    pack(row, first, GROUP, is_bfloat, half_to_float(code) if 0 < code < 0x7C00 else np.float32(np.inf), q, offset)
     return bad
 
 

@@ -86,7 +86,7 @@ def turn_and_store_kernel(
                 _store(x, d, d < DP, v_pages, v_scale, index, DP)
 
 
-def turn_and_store(
+def rope_and_store_kv(
     qkv: Tensor, heads: int, kv_heads: int, head_dim: int, rotation: Tensor | None, slots: Tensor,
     k_pages: Tensor, v_pages: Tensor, k_scale: Tensor | None, v_scale: Tensor | None,
 ) -> None:  # fmt: skip

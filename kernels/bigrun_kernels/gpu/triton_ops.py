@@ -13,7 +13,7 @@ from bigrun_kernels.gpu import norm as norms
 from bigrun_kernels.gpu import quantise, table
 from bigrun_kernels.gpu.attention import attention
 from bigrun_kernels.gpu.attention_prompt import attention_prompt
-from bigrun_kernels.gpu.cache import turn_and_store
+from bigrun_kernels.gpu.cache import rope_and_store_kv
 from bigrun_kernels.gpu.linear import Outliers, Path, linear_exact, linear_int8
 from bigrun_kernels.gpu.tables import DECODE_ROWS, SIDE, SMALL_ROWS, Table
 from bigrun_kernels.gpu.torch_ops import TorchOps, some
@@ -108,7 +108,7 @@ class TritonOps(TorchOps):
         else:
             super().lookup(ids, table_, out)
 
-    def turn_and_store(
+    def rope_and_store_kv(
         self,
         qkv: Array,
         heads: int,
@@ -120,7 +120,7 @@ class TritonOps(TorchOps):
         v: Pages,
     ) -> None:
         scales = some(k.scale), some(v.scale)
-        turn_and_store(qkv, heads, kv_heads, head_dim, rotation, slots, k.values, v.values, *scales)
+        rope_and_store_kv(qkv, heads, kv_heads, head_dim, rotation, slots, k.values, v.values, *scales)
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,

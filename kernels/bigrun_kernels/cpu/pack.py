@@ -1,6 +1,6 @@
 """Rows of floats into int8 lanes (lanes.py), sixteen columns at a time: what the quantiser's inner loops are made of.
 
-`peak` finds a row's largest magnitude on the bits themselves, which are ordered as integers without their sign; `lay` divides,
+`peak` finds a row's largest magnitude on the bits themselves, which are ordered as integers without their sign; `pack` divides,
 rounds half to even and lays each four columns where their row's lane has them. Sources are overloads by dtype: float32, or
 uint16 with the bits of float16 or bfloat16.
 """
@@ -75,7 +75,7 @@ def _layer(kind):
     """The intrinsic that lays entries of one kind."""
 
     @intrinsic
-    def lay_kind(typingctx, row, first, count, unit, target, offset):
+    def pack_kind(typingctx, row, first, count, unit, target, offset):
         def generate(context, builder, signature, args):
             source, to = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4))
             source = builder.gep(source, [args[1]])
@@ -93,10 +93,10 @@ def _layer(kind):
 
         return types.void(row, types.int64, types.int64, types.float32, target, types.int64), generate
 
-    return lay_kind
+    return pack_kind
 
 
-_lay_float, _lay_half, _lay_bfloat = (_layer(kind) for kind in ("float32", "float16", "bfloat16"))
+_pack_float, _pack_half, _pack_bfloat = (_layer(kind) for kind in ("float32", "float16", "bfloat16"))
 
 
 def peak(row, first, count, is_bfloat):
@@ -119,24 +119,24 @@ def _peak_overload(row, first, count, is_bfloat):
     return peak_half
 
 
-def lay(row, first, count, is_bfloat, unit, target, offset):
+def pack(row, first, count, is_bfloat, unit, target, offset):
     """Columns first … first + count of a row, a multiple of sixteen, as round(x / unit) into a lane of `target` int8 that has
     the first of them at `offset`. A unit of inf makes zeros."""
 
 
-@overload(lay)
-def _lay_overload(row, first, count, is_bfloat, unit, target, offset):
+@overload(pack)
+def _pack_overload(row, first, count, is_bfloat, unit, target, offset):
     if row.dtype == types.float32:
 
-        def lay_float(row, first, count, is_bfloat, unit, target, offset):
-            _lay_float(row, first, count, unit, target, offset)
+        def pack_float(row, first, count, is_bfloat, unit, target, offset):
+            _pack_float(row, first, count, unit, target, offset)
 
-        return lay_float
+        return pack_float
 
-    def lay_half(row, first, count, is_bfloat, unit, target, offset):
+    def pack_half(row, first, count, is_bfloat, unit, target, offset):
         if is_bfloat:
-            _lay_bfloat(row, first, count, unit, target, offset)
+            _pack_bfloat(row, first, count, unit, target, offset)
         else:
-            _lay_half(row, first, count, unit, target, offset)
+            _pack_half(row, first, count, unit, target, offset)
 
-    return lay_half
+    return pack_half

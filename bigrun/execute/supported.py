@@ -1,0 +1,52 @@
+"""What the engines can execute of a model's description. What they would compute as if it were not there is refused by name.
+
+The forward pass (forward.py) and the compiled call (compiled.py) know a plain block: norm, attention over the whole
+context, norm, MLP. A field of `Block` or `ModelSpec` that is not listed here must keep its default.
+"""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from bigrun.model.spec import Block, ModelSpec
+from bigrun_kernels.ops import ACTIVATIONS
+
+# Fields whose every value the engines execute. `window` is compared with the context.
+EXECUTED_OF_A_BLOCK = frozenset((
+    "hidden", "heads", "kv_heads", "head_dim", "intermediate", "norm", "norm_eps", "positions", "rope", "gated",
+    "activation", "qkv_bias", "out_bias", "mlp_bias", "window",
+))  # fmt: skip
+EXECUTED_OF_A_MODEL = frozenset((
+    "name", "family", "vocab", "hidden", "blocks", "context_limit", "tied", "checkpoint_dtype", "embed_norm",
+    "position_rows", "checkpoint_bytes",
+))  # fmt: skip
+
+
+def why_not_executable(spec: ModelSpec, context: int) -> str:
+    """The first thing in a model that the engines do not execute at a context of so many tokens, in words; "" if they
+    execute all of it. Whoever loads a model asks this first."""
+    for name, value in _beyond_defaults(spec, EXECUTED_OF_A_MODEL):
+        return f"its description has {name} = {value!r:.60}"
+    first = _plain(spec.blocks[0])
+    for i, block in enumerate(spec.blocks):
+        for name, value in _beyond_defaults(block, EXECUTED_OF_A_BLOCK):
+            return f"block {i} has {name} = {value!r:.60}"
+        if block.activation not in ACTIVATIONS:
+            return f"block {i} has the activation {block.activation}"
+        if _plain(block) != first:  # the engines share one rotation, one epsilon and one set of buffers
+            return f"block {i} differs from block 0"
+        if 0 < block.window < context:
+            return f"block {i} looks back {block.window} tokens, less than the context of {context}"
+    return ""
+
+
+def _plain(block: Block) -> tuple[Any, ...]:
+    return tuple(getattr(block, field.name) for field in fields(block) if field.name != "window")
+
+
+def _beyond_defaults(described: Any, executed: frozenset[str]) -> list[tuple[str, Any]]:
+    """(field, value) of what is not executed and not at its default."""
+    return [
+        (field.name, getattr(described, field.name))
+        for field in fields(described)
+        if field.name not in executed and (field.default is MISSING or getattr(described, field.name) != field.default)
+    ]

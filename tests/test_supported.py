@@ -1,0 +1,96 @@
+"""What cannot be executed is refused by name before anything is loaded, never computed as if it were not there."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+
+from bigrun import CallError, Runner
+from bigrun.execute import supported
+from bigrun.execute.supported import why_not_executable
+from bigrun.loading.open import model_spec
+from bigrun.model.resolve import resolve
+from bigrun.model.spec import Block, Experts, Latent, ModelSpec, Rope
+from bigrun.session import runner as runner_module
+
+BEYOND: dict[str, Any] = {
+    "qk_norm": True,
+    "parallel": True,
+    "after_norms": True,
+    "sinks": True,
+    "mlp_norm": False,
+    "latent": Latent(0, 16, 8, 8, 8),
+    "experts": Experts(4, 2, 32),
+}
+
+
+def spec() -> ModelSpec:
+    return model_spec(resolve("smollm2-135m"))
+
+
+def with_blocks(**flags: Any) -> ModelSpec:
+    return replace(spec(), blocks=tuple(replace(block, **flags) for block in spec().blocks))
+
+
+def test_a_plain_model_is_executed() -> None:
+    assert why_not_executable(spec(), 2048) == ""
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_flag_that_the_engines_ignore_is_refused_by_name(name: str) -> None:
+    assert name in why_not_executable(with_blocks(**{name: BEYOND[name]}), 128)
+
+
+def test_every_field_of_a_block_is_executed_or_has_its_refusal() -> None:
+    assert {field.name for field in fields(Block)} == supported.EXECUTED_OF_A_BLOCK | set(BEYOND)
+
+
+@pytest.mark.parametrize(("name", "value"), [("final_norm", False), ("head_bias", True)])
+def test_so_are_flags_of_the_model(name: str, value: bool) -> None:
+    assert name in why_not_executable(replace(spec(), **{name: value}), 128)
+
+
+def test_a_window_is_refused_where_the_context_is_longer() -> None:
+    assert why_not_executable(with_blocks(window=128), 128) == ""
+    assert "128 tokens" in why_not_executable(with_blocks(window=128), 129)
+
+
+@pytest.mark.parametrize("flags", [{"rope": Rope(64, 5e5)}, {"norm_eps": 1e-3}, {"intermediate": 64}, {"heads": 3}])
+def test_blocks_that_differ_share_nothing_and_are_refused(flags: dict[str, Any]) -> None:
+    first, *rest = spec().blocks
+    assert "block 1" in why_not_executable(replace(spec(), blocks=(first, replace(rest[0], **flags), *rest[1:])), 128)
+
+
+def test_a_runner_asks_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.llama(tmp_path)
+    opened = runner_module.Runner._open
+
+    def with_norms(self: Runner, *arguments: Any) -> Any:
+        checkpoint, found = opened(self, *arguments)
+        return checkpoint, replace(found, blocks=tuple(replace(block, sinks=True) for block in found.blocks))
+
+    monkeypatch.setattr(Runner, "_open", with_norms)
+    monkeypatch.setattr("bigrun.session.runner.memories", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(CallError, match="sinks"):
+        Runner(str(tmp_path), gpus="none", cpu="100MB", context=32, progress=False)
+
+
+def test_a_second_live_stream_raises_and_a_closed_one_does_not_hinder(tmp_path: Path) -> None:
+    checkpoints.llama(tmp_path, tokenizer=True)
+    with Runner(str(tmp_path), gpus="none", cpu="100MB", context=64, progress=False) as runner:
+        first = runner.stream([5, 6, 7], max_new_tokens=20)
+        next(first)
+        for call in (
+            lambda: next(runner.stream([5, 6])),
+            lambda: runner.generate([5, 6]),
+            lambda: runner.logits([[5]]),
+        ):
+            with pytest.raises(CallError, match="another stream"):
+                call()
+        first.close()
+        alone = runner.generate([5, 6, 7], max_new_tokens=20)
+        stream = runner.stream([5, 6, 7], max_new_tokens=20)
+        assert "".join(stream) == alone.text
+        assert tuple(stream.token_ids) == alone.token_ids
