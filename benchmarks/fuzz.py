@@ -106,16 +106,16 @@ def load(path: Path, cpu: str = "1GB") -> None:
     check_runnable(plan, spec)
     layouts = Ledger(spec, options).layouts
     memories = {device.name: HostMemory(device.name, device.budget_bytes) for device in rig.devices}
-    kept = None
+    int8_cache = None
     if isinstance(checkpoint, ConvertedCheckpoint):
         checkpoint.check_storage(options.storage)
-        kept = checkpoint.kept(layouts, lambda line: None)
+        int8_cache = checkpoint.int8_cache(layouts, lambda line: None)
     try:
-        for _ in load_all(checkpoint, spec, plan, layouts, memories, kept):
+        for _ in load_all(checkpoint, spec, plan, layouts, memories, int8_cache):
             pass
     finally:
-        if kept is not None:
-            kept.close()
+        if int8_cache is not None:
+            int8_cache.close()
 
 
 # What is done to a file.

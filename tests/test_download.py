@@ -20,7 +20,7 @@ WORKER = """
 import contextlib, io, json, shutil, sys
 from types import SimpleNamespace
 from huggingface_hub import constants
-from bigrun.checkpoint import download, hub
+from bigrun.checkpoint.hub import download, hub
 from bigrun.model.resolve import Model
 usage = shutil.disk_usage
 for line in sys.stdin:

@@ -465,6 +465,6 @@ def test_rotations_are_those_of_the_host_whichever_way_they_come(
             engine: Any = made.executor.engines["cuda:0"]
             positions = np.arange(90, dtype=np.int64)
             engine.work["positions"][:90] = torch.from_numpy(positions)
-            found.append(engine._turn(positions).clone())
+            found.append(engine._cos_sin(positions).clone())
     assert torch.allclose(*found, rtol=0, atol=1e-7)
     assert found[0][0, :8].tolist() == [1.0] * 8

@@ -44,7 +44,7 @@ class BlockCache:
 def run_block(
     ops: Ops, block: Block, w: BlockWeights, step: StepArrays, cache: BlockCache, work: Mapping[str, Any], x: Array
 ) -> None:
-    """x [T, hidden] ← the block's output; `work` holds the step's buffers (model/memory.py)."""
+    """x [T, hidden] ← the block's output; `work` holds the step's buffers (model/buffers.py)."""
     count, scratch = len(x), ops.scratch(work)
     mode, threshold = step.mode, step.threshold
     normed, qkv, attended = work["normed"][:count], work["qkv"][:count], work["attention"][:count]

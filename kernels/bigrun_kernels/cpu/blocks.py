@@ -1,5 +1,5 @@
 """Transformer blocks, one after another, in one compiled call: the same description that the walker executes op by op
-(bigrun/model/decoder.py), for int8 weights in the exact mode. A team of threads goes through each block's phases (team.py).
+(bigrun/execute/forward.py), for int8 weights in the exact mode. A team of threads goes through each block's phases (team.py).
 """
 
 import numpy as np
