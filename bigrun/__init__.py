@@ -19,6 +19,7 @@ from bigrun.errors import (
     RunError,
     TokenizerError,
 )
+from bigrun.version import __version__
 
 if TYPE_CHECKING:
     from bigrun.planning.plan import Plan

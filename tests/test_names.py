@@ -39,3 +39,11 @@ def test_kernels_import_nothing_of_bigrun() -> None:
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert words[1].split(".")[0] != "bigrun", f"{file}: {line}"
+
+
+def test_every_public_name_is_there() -> None:
+    import bigrun
+
+    for name in bigrun.__all__:
+        assert getattr(bigrun, name) is not None
+    assert bigrun.__version__ == importlib.import_module("bigrun.version").__version__

@@ -121,12 +121,12 @@ def _compared(made: Any, given: dict[str, Any]) -> Any:
 @as_json
 @click.option("--plan", "plan_file", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
 @click.option("--prompt", metavar="TEXT", help="Default: standard input.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
 @click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling noise.")
 def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **given: Any) -> None:
     """Continue a prompt; the text streams as it comes."""
     sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
@@ -157,8 +157,8 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
 @rig_options
 @run_options
 @as_json
-@click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P")
-@click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N")
+@click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P", help="Of the prompt.")
+@click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N", help="Decoded after it.")
 @click.option("--learn", is_flag=True, help="Keep what this run took, for the predictions of later plans on this host.")
 def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **given: Any) -> None:
     """Measure a run: prefill and decode speed, load time, memory, and the bandwidth reached beside this host's."""

@@ -15,7 +15,7 @@ class Plan(PlanData):
     """A plan that prints itself, goes into JSON and files and back, and gives accelerate's device map."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object that DESIGN promises; `unplaced` and `hint` only where the plan does not fit."""
+        """The JSON object of `bigrun plan --json`; `unplaced` and `hint` only where the plan does not fit."""
         result = asdict(self)
         if self.fits:
             del result["unplaced"], result["hint"]
@@ -24,9 +24,11 @@ class Plan(PlanData):
         return result
 
     def to_json(self, indent: int | None = 1) -> str:
+        """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=indent)
 
     def save(self, path: str | Path) -> None:
+        """Write the plan to a file, which `load` and `generate --plan` read."""
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @staticmethod

@@ -84,11 +84,14 @@ class PlanData:
         return tuple(dict.fromkeys([*(p.part for p in self.placements), *self.unplaced]))
 
     def placement(self, part: str) -> Placement:
+        """The placement of a part; of experts in slices, the first."""
         return next(placement for placement in self.placements if placement.part == part)
 
     @property
     def blocks(self) -> tuple[Placement, ...]:
+        """The placements of all blocks, their experts' among them."""
         return tuple(placement for placement in self.placements if placement.part.startswith("blocks."))
 
     def device(self, name: str) -> DevicePlan:
+        """The account of a device, such as cuda:0."""
         return next(device for device in self.devices if device.name == name)

@@ -208,6 +208,7 @@ class Runner:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, read when it is first asked for."""
         from bigrun.text.tokenizer import Tokenizer
 
         metadata = getattr(self.checkpoint, "metadata", None)
