@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from bigrun.cli import reference
+from bigrun.cli import reference, reference_json, reference_source
 from bigrun.cli.app import main
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def test_the_json_of_every_command_is_in_it() -> None:
             return [each for key, inner in command.commands.items() for each in walk(inner, f"{name} {key}".strip())]
         return [name] if any("--json" in param.opts for param in command.params) else []
 
-    assert sorted(reference.JSON) == sorted(walk(main, ""))
+    assert sorted(reference_json.JSON) == sorted(walk(main, ""))
 
 
 def test_the_environment_changes_nothing(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +70,10 @@ def report():
     function = ast.parse(code).body[0]
     assert isinstance(function, ast.FunctionDef)
     display = next(node for node in ast.walk(function) if isinstance(node, ast.Dict) and len(node.keys) > 1)
-    found = reference.keys("bigrun.errors", function, display)
+    found = reference_json.keys("bigrun.errors", function, display)
     assert found == ["a", "b.c", "d.<key>", "e[].f", "g[].name"]
 
 
 def test_a_renamed_function_is_said() -> None:
     with pytest.raises(LookupError, match="no gone any more"):
-        reference.find("bigrun.errors", "gone")
+        reference_source.find("bigrun.errors", "gone")

@@ -47,6 +47,10 @@ def test_every_field_of_a_block_is_executed_or_has_its_refusal() -> None:
     assert {field.name for field in fields(Block)} == supported.EXECUTED_OF_A_BLOCK | set(BEYOND)
 
 
+def test_a_family_for_planning_alone_is_refused() -> None:
+    assert "gemma2" in why_not_executable(replace(spec(), family="gemma2"), 128)
+
+
 @pytest.mark.parametrize(("name", "value"), [("final_norm", False), ("head_bias", True)])
 def test_so_are_flags_of_the_model(name: str, value: bool) -> None:
     assert name in why_not_executable(replace(spec(), **{name: value}), 128)

@@ -10,7 +10,6 @@ from bigrun.execute.supported import why_not_executable
 from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_int8_cache
 from bigrun.loading.loader import convert_all
 from bigrun.loading.open import open_checkpoint
-from bigrun.model.families.registry import BY_NAME
 from bigrun.model.resolve import resolve
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import make_options
@@ -36,10 +35,8 @@ def convert_model(
     checkpoint, spec = open_checkpoint(named, revision, lambda: fetching(named, revision, None, progress))
     if isinstance(checkpoint, ConvertedCheckpoint):
         raise CallError(f"--model {model}: is an int8 conversion already")
-    if BY_NAME[spec.family].sources is None:
-        raise CallError(f"{spec.name}: models of the family {spec.family} can be planned but not run yet")
     if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
-        raise CallError(f"{spec.name}: can be planned but not run yet: {why}")
+        raise CallError(f"{spec.name}: {why}")
     options = make_options(spec, None, 1, "int8", head, skip, "16bit")
     options.storage.check_names(spec)
     layouts = Ledger(spec, options).layouts

@@ -11,7 +11,7 @@ from bigrun.checkpoint.base import Checkpoint
 from bigrun.checkpoint.tensor_map import map_tensors, problems
 from bigrun.errors import BigrunError, CallError, CheckpointError
 from bigrun.execute.supported import why_not_executable
-from bigrun.model.families.registry import BY_NAME, spec_from_config
+from bigrun.model.families.registry import spec_from_config
 from bigrun.model.layout import Layout
 from bigrun.model.resolve import Model, resolve
 from bigrun.model.spec import ModelSpec
@@ -141,10 +141,8 @@ def _open(model: Model, wrong: list[str]) -> tuple[Checkpoint | None, ModelSpec 
 
 
 def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
-    if BY_NAME[spec.family].sources is None:
-        return [f"{checkpoint.where}: models of the family {spec.family} can be planned but not run yet"]
     if why := why_not_executable(spec, 1):
-        return [f"{checkpoint.where}: can be planned but not run yet: {why}"]
+        return [f"{checkpoint.where}: {why}"]
     found = list(problems(checkpoint, spec, map_tensors(checkpoint, spec)))
     if len(found) > MOST_PROBLEMS:
         found = [*found[:MOST_PROBLEMS], f"and {len(found) - MOST_PROBLEMS} more"]

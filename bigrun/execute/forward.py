@@ -56,17 +56,9 @@ def run_block(
     )  # fmt: skip
     scale = 1.0 / math.sqrt(block.head_dim)
     ops.attention(
-        qkv,
-        block.heads,
-        cache.k,
-        cache.v,
-        step.page_tables,
-        step.sequences,
-        step.positions,
-        cache.slopes,
-        scale,
+        qkv, block.heads, cache.k, cache.v, step.page_tables, step.sequences, step.positions, cache.slopes, scale,
         attended,
-    )
+    )  # fmt: skip
     ops.linear(attended, w.out, mode, threshold, scratch, x, True)
     ops.norm_linear(x, second.weight, second.bias, block.norm_eps, normed, w.up, mode, threshold, scratch, up)
     inner = work["gated"][:count] if block.gated else work.get("inner", work["up"])[:count]

@@ -83,9 +83,8 @@ class GpuEngine:
                 if ids or name != "ids":
                     self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
             self.work["tables"].copy_(torch.from_numpy(page_tables), non_blocking=True)
-            cos_sin = (
-                None if self._frequencies is None or "rotation" not in self.work else self._cos_sin(batch.positions)
-            )
+            rotates = self._frequencies is not None and "rotation" in self.work
+            cos_sin = self._cos_sin(batch.positions) if rotates else None
         positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
         mode = self.arithmetic.mode(batch.phase)
         self._step = StepArrays(

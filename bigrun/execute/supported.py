@@ -7,6 +7,7 @@ context, norm, MLP. A field of `Block` or `ModelSpec` that is not listed here mu
 from dataclasses import MISSING, fields
 from typing import Any
 
+from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import Block, ModelSpec
 from bigrun_kernels.ops import ACTIVATIONS
 
@@ -24,18 +25,24 @@ EXECUTED_OF_A_MODEL = frozenset((
 def why_not_executable(spec: ModelSpec, context: int) -> str:
     """The first thing in a model that the engines do not execute at a context of so many tokens, in words; "" if they
     execute all of it. Whoever loads a model asks this first."""
+    if refusal := BY_NAME[spec.family].refusal:
+        return refusal
     for name, value in _beyond_defaults(spec, EXECUTED_OF_A_MODEL):
-        return f"its description has {name} = {value!r:.60}"
+        return f"{name} = {value!r:.60} can be planned but not run yet"
     first = _plain(spec.blocks[0])
     for i, block in enumerate(spec.blocks):
         for name, value in _beyond_defaults(block, EXECUTED_OF_A_BLOCK):
-            return f"block {i} has {name} = {value!r:.60}"
+            return f"blocks with {name} = {value!r:.60} can be planned but not run yet"
         if block.activation not in ACTIVATIONS:
-            return f"block {i} has the activation {block.activation}"
+            return f"the activation {block.activation} can be planned but not run yet"
         if _plain(block) != first:  # the engines share one rotation, one epsilon and one set of buffers
-            return f"block {i} differs from block 0"
-        if 0 < block.window < context:
-            return f"block {i} looks back {block.window} tokens, less than the context of {context}"
+            return f"block {i} differs from block 0, and such models can be planned but not run yet"
+    window = min((block.window for block in spec.blocks if block.window), default=context)
+    if window < context:
+        return (
+            f"some blocks look back {window} tokens, and windows shorter than the context of {context} can be planned but "
+            f"not run yet: give --context {window} at most"
+        )
     return ""
 
 

@@ -138,7 +138,7 @@ def _beside(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 class ConvertedCheckpoint:
-    """A conversion as a model by itself: its configuration and tokenizer are here, its weights are parts (Kept)."""
+    """A conversion as a model by itself: its configuration and tokenizer are here, its weights are parts (int8_cache.py)."""
 
     dialect: Dialect = "hf"
 

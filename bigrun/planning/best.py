@@ -56,7 +56,7 @@ def _chunks(ledger: Ledger) -> list[int]:
 
 
 def best_plan(ledger: Ledger, rig: Rig) -> Plan:
-    """The best of all chunks, stream targets and sinks; nothing is said of why it may not fit."""
+    """The best of all chunks, stream targets and overflow costs; nothing is said of why it may not fit."""
     chunks = _chunks(ledger)
     smallest = Problem(ledger, rig, chunks[-1])
     best, overflow_cost = _first(smallest)

@@ -7,7 +7,7 @@ the rig's order. Budgets, workspace, staging and hops are all in the cost of a r
 that is not there and costs more than any step.
 
 Experts of a mixture are many and small: they fill what runs leave free, at the price that an expert saves against the
-place where the last one would be (the sink). Which place that is is tried out by the caller.
+place where the last one would be (`overflow_cost`). The caller tries which place that is.
 """
 
 from dataclasses import dataclass
@@ -206,7 +206,7 @@ class Search:
         return np.clip(free // self.expert_bytes, 0, self.all_experts)
 
     def _saved(self, room: np.ndarray, home: Device) -> np.ndarray:
-        """Seconds that experts in that room save, against the sink. On a GPU, blocks whose attention is elsewhere cost a
+        """Seconds that experts in that room save, against `overflow_cost`. On a GPU, blocks whose attention is elsewhere cost a
         way here and back; of its own blocks, those that have all their experts here need no way out."""
         crossing = self.problem.crossing(home)
         strangers = np.ceil(np.maximum(room - self.length * self.each, 0) / self.each)
@@ -234,7 +234,7 @@ class Search:
         if self.each:  # every block goes out to its experts, unless they are here
             saved = self._saved(room, device)
             cost += crossing * self.mixed - np.maximum(saved, 0.0)
-            if self.overflow_cost != self.expert_cost(device):  # the sink itself takes what nobody else does
+            if self.overflow_cost != self.expert_cost(device):  # the place of the last expert takes what no other does
                 room = np.where(saved > 0, room, 0)
         cost[~self.valid | (free < 0)] = np.inf
         return cost, room

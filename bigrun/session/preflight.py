@@ -45,17 +45,9 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
     """PlanDoesNotFit, or CallError for a plan of what this version cannot run. Without a spec, what the plan alone tells."""
     if not plan.fits:
         raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
-    if BY_NAME[plan.family].sources is None:
-        raise CallError(f"{plan.model}: models of the family {plan.family} can be planned but not run yet")
-    blocks = () if spec is None else spec.blocks
-    window = min((block.window for block in blocks if block.window), default=plan.context_tokens)
-    if window < plan.context_tokens:
-        raise CallError(
-            f"--context {plan.context_tokens}: {plan.model} looks back {window} tokens in some blocks, and such windows can "
-            f"be planned but not run yet: give --context {window} at most"
-        )
-    if spec is not None and (why := why_not_executable(spec, plan.context_tokens)):
-        raise CallError(f"{plan.model}: can be planned but not run yet: {why}")
+    why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
+    if why:
+        raise CallError(f"{plan.model}: {why}")
     if any(placement.stored_on == "disk" for placement in plan.placements):
         raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
     if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):

@@ -26,10 +26,15 @@ class Family:
     prefixes: tuple[str, ...]  # that published checkpoints put before the names of the decoder's tensors
     modules: Modules
 
+    @property
+    def refusal(self) -> str:
+        """Why models of this family cannot be run; "" where they can."""
+        return "" if self.sources else f"models of the family {self.name} can be planned but not run yet"
+
     def tensors(self, spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
         """`sources`; CallError for a family that can only be planned."""
         if self.sources is None:
-            raise CallError(f"{spec.name}: models of the family {self.name} can be planned but not run yet")
+            raise CallError(f"{spec.name}: {self.refusal}")
         return self.sources(spec, part, dialect)
 
 

@@ -220,10 +220,8 @@ def participate(table, planes_like, pages_like):
     like = (bytes_, floats)
     numbers = array_at(table, NUMBERS, 2, doubles)
     eps, scale = numbers[0], np.float32(numbers[1])
-    x, rotation = (
-        matrix_at(table, X, tokens, hidden, floats),
-        matrix_at(table, ROTATION, tokens, table[ROTATION_DIMS], floats),
-    )
+    x = matrix_at(table, X, tokens, hidden, floats)
+    rotation = matrix_at(table, ROTATION, tokens, table[ROTATION_DIMS], floats)
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
     slots, tables = (
         array_at(table, SLOTS_AT, tokens, ints),

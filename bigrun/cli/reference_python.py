@@ -1,0 +1,110 @@
+"""The section on Python of docs/reference.md: signatures and docstrings of the public names, from the source."""
+
+import ast
+from collections.abc import Iterator
+
+from bigrun import errors
+from bigrun.cli.reference_json import field_rows
+from bigrun.cli.reference_source import GENERATION, Function, annotation, find, resolved
+
+ALSO = ("Stream", "Stats")  # what Runner's methods give, beside the public names
+
+
+def python_section() -> Iterator[str]:
+    yield "## Python"
+    door = "bigrun"
+    names = [str(name) for name in ast.literal_eval(find(door, "__all__"))]
+    yield f"`from bigrun import {', '.join(name for name in names if not name.startswith('_'))}`"
+    order = sorted(names, key=lambda name: (_is_error(name), name.lower()))
+    homes = [(door, name) for name in order] + [(GENERATION, name) for name in ALSO]
+    for module, name in homes:
+        home, node = resolved(module, name)
+        if node is None:  # a promise that the package does not keep is not repeated
+            continue
+        yield f"### {name}"
+        if isinstance(node, ast.ClassDef):
+            yield from _class_text(home, node, constructed=name not in ALSO)
+        elif isinstance(node, Function):
+            yield _signature(home, node, name)
+            yield ast.get_docstring(node) or ""
+        else:
+            yield "A string, the version of bigrun." if name == "__version__" else "A constant."
+
+
+def _is_error(name: str) -> bool:
+    return isinstance(getattr(errors, name, None), type)
+
+
+def _class_text(module: str, node: ast.ClassDef, constructed: bool) -> Iterator[str]:
+    bases = [ast.unparse(base) for base in node.bases]
+    error = _is_error(node.name)
+    own = {item.name: item for item in node.body if isinstance(item, Function)}
+    rows = [] if error else list(field_rows(module, node))
+    if error:
+        yield f"    class {node.name}({', '.join(bases)})"
+    elif "__init__" in own and constructed:
+        yield _signature(module, own["__init__"], node.name)
+    if doc := ast.get_docstring(node):
+        yield doc
+    if rows:
+        fields = ", ".join(row[0] for row in rows)
+        yield f"Fields, read-only: {fields}."
+    for home, function in () if error else _methods(module, node):
+        yield f"#### {node.name}.{function.name}"
+        decorators = {ast.unparse(each) for each in function.decorator_list}
+        if decorators & {"property", "cached_property"}:
+            yield f"    {function.name}" + (f": {annotation(function.returns)}" if function.returns else "")
+        else:
+            yield _signature(home, function, function.name, static="staticmethod" in decorators)
+            if "contextmanager" in decorators:
+                yield "A context manager."
+        if doc := ast.get_docstring(function):
+            yield doc
+
+
+def _methods(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Function]]:
+    for item in node.body:
+        if isinstance(item, Function) and not item.name.startswith("_"):
+            yield module, item
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            home, above = resolved(module, base.id)
+            if isinstance(above, ast.ClassDef):
+                yield from _methods(home, above)
+
+
+def _signature(module: str, function: Function, name: str, static: bool = False) -> str:
+    """As an indented block; one parameter a line where a single one would be long."""
+    given = function.args
+    plain = [*given.posonlyargs, *given.args]
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
+    parts = [_parameter(module, a, d) for a, d in zip(plain, [*defaults, *given.defaults], strict=True)]
+    if given.posonlyargs:
+        parts.insert(len(given.posonlyargs), "/")
+    if given.vararg:
+        parts.append("*" + _parameter(module, given.vararg, None))
+    elif given.kwonlyargs:
+        parts.append("*")
+    parts += [_parameter(module, a, d) for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    if given.kwarg:
+        parts.append("**" + _parameter(module, given.kwarg, None))
+    if parts and parts[0] in ("self", "cls") and not static:
+        parts = parts[1:]
+    returns = f" -> {annotation(function.returns)}" if function.returns else ""
+    line = f"    {name}({', '.join(parts)}){returns}"
+    if len(line) <= 110:
+        return line
+    return "\n".join([f"    {name}(", *(f"        {part}," for part in parts), f"    ){returns}"])
+
+
+def _parameter(module: str, given: ast.arg, default: ast.expr | None) -> str:
+    kind = f": {annotation(given.annotation)}" if given.annotation else ""
+    if default is None:
+        return given.arg + kind
+    if isinstance(default, ast.Name):
+        _, value = resolved(module, default.id)
+        default = value if isinstance(value, ast.Constant) else default
+    text = ast.unparse(default)
+    if isinstance(default, ast.Constant) and isinstance(default.value, str):
+        text = f'"{default.value}"'
+    return f"{given.arg}{kind} = {text}" if kind else f"{given.arg}={text}"
