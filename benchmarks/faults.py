@@ -32,6 +32,7 @@ from bigrun import Runner
 from bigrun.cli.convert import convert_model
 from bigrun.cli.upkeep import verify_all
 from bigrun.errors import BigrunError
+from bigrun.session.options import Options
 
 MANIFEST = "bigrun.json"
 FINISHED, NAMED, UNHARMED = "finished by the next start", "named the bad file", "right all the same"
@@ -96,7 +97,7 @@ class Faults:
         self.model, self.home, self.draw, self.cpu = model, home, random.Random(seed), cpu
         self.seen: dict[str, Counter[str]] = {}
         self.reference = home / "reference"
-        convert_model(model, self.reference, progress=False)
+        convert_model(Options.of(model=model, progress=False), self.reference)
         self.ids = np.asarray([[5, 7, 11, 13, 17, 19, 23, 29]])
         self.right = self.answer(model)
         self.parts = {file.name: file.read_bytes() for file in self.reference.glob("*.safetensors")}
@@ -109,7 +110,7 @@ class Faults:
             return str(xxhash.xxh3_128_hexdigest(np.ascontiguousarray(runner.logits(self.ids)).tobytes()))
 
     def convert(self, out: Path) -> int:
-        return int(convert_model(self.model, out, progress=False)["converted_parts"])
+        return int(convert_model(Options.of(model=self.model, progress=False), out)["converted_parts"])
 
     def count(self, fault: str, what: str) -> None:
         self.seen.setdefault(fault, Counter())[what] += 1

@@ -74,6 +74,7 @@ def make_sources(home: Path) -> None:
     from checkpoints import gguf_twin, llama, state
 
     from bigrun.cli.convert import convert_model
+    from bigrun.session.options import Options
 
     llama(home / "safetensors", **SMALL, tokenizer=True)
     llama(home / "index", **SMALL, max_shard_size="20KB")
@@ -83,35 +84,39 @@ def make_sources(home: Path) -> None:
     (home / "bin" / "model.safetensors").unlink()
     (home / "gguf").mkdir()
     gguf_twin(home / "safetensors", home / "gguf" / "model.gguf", kind="Q8_0")
-    convert_model(str(home / "safetensors"), home / "conversion", progress=False)
+    convert_model(Options.of(model=str(home / "safetensors"), progress=False), home / "conversion")
 
 
 def load(path: Path, cpu: str = "1GB") -> None:
     """Every row read and converted, or every part of a conversion mapped; the tokenizer too."""
+    from bigrun.checkpoint.tensor_map import map_tensors, validate
     from bigrun.devices.host_memory import HostMemory
-    from bigrun.devices.make_rig import make_rig
-    from bigrun.loading.conversion_folder import ConvertedCheckpoint
+    from bigrun.devices.make_rig import RigOptions, make_rig
+    from bigrun.loading.conversion_folder import Conversion
     from bigrun.loading.loader import load as load_all
-    from bigrun.loading.open import open_checkpoint
+    from bigrun.loading.open import open_model
     from bigrun.model.resolve import resolve
     from bigrun.planning.ledger import Ledger
-    from bigrun.planning.options import make_options
+    from bigrun.planning.options import PlanOptions
     from bigrun.planning.planner import make_plan
     from bigrun.session.preflight import check_runnable
 
-    checkpoint, spec = open_checkpoint(resolve(str(path)))
-    rig = make_rig("none", cpu)
-    options = make_options(spec, 16, 1, "int8", "int8", (), "16bit")
+    opened, spec = open_model(resolve(str(path)))
+    rig = make_rig(RigOptions("none", cpu))
+    options = PlanOptions(16)
     plan = make_plan(spec, rig, options)
     check_runnable(plan, spec)
     layouts = Ledger(spec, options).layouts
     memories = {device.name: HostMemory(device.name, device.budget_bytes) for device in rig.devices}
     int8_cache = None
-    if isinstance(checkpoint, ConvertedCheckpoint):
-        checkpoint.check_storage(options.storage)
-        int8_cache = checkpoint.int8_cache(layouts, lambda line: None)
+    source = None
+    if isinstance(opened, Conversion):
+        opened.check_storage(options.storage)
+        int8_cache = opened.int8_cache(layouts, lambda line: None)
+    else:
+        source = validate(map_tensors(opened, spec))
     try:
-        for _ in load_all(checkpoint, spec, plan, layouts, memories, int8_cache):
+        for _ in load_all(spec, source, plan, layouts, memories, int8_cache):
             pass
     finally:
         if int8_cache is not None:

@@ -120,9 +120,7 @@ def decoded(b: Bench, size: str, runner: Any) -> Iterator[Row]:
     executor, engine = runner.executor, gpu_engine(runner)
     usual, engine.arithmetic = engine.arithmetic, arithmetics(runner)["exact"]
     ids, count = list(tokens(made_of(runner), b.pick(64, 3))), b.pick(16, 3)
-    executor.clear(0)
-    first = int(executor.forward({0: ids})[0].argmax())
-    chosen = [first, *executor.continuation(first, Sampling(), len(ids), count)]
+    chosen = list(executor.generate(ids, Sampling(), count + 1))
     executor.clear(0)
     executor.forward({0: ids})
     steps = np.stack([executor.forward({0: [token]})[0] for token in chosen[:-1]])
@@ -174,9 +172,8 @@ def decode_speed(b: Bench, runner: Any, context: int) -> float:
     """Tokens/s after a prompt of this length, as `generate` runs them."""
     from bigrun.execute.sampling import Sampling
 
-    runner.executor.clear(0)
-    logits = runner.executor.forward({0: list(tokens(made_of(runner), context))})[0]
-    following = runner.executor.continuation(int(logits.argmax()), Sampling(), context, 10**6)
+    following = runner.executor.generate(list(tokens(made_of(runner), context)), Sampling(), 10**6)
+    next(following)
     count, warm = b.pick((32, 4), (1, 1))
     for _ in islice(following, warm):  # compiles, captures
         pass
@@ -237,9 +234,8 @@ def gaps(b: Bench, runner: Any, context: int, speed: float) -> Row:
     """The share of a decode step in which the device computes nothing."""
     from bigrun.execute.sampling import Sampling
 
-    runner.executor.clear(0)
-    runner.executor.forward({0: list(tokens(made_of(runner), context))})
-    following = runner.executor.continuation(5, Sampling(), context, 10**6)
+    following = runner.executor.generate(list(tokens(made_of(runner), context)), Sampling(), 10**6)
+    next(following)
     warm, count = b.pick((4, 16), (0, 1))
     list(islice(following, warm))
     row = b.idle("7b: device idle in decode", lambda: list(islice(following, count)), count / speed, count)
@@ -292,12 +288,15 @@ def half_of_it(b: Bench, context: int) -> dict[int | str, int]:
     """Budgets with which half of the blocks lie on the host."""
     from bigrun.planning.planner import make_plan
     from bigrun.session.dry_run import planning_inputs
+    from bigrun.session.options import Options
 
     folder = str(checkpoint(b, "7b"))
     room = b.pick(16 * 10**9, 10**8)
     budget = room
     for _ in range(100):
-        spec, rig, options = planning_inputs(folder, max_memory={0: budget, "cpu": room}, context=context)
+        spec, rig, options = planning_inputs(
+            Options.of(model=folder, max_memory={0: budget, "cpu": room}, context=context)
+        )
         plan = make_plan(spec, rig, replace(options, streams=False))
         excess = sum(placement.decode_on == "cuda:0" for placement in plan.blocks) - len(plan.blocks) // 2
         if excess <= 0:

@@ -69,7 +69,7 @@ def measure(model: str, prompts: tuple[int, ...], quick: bool) -> tuple[list[Run
     """(runs of one model, (host bytes planned, measured))."""
     # The reserve is not memory that is used, and the first touch of every buffer is what is measured.
     with Runner(model, context=CONTEXT, batch=4, gpus="none", host="none", progress=False) as runner:
-        ledger = Ledger(runner.spec, runner.options)
+        ledger = Ledger(runner.spec, runner.plan_options)
         name = Path(model).name
         chunk = runner.plan.prefill_chunk_tokens
         prompt(runner, 64, 1)

@@ -1,7 +1,37 @@
 """Everything that can go wrong, by whose it is to mend. Each kind carries the exit status that the command line ends with.
 
-A message says what is wrong, where (the file, field, device or flag), and what to do about it, in one or two lines.
+A message says what is wrong, where (the file, field, device or flag), and what to do about it, in one or two lines. It is
+written with the flags of the command line; a caller in Python reads the names of the parameters in their place.
 """
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Parameters of the Python API that are flags of the command line as well.
+PARAMETERS = frozenset([
+    "model", "revision", "gpus", "cpu", "disk", "max_memory", "virtual", "rig", "host", "weights", "head", "skip", "kv", "mode",
+    "threshold", "threads", "kernels", "context", "batch", "prompt_tokens", "plan", "cache", "progress", "solve", "what_if",
+    "target", "max_new_tokens", "raw", "temperature", "top_k", "top_p", "seed",
+])  # fmt: skip
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
+_on_command_line = False
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Meanwhile messages name flags: they go to a user of the command line."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def _named(flag: "re.Match[str]") -> str:
+    name = flag[1].replace("-", "_")
+    return name if name in PARAMETERS else flag[0]
 
 
 class BigrunError(Exception):
@@ -11,7 +41,8 @@ class BigrunError(Exception):
 
     def __init__(self, message: str):
         """Names that a message quotes may hold anything: what would break its line, or the terminal, is escaped."""
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(message if _on_command_line else _FLAG.sub(_named, message))
 
 
 class CallError(BigrunError):

@@ -233,20 +233,20 @@ def load_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **opt
 
 def iterate_parts(path: Path, *, gpus: str | None = "none", cpu: str = "1GB", **options: Any) -> Iterable[LoadedPart]:
     """The loader's own generator over a checkpoint. Its memories are GPUs that are virtual, and the CPU."""
+    from bigrun.checkpoint.tensor_map import map_tensors, validate
     from bigrun.devices.host_memory import HostMemory
-    from bigrun.devices.make_rig import make_rig
+    from bigrun.devices.make_rig import RigOptions, make_rig
     from bigrun.loading.loader import load
     from bigrun.loading.open import open_checkpoint
     from bigrun.model.resolve import resolve
     from bigrun.planning.ledger import Ledger
-    from bigrun.planning.options import make_options
     from bigrun.planning.planner import make_plan
+    from bigrun.session.options import Options
 
     checkpoint, spec = open_checkpoint(resolve(str(path)))
-    rig = make_rig(gpus, cpu, virtual=gpus is not None)
-    defaults = {"context": 64, "batch": 1, "weights": "int8", "head": "int8", "skip": (), "kv": "16bit"}
-    chosen = make_options(spec, **{**defaults, **options})
+    rig = make_rig(RigOptions(gpus, cpu, virtual=gpus is not None))
+    chosen = Options.of(**{"context": 64, **options}).for_planning(spec)
     plan = make_plan(spec, rig, chosen)
     assert plan.fits, plan.hint
     memories = {device.name: HostMemory(device.name, device.budget_bytes) for device in rig.devices}
-    return load(checkpoint, spec, plan, Ledger(spec, chosen).layouts, memories)
+    return load(spec, validate(map_tensors(checkpoint, spec)), plan, Ledger(spec, chosen).layouts, memories)

@@ -70,7 +70,7 @@ def normal(rows: int, cache: Cache, seed: int = 0) -> np.ndarray:
 
 
 def pages(values: np.ndarray, kv: str) -> Pages:
-    """Poisoned constants where there are any."""
+    """Poisoned scales where there are any."""
     return Pages(values, np.full(values.shape[:3] if kv == "int8" else 0, 0x7E00, np.uint16))
 
 

@@ -28,6 +28,7 @@ from bigrun import CallError, CheckpointError, Runner
 from bigrun.cli.convert import convert_model
 from bigrun.loading import part_file
 from bigrun.loading.identity import fingerprint
+from bigrun.session.options import Options
 
 # Each line is a list of commands, {"args", "kind", "at"}: they are forked at once, and run when all are there. `kind` of fault
 # happens at the `at`-th of the calls that change a disk; the answer is the count of these, and how each command ended.
@@ -36,6 +37,7 @@ import errno, json, os, resource, signal, sys, tempfile, time
 from pathlib import Path
 from bigrun.cli.app import main
 import bigrun.cli.convert, bigrun.cli.upkeep, bigrun.session.runner, bigrun_kernels.cpu.quantise
+from bigrun.session.options import Options
 CALLS = ("open", "mkdir", "fchmod", "write", "fsync", "replace", "unlink", "utime")
 def child(call, ready, out, err, count):
     os.dup2(out, 1), os.dup2(err, 2)
@@ -81,7 +83,7 @@ def child(call, ready, out, err, count):
     os.pwrite(count, str(seen).encode(), 0)
     os._exit(status)
 with tempfile.TemporaryDirectory() as folder:  # whatever a command loads at its first call is loaded before any fork
-    bigrun.cli.convert.convert_model(sys.argv[1], Path(folder), progress=False)
+    bigrun.cli.convert.convert_model(Options.of(model=sys.argv[1], progress=False), Path(folder))
     with bigrun.session.runner.Runner(folder, context=32, gpus="none", cpu="1GB", progress=False) as runner:
         runner.generate("the fox", max_new_tokens=2)
 for line in sys.stdin:
@@ -111,12 +113,12 @@ Forked = Callable[..., Any]
 
 
 def fp8(folder: Path) -> None:
-    """A Llama whose linears are float8 with a constant for each 128 x 128 block, in shards: the constants in the second."""
+    """A Llama whose linears are float8 with a scale for each 128 x 128 block, in shards: the scales in the second."""
     import torch
     from safetensors.torch import save_file
 
     llama(folder, dtype="bfloat16", hidden=256, intermediate=320, layers=1)
-    weights, constants = {}, {}
+    weights, scales = {}, {}
     for name, value in state(folder).items():
         if "_proj" not in name:
             weights[name] = value
@@ -125,10 +127,10 @@ def fp8(folder: Path) -> None:
         scale = 0.01 + 0.01 * torch.rand(rows, columns, generator=torch.Generator().manual_seed(7))
         spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: value.shape[0], : value.shape[1]]
         weights[name] = (value.float() / spread).clamp(-440, 440).to(torch.float8_e4m3fn)
-        constants[f"{name}_scale_inv"] = scale
+        scales[f"{name}_scale_inv"] = scale
     rewrite(folder, {})
     (folder / "model.safetensors").unlink()
-    shards = {"model-1.safetensors": weights, "model-2.safetensors": constants}
+    shards = {"model-1.safetensors": weights, "model-2.safetensors": scales}
     for file, tensors in shards.items():
         save_file(tensors, folder / file)
     where = {name: file for file, tensors in shards.items() for name in tensors}
@@ -162,7 +164,7 @@ def right(source: Path) -> bytes:
 def pristine(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conversion that nothing has happened to; tests work on copies."""
     folder = tmp_path_factory.mktemp("pristine") / "conversion"
-    convert_model(str(source), folder, progress=False)
+    convert_model(Options.of(model=str(source), progress=False), folder)
     return folder
 
 
@@ -243,7 +245,7 @@ def test_the_cache_changes_no_bit(models: dict[str, Path], name: str, forms: dic
     virtual = {"gpus": "2x200KB" if name != "fp8" else "2x600KB", "virtual": True, "context": 16, "batch": 2}
     logits(source, cache=cache, **{**forms, **virtual})
     assert inodes(folder) == before, "another plan uses all of it"
-    made = convert_model(str(source), tmp_path / "alone", progress=False, **forms)
+    made = convert_model(Options.of(model=str(source), progress=False, **forms), tmp_path / "alone")
     assert contents(folder) == contents(tmp_path / "alone")
     assert made["parts"] == made["converted_parts"] == len(before)
     shutil.rmtree(source) if source.is_dir() else source.unlink()
@@ -253,13 +255,13 @@ def test_the_cache_changes_no_bit(models: dict[str, Path], name: str, forms: dic
 
 def convert_error(model: Path, out: Path, **forms: Any) -> str:
     with pytest.raises(CallError) as caught:
-        convert_model(str(model), out, progress=False, **forms)
+        convert_model(Options.of(model=str(model), progress=False, **forms), out)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["llama", "gguf"])
 def test_a_conversion_says_the_same_text(models: dict[str, Path], name: str, tmp_path: Path) -> None:
-    convert_model(str(models[name]), tmp_path / "c", progress=False)
+    convert_model(Options.of(model=str(models[name]), progress=False), tmp_path / "c")
     said = []
     for model in (models[name], tmp_path / "c"):
         with Runner(str(model), **RIG) as runner:
@@ -491,7 +493,7 @@ def test_what_is_no_part_of_this_conversion_is_named_and_made_anew(
     path = conversion / "blocks.0.safetensors"
     if damage == "foreign":
         llama(tmp_path / "other", dtype="bfloat16", seed=1)
-        convert_model(str(tmp_path / "other"), tmp_path / "foreign", progress=False)
+        convert_model(Options.of(model=str(tmp_path / "other"), progress=False), tmp_path / "foreign")
         shutil.copy(tmp_path / "foreign" / path.name, path)
     else:
         damage(path)
@@ -558,7 +560,7 @@ def test_no_damage_changes_an_answer(pristine: Path, source: Path, right: bytes,
 @pytest.mark.parametrize("how", ["weights", "time"])
 def test_a_changed_source_is_converted_anew(source: Path, tmp_path: Path, how: str) -> None:
     model = Path(shutil.copytree(source, tmp_path / "model"))
-    convert_model(str(model), tmp_path / "out", progress=False)
+    convert_model(Options.of(model=str(model), progress=False), tmp_path / "out")
     logits(model, cache=tmp_path / "cache")
     if how == "weights":
         times = (model / "model.safetensors").stat()
@@ -573,13 +575,13 @@ def test_a_changed_source_is_converted_anew(source: Path, tmp_path: Path, how: s
         logits(model, cache=tmp_path / "out")
 
 
-@pytest.mark.parametrize("how", ["constants", "blocks"])
+@pytest.mark.parametrize("how", ["scales", "blocks"])
 def test_changed_float8_constants_are_another_source(models: dict[str, Path], tmp_path: Path, how: str) -> None:
     from safetensors.torch import load_file, save_file
 
     model = Path(shutil.copytree(models["fp8"], tmp_path / "model"))
     before = logits(model, cache=tmp_path / "cache")
-    if how == "constants":
+    if how == "scales":
         shard = model / "model-2.safetensors"
         save_file({name: value.flip(0) for name, value in load_file(shard).items()}, shard)
     else:  # as many blocks, of another size: 2 or 3 of 107 for 128, but for the 320 columns

@@ -212,7 +212,7 @@ def test_an_unknown_card_is_refused_with_the_nearest_names(name: str, nearest: s
 )
 def test_what_is_no_card_is_not_found(name: str) -> None:
     assert find(name) is None
-    with pytest.raises(CallError, match=r"^--gpus: no card '.*; .*give its memory \(24GB\)$"):
+    with pytest.raises(CallError, match=r"^gpus: no card '.*; .*give its memory \(24GB\)$"):
         card(name)
 
 

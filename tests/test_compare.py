@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 
 from bigrun import plan
 from bigrun.cli.app import main
-from bigrun.devices.make_rig import make_rig
+from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.loading.open import model_config, model_spec
 from bigrun.model.resolve import resolve
 from bigrun.planning.compare import accelerate_plan
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.report import rate
 
@@ -128,7 +128,7 @@ def test_what_a_small_map_needs_in_a_run_adds_up_by_hand(tiny: Path) -> None:
     block = linears + 4 * (128 + 64 + 192 + 64) + 2 * 64 * 4  # a float32 scale a row, and two norms
     keys = 2 * 64 * 2 * 16 * 2  # of one page of 64 tokens: two heads of 16 entries, float16
     rows = plan(str(tiny), gpus="1x120KB", cpu="1MB", context=64).prefill_chunk_tokens
-    # of a chunk: x and rotation, four numbers a token, qkv attention up gated normed in 16 bits, int8 and its constants
+    # of a chunk: x and rotation, four numbers a token, qkv attention up gated normed in 16 bits, int8 and its scales
     step = rows * (4 * (64 + 16) + 4 * 8 + 2 * (128 + 64 + 192 + 96 + 64) + 128 + 4 * 128 // 32)
     step += rows * 2 * 128 + 2 * 4 * 128 + 64 + 128 * 192  # outlier columns: of x, marks, numbers, count, of a linear
     step += 64  # a table of one page
@@ -147,7 +147,7 @@ def test_what_a_small_map_needs_in_a_run_adds_up_by_hand(tiny: Path) -> None:
 def test_needed_bytes_are_those_of_the_ledger_on_several_cards(tiny: Path) -> None:
     other = compared("--model", str(tiny), "--gpus", "1x200KB,1x150KB", "--cpu", "1MB", "--context", "64")
     chunk = plan(str(tiny), gpus="1x200KB,1x150KB", cpu="1MB", context=64).prefill_chunk_tokens
-    ledger = Ledger(model_spec(resolve(str(tiny))), Options(context=64))
+    ledger = Ledger(model_spec(resolve(str(tiny))), PlanOptions(context=64))
     for device in other["devices"]:
         computes = any(name.startswith("blocks.") for name in device["parts"])
         need = sum(ledger.weights(name) + ledger.kv(name) for name in device["parts"])
@@ -204,8 +204,8 @@ def test_what_lies_on_the_host_is_copied_whole_in_every_step_of_accelerates_map(
     """Experts that no token chose are copied too, over a link of 12 GB/s."""
     rig: dict[str, Any] = {"gpus": "1x30GB", "cpu": "64GB"}
     spec = model_spec(resolve("mixtral-8x7b"))
-    made, options = plan("mixtral-8x7b", **rig), Options()
-    other = accelerate_plan(made, spec, make_rig(**rig), options, model_config(resolve("mixtral-8x7b")))
+    made, options = plan("mixtral-8x7b", **rig), PlanOptions()
+    other = accelerate_plan(made, spec, make_rig(RigOptions(**rig)), options, model_config(resolve("mixtral-8x7b")))
     ledger = Ledger(spec, options)
     copied = sum(ledger.weights(name) for name in row(other, "cpu")["parts"])
     assert copied > 15 * GB

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from bigrun.devices.rates import Rates
 from bigrun.devices.rig import Device, Rig
 from bigrun.model.families.registry import spec_from_config
-from bigrun.model.layout import Storage
 from bigrun.model.spec import Experts, Latent, ModelSpec
+from bigrun.model.storage import Storage
 from bigrun.planning.cost import (
     LAUNCH,
     LOCAL,
@@ -24,7 +24,7 @@ from bigrun.planning.cost import (
     streamed_seconds,
 )
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
 from bigrun.planning.search import Problem
 
@@ -50,7 +50,7 @@ def toy(blocks: int = 1, tied: bool = True, **changes: object) -> ModelSpec:
 
 
 def costs(spec: ModelSpec, phase: Phase, **options: object) -> Costs:
-    return Costs(Ledger(spec, Options(**{"context": 128, **options})), phase)  # type: ignore[arg-type]
+    return Costs(Ledger(spec, PlanOptions(**{"context": 128, **options})), phase)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_weights_count_as_they_are_stored_and_wide_ones_multiply_at_their_own_ra
 
 
 def test_int8_keys_and_values_are_read_with_a_float16_scale_each() -> None:
-    work = costs(toy(), decode_phase(2, 100), batch=2, kv="int8").work("blocks.0")
+    work = costs(toy(), decode_phase(2, 100), batch=2, storage=Storage(kv="int8")).work("blocks.0")
     assert work.cache == 2 * 100 * 2 * (64 + 2)
 
 
@@ -213,7 +213,7 @@ def test_the_request_of_a_plan_on_one_device_is_the_sum_of_its_steps() -> None:
     """96 tokens of prompt in chunks of 64, and 32 steps of three sequences at the end of their context."""
     cpu = replace(RATES, link=math.inf)
     spec = toy(blocks=2, tied=False)
-    made = make_plan(spec, Rig((Device("cpu", "cpu", 10**9, cpu),)), Options(context=128, batch=3))
+    made = make_plan(spec, Rig((Device("cpu", "cpu", 10**9, cpu),)), PlanOptions(context=128, batch=3))
     assert made.prefill_chunk_tokens == 128  # the prompt in one step of 96
     assert made.predicted is not None
     block = BYTES / 1000 + 3 * LINEAR / 4000 + 3 * 128 * TOKEN / 500 + 3 * 128 * 128 / 100 + 3 * ENTRIES / 50 + 0.25
@@ -232,8 +232,8 @@ def test_the_request_of_a_plan_on_one_device_is_the_sum_of_its_steps() -> None:
 def test_a_gpu_alone_takes_two_hops_more_than_its_parts_in_every_step() -> None:
     gpu = Device("cuda:0", "gpu", 10**9, replace(RATES, link=128))
     rig = Rig((gpu, Device("cpu", "cpu", 0, replace(RATES, link=math.inf))))
-    made = make_plan(toy(), rig, Options(context=64, prompt=48))
-    ledger = Ledger(toy(), Options(context=64, prompt=48))
+    made = make_plan(toy(), rig, PlanOptions(context=64, prompt=48))
+    ledger = Ledger(toy(), PlanOptions(context=64, prompt=48))
     problem = Problem(ledger, rig, made.prefill_chunk_tokens)
     steps = [problem.part_seconds(part, gpu)[:2] for part in ("embed", "blocks.0", "norm", "head")]
     decode, prefill = (sum(times) for times in zip(*steps, strict=True))
@@ -269,12 +269,12 @@ def test_more_context_more_sequences_and_a_longer_prompt_never_take_less_time(
     spec, prompt = SPECS[kind], max(1, int(context * share))
     cpu = Device("cpu", "cpu", 10**12, replace(RATES, link=math.inf, overlap=overlap))
 
-    def step(options: Options) -> tuple[float, float]:
+    def step(options: PlanOptions) -> tuple[float, float]:
         problem = Problem(Ledger(spec, options), Rig((cpu,)), 64)
         found = [problem.part_seconds(part.name, cpu) for part in spec.parts]
         return sum(times[0] for times in found), sum(times[1] for times in found)
 
-    options = Options(context=context, batch=batch, prompt=prompt)
+    options = PlanOptions(context=context, batch=batch, prompt=prompt)
     decode, prefill = step(options)
     slack = 1 - 1e-12
     for changes in ({"context": context + more}, {"batch": batch + more}, {"prompt": prompt + more}):

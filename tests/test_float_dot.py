@@ -41,7 +41,7 @@ def run(
 
 
 def table(n: int, k: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """A quantised table: q int8 [n, Kp], float16 constants [n, Kp/32], with some groups of zeros and tiny constants."""
+    """A quantised table: q int8 [n, Kp], float16 scales [n, Kp/32], with some groups of zeros and tiny scales."""
     padded = -(-k // 64) * 64
     random = np.random.default_rng([seed, n, k])
     q = random.integers(-127, 128, (n, padded), np.int8)

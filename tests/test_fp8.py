@@ -1,4 +1,4 @@
-"""float8 e4m3 with constants in blocks, a row or the whole tensor: what torch's own values times them quantise to."""
+"""float8 e4m3 with scales in blocks, a row or the whole tensor: what torch's own values times them quantise to."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ BLOCK = 128
 
 
 def shapes(rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    """Of the constants, by who publishes them so."""
+    """Of the scales, by who publishes them so."""
     return {
         "blocks": (-(-rows // BLOCK), -(-columns // BLOCK)),
         "rows": (rows, 1),
@@ -39,7 +39,7 @@ def spread(scale: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def shrink(folder: Path, kind: str, scale_dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """A folder's linears into float8 with constants; returns the values that they have now."""
+    """A folder's linears into float8 with scales; returns the values that they have now."""
     tensors, values = state(folder), {}
     for name, tensor in list(tensors.items()):
         if "proj" not in name:
@@ -112,7 +112,7 @@ def test_rows_from_the_middle_have_their_own_blocks(start: int) -> None:
     assert np.array_equal(scale, expected_scale)
 
 
-def test_nan_among_the_codes_and_among_the_constants_is_refused(folder: Path) -> None:
+def test_nan_among_the_codes_and_among_the_scales_is_refused(folder: Path) -> None:
     shrink(folder, "blocks")
     tensors = state(folder)
     name = "model.layers.0.mlp.down_proj.weight"
@@ -134,7 +134,7 @@ def test_without_constants_that_fit_it_is_refused(folder: Path) -> None:
     name = "model.layers.0.mlp.down_proj.weight_scale_inv"
     wrong = tensors | {name: torch.ones(7, 3)}
     save_file(wrong, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="F8_E4M3, without constants that fit it"):
+    with pytest.raises(CheckpointError, match="F8_E4M3, without scales that fit it"):
         load_parts(folder)
     assert SafetensorsCheckpoint(folder).tensors["model.norm.weight"].readable
 

@@ -202,7 +202,7 @@ def test_a_prompt_is_answered_alike_in_any_chunks(case: Case) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_that_is_not_finite_reaches_no_earlier_token(kind: str) -> None:
-    """It has weight zero there, but zero times NaN is NaN. In int8 the constant of such a vector is NaN."""
+    """It has weight zero there, but zero times NaN is NaN. In int8 the scale of such a vector is NaN."""
     cache = Cache(Case(kind, 1, 1, 16, window=20), [110])
     qkv = cache.queries(60)
     cache.store(1, 0, 70, torch.full((1, 1, 16), NAN))
@@ -230,7 +230,7 @@ def test_nan_in_a_query_stays_in_its_row(case: Case) -> None:
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 def test_constants_of_int8_values_may_differ_a_thousandfold(size: float) -> None:
-    """Weights times constants would be subnormal float16 numbers at 1e-4, and above its range at 1e4 and more."""
+    """Weights times scales would be subnormal float16 numbers at 1e-4, and above its range at 1e4 and more."""
     case = Case("int8", 2, 2, 16)
     cache = Cache(case, [70], spread=2.0)
     keys, values = cache.vectors[0]

@@ -85,7 +85,7 @@ def test_pages_hold_what_the_definition_says(kind: str, dtype: torch.dtype, dim:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_of_every_size_and_of_none(kind: str) -> None:
-    """Zeros, entries below and above a float16's range, constants that are subnormal or round down, inf and NaN."""
+    """Zeros, entries below and above a float16's range, scales that are subnormal or round down, inf and NaN."""
     torch.manual_seed(1)
     sizes = [0.0, 1e-9, 1e-6, 3e-5, 0.1, 1.0, 6e4, 65510.0, 7.9e6, 8.1e6, 1e30]
     vectors = torch.randn(len(sizes) + 3, 16)
@@ -101,7 +101,7 @@ def test_vectors_of_every_size_and_of_none(kind: str) -> None:
 
 
 def test_quantised_halves_round_to_even_and_constants_go_up() -> None:
-    """Vectors of which some have the next float16 for a constant, and entries that lie at exactly one half."""
+    """Vectors of which some have the next float16 for a scale, and entries that lie at exactly one half."""
     torch.manual_seed(2)
     k = torch.randn(24, 16) * torch.logspace(-6, -2, 24)[:, None]
     k[:8] = torch.arange(16) - 7.5

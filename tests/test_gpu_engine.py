@@ -2,7 +2,7 @@
 Triton's interpreter for its kernels. What CUDA itself does (graphs, streams, its allocator) is benchmarks/gpu.py's to check."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,10 @@ def test_tokens_that_the_device_chooses_are_the_hosts(
     sampling: dict[str, Any], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with runner(folders["tied"]) as made:
-        assert made.executor._ahead(Sampling(**sampling)) is not None
+        assert made.executor._choosing_engine(Sampling(**sampling)) is not None
         ours = made.generate(list(IDS), 20, **sampling).token_ids
         again = made.generate(list(IDS), 9, **sampling).token_ids  # one more was computed than was asked for
-        monkeypatch.setattr(type(made.executor), "_ahead", lambda *_: None)
+        monkeypatch.setattr(type(made.executor), "_choosing_engine", lambda *_: None)
         theirs = made.generate(list(IDS), 20, **sampling).token_ids
     assert ours == theirs
     assert again == theirs[: len(again)]
@@ -161,7 +161,8 @@ def test_a_full_context_ends_what_the_device_chooses(folders: dict[str, Path]) -
         made.tokenizer.stop_ids = frozenset()
         found = made.generate(list(IDS), 1000)
         assert len(found.token_ids) == CONTEXT - len(IDS) + 1
-        tokens = made.executor.continuation(5, Sampling(), CONTEXT, 3)
+        tokens = made.executor.generate(list(IDS), Sampling(), 1000)
+        assert tuple(islice(tokens, len(found.token_ids))) == found.token_ids
         with pytest.raises(RunError, match="context of 100 tokens is full"):
             next(tokens)
 
@@ -186,9 +187,10 @@ def test_the_device_chooses_as_the_host_does(case: str) -> None:
 def test_logits_that_are_no_numbers_are_told(folders: dict[str, Path]) -> None:
     with runner(folders["tied"]) as made:
         engine: Any = made.executor.engines["cuda:0"]
+        tokens = made.executor.generate([5], Sampling(), 4)
+        next(tokens)  # which the host chose
         engine.blocks[1].down.scale.fill_(float("nan"))
-        tokens = made.executor.continuation(5, Sampling(), 0, 3)
-        with pytest.raises(RunError, match=r"logits at position 1 of sequence 0 are nan \(first at token 0\)"):
+        with pytest.raises(RunError, match=r"logits at position 2 of sequence 0 are nan \(first at token 0\)"):
             next(tokens)
 
 
@@ -238,7 +240,7 @@ def test_the_second_decode_step_is_captured_and_later_ones_replayed(
 def test_a_gpu_that_is_not_there_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BIGRUN_GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*CUDA_VISIBLE_DEVICES='3' hides.*--virtual"):
+    with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*CUDA_VISIBLE_DEVICES='3' hides.*virtual"):
         runner(folders["llama"])
 
 
@@ -250,7 +252,7 @@ def test_a_card_that_is_full_is_told_before_anything_is_read(
 
     monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", full)
     monkeypatch.setattr("bigrun.loading.loader.convert", lambda *_: pytest.fail("weights were read"))
-    with pytest.raises(RunError, match=r"cuda:0: the .* of the plan found no memory.*--max-memory") as caught:
+    with pytest.raises(RunError, match=r"cuda:0: the .* of the plan found no memory.*max_memory") as caught:
         runner(folders["llama"])
     assert "\n" not in str(caught.value)
 
@@ -325,9 +327,7 @@ def test_a_triton_that_does_not_run_is_left_aside(
     monkeypatch.setattr("bigrun_kernels.gpu.norm.norm", broken)
     try:
         if kernels == "triton":
-            with pytest.raises(
-                RunError, match=r"--kernels triton: Triton does not run \(RuntimeError: Failed to find C"
-            ):
+            with pytest.raises(RunError, match=r"kernels triton: Triton does not run \(RuntimeError: Failed to find C"):
                 runner(folders["llama"], kernels=kernels)
             return
         with runner(folders["llama"], kernels=kernels) as made:
@@ -411,9 +411,9 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_card(
 
 
 def test_kernels_are_chosen_by_name(folders: dict[str, Path]) -> None:
-    with pytest.raises(CallError, match="--kernels 'cublas': choose one of auto, triton, reference"):
+    with pytest.raises(CallError, match="kernels 'cublas': choose one of auto, triton, reference"):
         runner(folders["llama"], kernels="cublas")
-    with pytest.raises(RunError, match="--kernels triton: weights are not int8"):
+    with pytest.raises(RunError, match="kernels triton: weights are not int8"):
         runner(folders["llama"], kernels="triton", weights="16bit")
     call = ["generate", "--model", str(folders["llama"]), "--gpus", "1x100MB", "--cpu", "200MB", "--context", "64"]
     result = CliRunner().invoke(main, [*call, "--kernels", "reference", "--prompt", "hello", "--max-new-tokens", "3"])

@@ -297,5 +297,5 @@ def test_wrong_buffers_are_told(wrong: dict[str, Any], message: str) -> None:
 
 def test_a_group_must_be_the_tables() -> None:
     layer = weights(3, 64)
-    with pytest.raises(ValueError, match="constants are for 64 columns"):
+    with pytest.raises(ValueError, match="scales are for 64 columns"):
         linear.linear_int8(torch.zeros(2, 64, dtype=torch.int8), torch.ones(2, 2), **layer, group=32)

@@ -19,7 +19,7 @@ def marked(columns: list[int], length: int) -> Tensor:
 
 
 def quantised(x: Tensor, marks: Tensor | None, group: int = 0) -> tuple[Tensor, Tensor]:
-    """The kernel's integers and constants, out of poisoned memory; the rows of xq lie in wider ones."""
+    """The kernel's integers and scales, out of poisoned memory; the rows of xq lie in wider ones."""
     t, kp = len(x), -(-x.shape[1] // 64) * 64
     wide = torch.full((t, kp + 64), 99, dtype=torch.int8)
     scale = torch.full((t, -(-kp // group)) if group else (t,), NAN)

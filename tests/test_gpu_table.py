@@ -17,7 +17,7 @@ def stored(v: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """A table as it is kept: q [Vp, Kp] and scale [Vp, Kp/32]; and what it stands for, float32 [V, K]."""
     torch.manual_seed(v + k)
     w = torch.zeros(-(-v // 16) * 16, -(-k // 64) * 64)
-    w[:v, :k] = torch.randn(v, k) * torch.logspace(-3, 1, k)  # constants of many sizes along a row
+    w[:v, :k] = torch.randn(v, k) * torch.logspace(-3, 1, k)  # scales of many sizes along a row
     q, scale = reference.quantise_groups(w)
     return q, scale, reference.dequantise_table(q, scale)[:v, :k]
 

@@ -17,7 +17,7 @@ from bigrun.devices import make_rig as rig_module
 from bigrun.devices.cards import card
 from bigrun.devices.host_file import Host, default_path, known_host, learning_path, machine, read, write
 from bigrun.devices.links import LINKS
-from bigrun.devices.make_rig import make_rig
+from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, cpu_rates, gpu_rates
 from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
@@ -143,7 +143,7 @@ def test_tests_read_no_host_file_of_the_developers_own() -> None:
 def test_what_is_learned_goes_to_the_named_file_or_the_default_and_never_to_none(default: Path) -> None:
     assert learning_path(None) == default
     assert learning_path("mine.json") == Path("mine.json")
-    with pytest.raises(CallError, match="--host none"):
+    with pytest.raises(CallError, match="host none"):
         learning_path("None")
 
 
@@ -167,7 +167,7 @@ def test_this_machines_default_file_is_used_without_a_word(default: Path) -> Non
 def test_none_is_no_host_though_there_is_a_default(default: Path, none: str | Path) -> None:
     write(HOST, default)
     assert known_host(none) == (None, "")
-    rig = make_rig("24GB", cpu="1GB", host=none)
+    rig = make_rig(RigOptions("24GB", cpu="1GB", host=none))
     assert rig.measured == ()
     assert rig.device("cpu").rates == ASSUMED_CPU
 
@@ -183,11 +183,11 @@ def test_another_machines_file_is_not_used_by_default_and_the_plan_says_so(
     assert str(default) in note
     assert "another machine" in note
     assert "bigrun info" in note
-    rig = make_rig("24GB", cpu="1GB", disk="1GB")
+    rig = make_rig(RigOptions("24GB", cpu="1GB", disk="1GB"))
     assert note in rig.assumptions
     assert rig.measured == ()
     assert rig == replace(
-        make_rig("24GB", cpu="1GB", disk="1GB", host="none"), assumptions=rig.assumptions
+        make_rig(RigOptions("24GB", cpu="1GB", disk="1GB", host="none")), assumptions=rig.assumptions
     )  # and nothing of it was used
 
 
@@ -197,7 +197,7 @@ def test_another_machines_file_is_used_where_it_is_named(default: Path) -> None:
     host, note = known_host(default)
     assert host is not None
     assert (host.cpu, host.cores, note) == ("Another CPU", 128, "")
-    assert make_rig("24GB", cpu="1GB", host=str(default)).device("cpu").rates == LEARNED
+    assert make_rig(RigOptions("24GB", cpu="1GB", host=str(default))).device("cpu").rates == LEARNED
 
 
 def written(change: Callable[[dict[str, Any]], Any] | None = None, /, **values: Any) -> str:
@@ -282,14 +282,14 @@ def test_a_broken_file_is_refused_where_it_is_named_and_left_out_with_a_note_whe
 ) -> None:
     default.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CallError, match=wrong) as caught:
-        make_rig("24GB", cpu="1GB", host=default)
+        make_rig(RigOptions("24GB", cpu="1GB", host=default))
     message = str(caught.value)
     assert message.startswith(f"--host {default}: ")
     assert "`bigrun info` writes a new one" in message
     assert "\n" not in message
     assert len(message) < len(str(default)) + 200
     assert known_host() == (None, f"{message} (not used)")
-    rig = make_rig("24GB", cpu="1GB")
+    rig = make_rig(RigOptions("24GB", cpu="1GB"))
     assert f"{message} (not used)" in rig.assumptions
     assert rig.measured == ()
     assert rig.device("cpu").rates == ASSUMED_CPU
@@ -326,8 +326,8 @@ def test_a_named_file_that_cannot_be_read_is_a_wrong_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, wrong: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CallError, match=f"^--host .*{wrong}"):
-        make_rig("24GB", cpu="1GB", host=host)
+    with pytest.raises(CallError, match=f"^host .*{wrong}"):
+        make_rig(RigOptions("24GB", cpu="1GB", host=host))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "/dev/null/host.json", "/proc", "/dev/zero"])
@@ -337,11 +337,11 @@ def test_a_default_that_is_no_file_is_no_host(monkeypatch: pytest.MonkeyPatch, n
 
 
 def rig_with(host: Path, **options: Any) -> Rig:
-    return make_rig(**{"gpus": "24GB", "cpu": "64GB", "disk": "1TB", "host": host, **options})
+    return make_rig(RigOptions(**{"gpus": "24GB", "cpu": "64GB", "disk": "1TB", "host": host, **options}))
 
 
 def test_without_a_host_file_the_plan_says_that_nothing_was_measured() -> None:
-    rig = make_rig("24GB", cpu="64GB", disk="1TB")
+    rig = make_rig(RigOptions("24GB", cpu="64GB", disk="1TB"))
     assert rig.measured == ()
     assert any("cpu: weights 34 GB/s, not measured" in line and "bigrun info" in line for line in rig.assumptions)
     assert any("disk: 2 GB/s" in line for line in rig.assumptions)
@@ -396,8 +396,8 @@ def test_each_way_to_describe_a_rig_takes_the_host_into_account(path: Path, tmp_
     file.write_text("gpus: [{memory: 24GB}]\ncpu: {memory: 64GB}\ndisk: {memory: 1TB}\n")
     rig = {
         "options": lambda: rig_with(path),
-        "max_memory": lambda: make_rig(max_memory={0: "24GB", "cpu": "64GB", "disk": "1TB"}, host=path),
-        "rig file": lambda: make_rig(rig=file, host=path),
+        "max_memory": lambda: make_rig(RigOptions(max_memory={0: "24GB", "cpu": "64GB", "disk": "1TB"}, host=path)),
+        "rig file": lambda: make_rig(RigOptions(rig=file, host=path)),
     }[form]()
     assert rig.device("cpu").rates == LEARNED
     assert rig.device("disk").rates.read == 1.25e9
@@ -408,7 +408,7 @@ def test_what_a_rig_file_gives_comes_before_what_was_measured(path: Path, tmp_pa
     write(HOST, path)
     file = tmp_path / "rig.yaml"
     file.write_text("cpu: {memory: 64GB, bandwidth: 80GB/s}\ndisk: {memory: 1TB, bandwidth: 3GB/s}\n")
-    rig = make_rig(rig=file, host=path)
+    rig = make_rig(RigOptions(rig=file, host=path))
     assert rig.device("cpu").rates.read == pytest.approx(0.85 * 80e9)
     assert rig.device("disk").rates.read == 3e9
     assert not any("learned" in line or "this host" in line for line in rig.measured)

@@ -36,6 +36,7 @@ from bigrun.loading.identity import digest
 from bigrun.loading.manifest import MANIFEST
 from bigrun.model.catalog import lookup as catalog
 from bigrun.model.families.registry import spec_from_config
+from bigrun.session.options import Options
 from bigrun.text.tokenizer import Tokenizer
 
 LITTLE = 12 * 2**20  # bytes that Python may allocate at its peak
@@ -76,7 +77,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "bin" / SINGLE).unlink()
     (home / "gguf").mkdir()
     gguf_twin(home / "single", home / "gguf" / "model.gguf")
-    convert_model(str(home / "single"), home / "conversion", progress=False)
+    convert_model(Options.of(model=str(home / "single"), progress=False), home / "conversion")
     found = {name: home / name for name in ("single", "sharded", "bin", "gguf", "conversion")}
     for name in found:
         for command in ("inspect", "load"):  # everything is imported and compiled, and sound files are let through
@@ -312,7 +313,7 @@ def float8(scale: torch.Tensor | None, shape: tuple[int, int] = (64, 96), block:
 FLOAT8 = {
     f"float8 {name}": ("single", float8(*given))
     for name, given in {
-        "with constants of no row": (torch.ones(0),), "of a wrong shape": (torch.ones(3),), "of a turned shape": (torch.ones(96, 1),),
+        "with scales of no row": (torch.ones(0),), "of a wrong shape": (torch.ones(3),), "of a turned shape": (torch.ones(96, 1),),
         "of three dimensions": (torch.ones(1, 1, 1),), "that are whole": (torch.ones(64, dtype=torch.int32),),
         "that are float8": (torch.ones(64).to(torch.float8_e4m3fn),), "of no columns": (torch.ones(()), (64, 0)),
         "of no rows": (torch.ones(0), (0, 96)), "of neither": (torch.ones(0, 0), (0, 0)),
@@ -322,8 +323,8 @@ FLOAT8 = {
     for block in ([0, 0], [-32, -32], [2**70, 32], ["32", "32"], [32], "32", [True, True], [[32], 32], {"a": 1}, [32.0, 32.0])
 }  # fmt: skip
 NAN_SCALES = {
-    "float8 with constants that are NaN": ("single", float8(torch.full((64, 1), float("nan")))),
-    "float8 with constants that are inf": ("single", float8(torch.full((64, 1), float("inf")))),
+    "float8 with scales that are NaN": ("single", float8(torch.full((64, 1), float("nan")))),
+    "float8 with scales that are inf": ("single", float8(torch.full((64, 1), float("inf")))),
 }
 
 

@@ -23,6 +23,7 @@ from hub_server import COMMIT, Answers, Hub, environment
 from bigrun.cli.app import main
 from bigrun.cli.convert import convert_model
 from bigrun.cli.inspection import MOST_PROBLEMS
+from bigrun.session.options import Options
 
 DOWN, UP, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.down_proj", "mlp.up_proj", "input_layernorm"))
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -41,8 +42,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "torch" / "model.safetensors").unlink()
     write_tokenizer(home / "torch", chat_template=TEMPLATE)
     gguf_twin(home / "single", home / "one.gguf")
-    convert_model(str(home / "single"), home / "conversion", progress=False)
-    convert_model(str(home / "one.gguf"), home / "of-gguf", progress=False)
+    convert_model(Options.of(model=str(home / "single"), progress=False), home / "conversion")
+    convert_model(Options.of(model=str(home / "one.gguf"), progress=False), home / "of-gguf")
     split(home / "one.gguf", home / "split")
     return {path.name: path for path in home.iterdir()} | {"split": home / "split" / "m-00002-of-00003.gguf"}
 

@@ -7,14 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigrun.errors import CallError
-from bigrun.model.buffers import kv_buffers, kv_dtype, step_buffers, total
+from bigrun.model.buffers import kv_buffers, step_buffers, total
 from bigrun.model.families.registry import spec_from_config
-from bigrun.model.layout import FORMATS, Layout, Storage, layout
+from bigrun.model.layout import Layout
+from bigrun.model.layout import layout as layout_of
 from bigrun.model.spec import ModelSpec, Part, Tensor
+from bigrun.model.storage import FORMATS, Storage
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 
 ITEM = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def layout(part: Part, storage: Storage, checkpoint_dtype: str = "float16") -> Layout:
+    return layout_of(part, storage, checkpoint_dtype)
 
 
 def llama(hidden: int = 64, inner: int = 64, vocab: int = 64, blocks: int = 12, **more: Any) -> ModelSpec:
@@ -59,7 +65,7 @@ def test_an_int8_table_has_a_float16_scale_for_each_32_entries_of_a_row() -> Non
 @pytest.mark.parametrize(("dtype", "form"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")])
 def test_16bit_keeps_the_checkpoints_dtype_unpadded_and_bfloat16_for_float32(dtype: str, form: str) -> None:
     spec = llama(70, 10, vocab=11)
-    block = layout(spec.part("blocks.0"), Storage("16bit", checkpoint_dtype=dtype))
+    block = layout(spec.part("blocks.0"), Storage("16bit"), dtype)
     assert block.by_name["down.weight"].dtype == form
     assert block.by_name["down.weight"].shape == (70, 10)
     assert block.by_name["mlp_norm.weight"].dtype == "float32"
@@ -67,9 +73,7 @@ def test_16bit_keeps_the_checkpoints_dtype_unpadded_and_bfloat16_for_float32(dty
     # 2·320 of norms, then 2-byte [210, 70], [70, 70], [20, 70], [70, 10]: 29400, 9800, 2800, 1400 rounded up to 64
     assert block.nbytes == 640 + 29440 + 9856 + 2816 + 1408
     assert block.stored_as == "16bit"
-    assert arrays(layout(spec.part("embed"), Storage("16bit", checkpoint_dtype=dtype))) == {
-        "table": (form, (11, 70), 0)
-    }
+    assert arrays(layout(spec.part("embed"), Storage("16bit"), dtype)) == {"table": (form, (11, 70), 0)}
 
 
 def test_float32_is_float32_everywhere() -> None:
@@ -80,9 +84,9 @@ def test_float32_is_float32_everywhere() -> None:
 
 
 def test_head_16bit_keeps_the_tables_and_nothing_else() -> None:
-    spec, storage = llama(tie_word_embeddings=False), Storage(head="16bit", checkpoint_dtype="bfloat16")
+    spec, storage = llama(tie_word_embeddings=False), Storage(head="16bit")
     for part in ("embed", "head"):
-        assert arrays(layout(spec.part(part), storage)) == {"table": ("bfloat16", (64, 64), 0)}
+        assert arrays(layout(spec.part(part), storage, "bfloat16")) == {"table": ("bfloat16", (64, 64), 0)}
         assert layout(spec.part(part), storage).stored_as == "16bit"
     assert layout(spec.part("blocks.0"), storage) == layout(spec.part("blocks.0"), Storage())
 
@@ -110,19 +114,19 @@ def test_skip_keeps_what_it_names_in_16_bits_and_no_more(skip: str, kept: list[t
 
 
 def test_skip_takes_a_table_by_its_part() -> None:
-    made = layout(llama().part("embed"), Storage(skip=("embed",), checkpoint_dtype="bfloat16"))
+    made = layout(llama().part("embed"), Storage(skip=("embed",)), "bfloat16")
     assert arrays(made) == {"table": ("bfloat16", (64, 64), 0)}
 
 
 @pytest.mark.parametrize("name", ["blocks.12", "lm_head", "down.weight", "norm", "mlp_norm", "", "blocks"])
 def test_a_skip_that_matches_nothing_is_a_wrong_call(name: str) -> None:
-    with pytest.raises(CallError, match=f"--skip '{name}' matches nothing"):
+    with pytest.raises(CallError, match=f"skip '{name}' matches nothing"):
         Storage(skip=("qkv", name)).check_names(llama())
 
 
 @pytest.mark.parametrize("wrong", [{"weights": "int4"}, {"head": "float32"}, {"weights": "INT8"}], ids=str)
 def test_an_unknown_form_is_a_wrong_call_that_lists_the_known(wrong: dict[str, str]) -> None:
-    with pytest.raises(CallError, match=r"--(weights|head) '\w+': choose .*int8.*16bit"):
+    with pytest.raises(CallError, match=r"(weights|head) '\w+': choose .*int8.*16bit"):
         Storage(**wrong)
 
 
@@ -158,16 +162,16 @@ def test_arrays_are_aligned_and_do_not_overlap_and_fill_the_part(them: list[Tens
 
 
 def test_the_ledger_counts_equal_blocks_alike_and_names_each_by_itself() -> None:
-    ledger = Ledger(llama(), Options(context=64))
+    ledger = Ledger(llama(), PlanOptions(context=64))
     # norms 2·256; qkv 192·64 + 768; out 64·64 + 256; up 128·64 + 512; down 64·64 + 256
     assert {ledger.weights(f"blocks.{i}") for i in range(12)} == {512 + 13056 + 4352 + 8704 + 4352}
-    skipping = Ledger(llama(), Options(context=64, storage=Storage(skip=("blocks.3.down",))))
+    skipping = Ledger(llama(), PlanOptions(context=64, storage=Storage(skip=("blocks.3.down",))))
     assert skipping.weights("blocks.3") == 30976 - 4352 + 64 * 64 * 2
     assert skipping.weights("blocks.4") == 30976
 
 
 def test_a_layout_bears_the_name_of_its_part() -> None:
-    for name, made in Ledger(llama(), Options()).layouts.items():
+    for name, made in Ledger(llama(), PlanOptions()).layouts.items():
         assert made.part == name
 
 
@@ -185,8 +189,8 @@ def test_a_layout_bears_the_name_of_its_part() -> None:
 def test_keys_and_values_of_a_block_in_whole_pages(
     context: int, batch: int, kv: str, weights: str, expected: int
 ) -> None:
-    assert total(kv_buffers(llama().blocks[0], context, batch, kv_dtype(kv, weights))) == expected
-    ledger = Ledger(llama(), Options(context, batch, Storage(weights), kv))
+    assert total(kv_buffers(llama().blocks[0], context, batch, Storage(weights, kv=kv).kv_dtype)) == expected
+    ledger = Ledger(llama(), PlanOptions(context, batch, Storage(weights, kv=kv)))
     assert ledger.kv("blocks.11") == expected
     assert [ledger.kv(part) for part in ("embed", "norm", "head")] == [0, 0, 0]
 

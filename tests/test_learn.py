@@ -23,13 +23,13 @@ from bigrun.devices.rates import Rates, cpu_rates
 from bigrun.errors import CallError
 from bigrun.loading.open import model_spec
 from bigrun.measure.learning import calibrate_from_run, calibrated, host_to_calibrate
-from bigrun.model.layout import Storage
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
+from bigrun.model.storage import Storage
 from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
 from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 
 ROOFS = (40e9, 3e11, 5e10)
 START = cpu_rates(*ROOFS, "measured")
@@ -47,7 +47,7 @@ def steps(model: str, weights: str = "int8") -> tuple[Run, ...]:
     found = []
     for context in (64, 512, 2000):
         for batch in (1, 8):
-            ledger = Ledger(spec(model), Options(context, batch, Storage(weights)))
+            ledger = Ledger(spec(model), PlanOptions(context, batch, Storage(weights)))
             for phase in (decode_phase(batch, context), prefill_phase(context * 3 // 4, 64)):
                 found.append(observe(f"{model} {phase.name} {context} {batch}", ledger, phase, 1.0))
     return tuple(found)
@@ -149,7 +149,7 @@ def test_learning_never_makes_the_runs_it_learned_from_worse(factors: list[float
 
 def test_a_run_is_made_of_what_the_planner_predicts_for_the_same_step() -> None:
     made = plan("llama-3.2-1b", gpus="none", cpu="64GB", context=1000, batch=3, prompt_tokens=700)
-    ledger = Ledger(spec("llama-3.2-1b"), Options(1000, 3, prompt=700))
+    ledger = Ledger(spec("llama-3.2-1b"), PlanOptions(1000, 3, prompt=700))
     rates = cpu_rates(40e9, 0.3e12, 0.05e12, "assumed")
     assert made.predicted is not None
     decode = observe("", ledger, decode_phase(3, 1000), 1.0).predicted(rates)
@@ -254,7 +254,7 @@ def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
     made = SimpleNamespace(model=model, batch=batch, prefill_chunk_tokens=chunk, devices=[device])
     part = SimpleNamespace(part=SimpleNamespace(tensors=("x",)), read_bytes=10**9)
     return SimpleNamespace(
-        plan=made, spec=spec(model), options=Options(512, batch), load_seconds=0.5,
+        plan=made, spec=spec(model), plan_options=PlanOptions(512, batch), load_seconds=0.5,
         executor=SimpleNamespace(parts={"embed": part}),
     )  # fmt: skip
 
@@ -274,7 +274,7 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
     prefill, decode = from_data(host.runs)
     assert (prefill.seconds, decode.seconds) == (0.7, 0.1)
     assert host.conversion_bytes_per_s == 2e9
-    ledger = Ledger(spec("smollm2-135m"), Options(512, batch))
+    ledger = Ledger(spec("smollm2-135m"), PlanOptions(512, batch))
     blocks = sum(ledger.weights(f"blocks.{i}") for i in range(30))
     head = ledger.weights("embed")
     assert sum(count * work.weights for count, work in prefill.parts) == times * blocks + head

@@ -110,8 +110,8 @@ def test_int8_is_the_reference_s_to_the_bit(tmp_path: Path, family: str, dtype: 
             quantise = reference.quantise_groups if name.endswith("/table") else reference.quantise_rows
             values, scale = quantise(padded(tensor))
             equal(lanes.unpack(loaded[name], *values.shape), values, name)
-            constants = loaded[f"{name}.scale"]
-            equal(constants if scale.ndim == 1 else lanes.unpack_scale(constants, len(scale)), scale, name)
+            scales = loaded[f"{name}.scale"]
+            equal(scales if scale.ndim == 1 else lanes.unpack_scale(scales, len(scale)), scale, name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,11 +6,12 @@ import pytest
 from bigrun.devices.host_memory import HostMemory, views
 from bigrun.errors import BudgetExceeded, RunError
 from bigrun.model.buffers import Buffer
-from bigrun.model.layout import Storage, layout
+from bigrun.model.layout import layout
 from bigrun.model.spec import Part, Tensor
+from bigrun.model.storage import Storage
 
 PART = Part("blocks.0", (Tensor("qkv.weight", (8, 100), "linear"), Tensor("norm.weight", (100,), "small")))
-LAYOUT = layout(PART, Storage())
+LAYOUT = layout(PART, Storage(), "float16")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_refusal_leaves_the_account_as_it_was(memory: HostMemory) -> None:
 
 def test_memory_the_system_does_not_have_is_an_error_that_names_the_flag_and_costs_nothing() -> None:
     memory = HostMemory("cpu", 10**18)
-    with pytest.raises(RunError, match="--cpu") as caught:
+    with pytest.raises(RunError, match="cpu") as caught:
         memory.take(10**18, "weights", "blocks.0")
     assert not isinstance(caught.value, BudgetExceeded)
     assert (memory.used_bytes, memory.peak_bytes) == (0, 0)

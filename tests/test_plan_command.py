@@ -79,13 +79,13 @@ def test_bloom_176b_on_four_cards_puts_the_rest_on_the_cpu() -> None:
     "wrong", [{"context": 0}, {"batch": 0}, {"kv": "int4"}, {"skip": ("x",)}, {"context": 2**40}], ids=str
 )
 def test_options_that_make_no_sense_are_wrong_calls(wrong: dict[str, Any]) -> None:
-    with pytest.raises(CallError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(CallError, match=next(iter(wrong))):
         plan("bloom-560m", gpus="24GB", cpu=0, **wrong)
 
 
 def test_learned_positions_bound_the_context_and_alibi_does_not() -> None:
     assert plan("bloom-560m", gpus="24GB", cpu=0, context=4096).context_tokens == 4096
-    with pytest.raises(CallError, match=r"--context 2049.*2048"):
+    with pytest.raises(CallError, match=r"context 2049.*2048"):
         plan("opt-1.3b", gpus="24GB", cpu=0, context=2049)
 
 

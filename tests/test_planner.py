@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bigrun.devices.make_rig import make_rig
+from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, Rates
 from bigrun.devices.rig import Device, Rig, disk_rates
 from bigrun.model.catalog.lookup import ENTRIES
 from bigrun.model.families.registry import spec_from_config
-from bigrun.model.layout import Storage
 from bigrun.model.spec import Experts, Latent, ModelSpec
+from bigrun.model.storage import Storage
 from bigrun.planning import best, search
 from bigrun.planning.best import best_plan
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.planner import make_plan
 from bigrun.planning.search import STAGING_SLOTS
@@ -36,7 +36,7 @@ ROW = (
 PARTIAL = 320  # what one span of one head and sequence gives: 66 float32
 LOGITS = 16 * 64 * 4
 # On a real GPU: x ids positions sequences slots; in 16 bits qkv attention up gated normed and the outlier columns' side; the
-# rotation; int8 and the constants of two groups of 32.
+# rotation; int8 and the scales of two groups of 32.
 GPU_ROW = 4 * 64 + 4 * 8 + 2 * (192 + 64 + 128 + 64 + 64 + 128) + 4 * 64 + 64 + 2 * 4
 GPU_SIDE = (
     2 * 64 * 4 + 64 + 192 * 128
@@ -73,7 +73,7 @@ def toy(blocks: int, tied: bool = True, **more: Any) -> ModelSpec:
 
 def rig_of(budgets: dict[Any, int], *cards: Rates, cpu: Rates = CPU, virtual: bool = False) -> Rig:
     """A rig of these budgets; `cards` are the rates of its GPUs, from the first on."""
-    rig = make_rig(max_memory=budgets, virtual=virtual)
+    rig = make_rig(RigOptions(max_memory=budgets, virtual=virtual))
     rates = iter(cards or [GPU] * len(rig.gpus))
     devices = (
         replace(d, rates=next(rates) if d.kind == "gpu" else cpu if d.kind == "cpu" else d.rates) for d in rig.devices
@@ -82,7 +82,7 @@ def rig_of(budgets: dict[Any, int], *cards: Rates, cpu: Rates = CPU, virtual: bo
 
 
 def planned(spec: ModelSpec, budgets: dict[Any, int], context: int = 16) -> Plan:
-    return make_plan(spec, rig_of(budgets), Options(context=context))
+    return make_plan(spec, rig_of(budgets), PlanOptions(context=context))
 
 
 def homes(made: Plan) -> dict[str, tuple[str, ...]]:
@@ -151,7 +151,7 @@ def test_an_untied_table_is_looked_up_on_the_cpu_and_the_head_computed_on_the_gp
     assert not planned(toy(1, tied=False), {0: budget(ONE_AND_HEAD), "cpu": budget(TABLE + EMBED_ONLY) - 1}).fits
     # a real card with room for it has the table too: then it feeds itself the tokens that it chose
     assert set(homes(planned(toy(1, tied=False), {0: GB, "cpu": GB}))) == {"cuda:0"}
-    virtual = make_plan(toy(1, tied=False), rig_of({0: GB, "cpu": GB}, virtual=True), Options(context=16))
+    virtual = make_plan(toy(1, tied=False), rig_of({0: GB, "cpu": GB}, virtual=True), PlanOptions(context=16))
     assert homes(virtual)["cpu"] == ("embed",)
 
 
@@ -178,7 +178,7 @@ def test_where_a_card_holds_either_it_takes_what_takes_longer(vocabulary: int, o
     rig = rig_of(
         {0: budget(BLOCK + KV + gpu_steps(32)), "cpu": GB}, replace(GPU, **reads), cpu=replace(CPU, read=1e6, block=0.0)
     )
-    made = make_plan(toy(1, vocab_size=vocabulary), rig, Options(context=16))
+    made = make_plan(toy(1, vocab_size=vocabulary), rig, PlanOptions(context=16))
     assert made.device("cuda:0").parts == on_gpu
 
 
@@ -207,7 +207,7 @@ def test_of_cards_with_the_same_memory_the_faster_one_takes_as_many_blocks_as_it
 ) -> None:
     size = budget(4 * (BLOCK + KV) + TABLE + NORM + gpu_steps(32, head=True))
     cards = (FAST, GPU) if fast == 0 else (GPU, FAST)
-    made = make_plan(toy(blocks), rig_of({0: size, 1: size}, *cards), Options(context=16))
+    made = make_plan(toy(blocks), rig_of({0: size, 1: size}, *cards), PlanOptions(context=16))
     rest = {f"cuda:{1 - fast}": blocks - on_fast} if blocks > on_fast else {}
     assert counts(made) == {f"cuda:{fast}": on_fast, **rest}
     assert made.placement("head").stored_on == f"cuda:{fast}"
@@ -215,7 +215,7 @@ def test_of_cards_with_the_same_memory_the_faster_one_takes_as_many_blocks_as_it
 
 def test_a_faster_card_of_less_memory_is_filled_before_a_slower_one_of_more() -> None:
     small, large = budget(2 * (BLOCK + KV) + gpu_steps(32)), GB
-    made = make_plan(toy(6), rig_of({0: large, 1: small}, GPU, FAST), Options(context=16))
+    made = make_plan(toy(6), rig_of({0: large, 1: small}, GPU, FAST), PlanOptions(context=16))
     assert counts(made) == {"cuda:0": 4, "cuda:1": 2}
 
 
@@ -233,7 +233,7 @@ def test_a_step_of_more_sequences_than_the_chunk_has_rows_takes_a_row_for_each()
     tables, split = 192, 16 * GPU_SPLIT  # 40 int32, to a multiple of 64; of more rows than 16 none is split
     gpu = 40 * GPU_ROW + tables + partial + GPU_SIDE + split + 2 * logits + GPU_CHOSEN
     for virtual, need in ((True, 40 * ROW + 64 + partial + logits), (False, gpu)):
-        made = make_plan(toy(1), rig_of({0: GB}, virtual=virtual), Options(context=16, batch=40))
+        made = make_plan(toy(1), rig_of({0: GB}, virtual=virtual), PlanOptions(context=16, batch=40))
         assert made.prefill_chunk_tokens == 32
         assert made.devices[0].workspace_bytes == need
         assert made.devices[0].kv_cache_bytes == 40 * KV
@@ -247,7 +247,9 @@ def test_a_real_card_takes_a_gpus_buffers_and_a_virtual_one_the_cpus(real: int) 
     most = (size - size // 100 - steps(32)) // (BLOCK + KV)
     rig = rig_of({0: size, 1: size})
     devices = [replace(d, virtual=d.kind == "gpu" and d.name != f"cuda:{real}") for d in rig.devices]
-    made = make_plan(toy(most + 1), replace(rig, devices=tuple(devices)).with_budget("cpu", GB), Options(context=16))
+    made = make_plan(
+        toy(most + 1), replace(rig, devices=tuple(devices)).with_budget("cpu", GB), PlanOptions(context=16)
+    )
     assert counts(made) == {f"cuda:{real}": 1, f"cuda:{1 - real}": most}
     assert [made.device(f"cuda:{i}").workspace_bytes for i in (real, 1 - real)] == [gpu_steps(32), steps(32)]
     assert made.device(f"cuda:{real}").free_bytes == 0
@@ -296,7 +298,7 @@ def streaming(link: float, virtual: bool = False, blocks: int = 20, gpu: int | N
     size = budget(8 * (BLOCK + KV) + RING + TABLE + NORM + work) if gpu is None else gpu
     card = replace(GPU, link=link, block=1e-5)
     rig = rig_of({0: size, "cpu": cpu}, card, cpu=SLOW_CPU, virtual=virtual)
-    return make_plan(toy(blocks), rig, Options(context=64))
+    return make_plan(toy(blocks), rig, PlanOptions(context=64))
 
 
 def phases(made: Plan) -> set[tuple[str, str, str, str | None]]:
@@ -363,7 +365,7 @@ def test_what_the_disk_is_too_slow_to_stream_is_computed_on_the_cpu_in_its_own_b
     card, cpu = replace(GPU, link=1e12, block=1e-5), replace(SLOW_CPU, block=1e-2)
     rig = rig_of({0: gpu, "cpu": memory, "disk": GB}, card, cpu=cpu)
     slow = tuple(replace(d, rates=disk_rates(1e6)) if d.kind == "disk" else d for d in rig.devices)
-    made = make_plan(toy(30), replace(rig, devices=slow), Options(context=64))
+    made = make_plan(toy(30), replace(rig, devices=slow), PlanOptions(context=64))
     assert made.fits
     assert phases(made) == {ON_GPU, ("cpu", "cuda:0", "cuda:0", "cpu"), ("disk", "cpu", "cpu", "cpu")}
     assert counts(made) == {"cuda:0": 8, "cpu": 4, "disk": 18}
@@ -371,7 +373,9 @@ def test_what_the_disk_is_too_slow_to_stream_is_computed_on_the_cpu_in_its_own_b
 
 
 def test_slots_of_a_model_of_some_size_are_pieces_of_32_mib() -> None:
-    made = make_plan(ENTRIES["llama-3-70b"].spec(), make_rig(gpus="RTX4090", cpu="96GB"), Options(context=8192))
+    made = make_plan(
+        ENTRIES["llama-3-70b"].spec(), make_rig(RigOptions(gpus="RTX4090", cpu="96GB")), PlanOptions(context=8192)
+    )
     assert ("cpu", "cuda:0", "cpu", "cpu") in phases(made)
     assert made.device("cuda:0").staging_bytes == STAGING_SLOTS * 32 * 2**20
     assert made.device("cpu").pinned_bytes == STAGING_SLOTS * 32 * 2**20
@@ -403,7 +407,7 @@ def of_experts(spec: ModelSpec, more: int) -> Plan:
     need = len(spec.blocks) * (ATTENTION + KV) + TABLE + NORM + mixture_steps(32, head=True) + more
     gpu, cpu = replace(GPU, read=1e7, block=0.0), replace(CPU, read=1e6, block=0.0)
     rig = rig_of({0: budget(need), "cpu": GB}, gpu, cpu=cpu, virtual=True)  # without streaming
-    return make_plan(spec, rig, Options(context=16))
+    return make_plan(spec, rig, PlanOptions(context=16))
 
 
 def expert_slices(made: Plan) -> dict[str, list[tuple[str, tuple[int, int] | None]]]:
@@ -452,12 +456,12 @@ def test_experts_on_the_disk_need_slots_and_buffers_on_the_host() -> None:
     ring = STAGING_SLOTS * 4 * EXPERT
     gpu = {0: budget(12 * (ATTENTION + KV) + TABLE + NORM + mixture_steps(32, head=True)), "disk": GB}
     need = budget(ring + mixture_steps(32))
-    made = make_plan(mixture(12), rig_of({**gpu, "cpu": need}, virtual=True), Options(context=16))
+    made = make_plan(mixture(12), rig_of({**gpu, "cpu": need}, virtual=True), PlanOptions(context=16))
     assert made.fits
     assert expert_slices(made) == {f"blocks.{i}.experts": [("disk", None)] for i in range(12)}
     assert (made.device("cpu").staging_bytes, made.device("cpu").free_bytes) == (ring, 0)
     for host in (need - 1, 0):
-        less = make_plan(mixture(12), rig_of({**gpu, "cpu": host}, virtual=True), Options(context=16))
+        less = make_plan(mixture(12), rig_of({**gpu, "cpu": host}, virtual=True), PlanOptions(context=16))
         assert not less.fits
         assert all(device.used_bytes <= device.budget_bytes for device in less.devices)
 
@@ -465,7 +469,7 @@ def test_experts_on_the_disk_need_slots_and_buffers_on_the_host() -> None:
 def test_a_mixture_on_the_disk_that_fits_still_fits_with_more_host_memory() -> None:
     fits = []
     for memory in range(300_000, 1_200_000, 15_000):
-        made = best_plan(Ledger(mixture(8), Options(context=16)), rig_of({"cpu": memory, "disk": GB}))
+        made = best_plan(Ledger(mixture(8), PlanOptions(context=16)), rig_of({"cpu": memory, "disk": GB}))
         fits.append(made.fits)
     assert fits == sorted(fits)
     assert set(fits) == {False, True}
@@ -527,11 +531,11 @@ UNEQUAL = "RTX3090,RTX4090,RTX3060,A100-40GB,T4,3090Ti,48GB,RTX5090"
 @pytest.mark.parametrize("host", ["64GB", "256GB"])
 @pytest.mark.parametrize("model", ["llama-3.1-405b", "deepseek-v3", "gpt-oss-120b", "bloom-176b", "glm-4.5"])
 def test_big_models_on_eight_unequal_cards_a_host_and_a_disk_keep_to_every_budget(model: str, host: str) -> None:
-    spec, rig = ENTRIES[model].spec(), make_rig(gpus=UNEQUAL, cpu=host, disk="2TB")
-    made = make_plan(spec, rig, Options(context=2048))
+    spec, rig = ENTRIES[model].spec(), make_rig(RigOptions(gpus=UNEQUAL, cpu=host, disk="2TB"))
+    made = make_plan(spec, rig, PlanOptions(context=2048))
     assert made.fits
     check_parts(made, spec)
-    check_accounts(made, Ledger(spec, Options(context=2048)))
+    check_accounts(made, Ledger(spec, PlanOptions(context=2048)))
     check_keys(made)
 
 
@@ -569,7 +573,7 @@ def test_keys_and_values_by_hand(
 ) -> None:
     spec = toy(1)
     spec = replace(spec, context_limit=4096, blocks=(replace(spec.blocks[0], **changes),))
-    made = make_plan(spec, rig_of({"cpu": 100 * GB}), Options(context=context, batch=batch, kv=kv))
+    made = make_plan(spec, rig_of({"cpu": 100 * GB}), PlanOptions(context, batch, Storage(kv=kv)))
     token = 2 * entries if kv == "16bit" else entries + 2 * vectors  # a float16 scale for each vector
     assert made.placement("blocks.0").kv_cache_bytes == made.device("cpu").kv_cache_bytes == batch * tokens * token
 
@@ -577,7 +581,9 @@ def test_keys_and_values_by_hand(
 def headline(model: str, blocks: int, most: int, room: int) -> Plan:
     """A model on eight cards of 24 GB, and that neither block nor head has to leave them: `most` blocks are what a card
     holds, of `room` bytes each with keys and values."""
-    made = make_plan(ENTRIES[model].spec(), make_rig(gpus="8x24GB", cpu="0"), Options(context=2048, batch=1))
+    made = make_plan(
+        ENTRIES[model].spec(), make_rig(RigOptions(gpus="8x24GB", cpu="0")), PlanOptions(context=2048, batch=1)
+    )
     assert made.fits
     assert sum(counts(made).values()) == blocks
     assert set(counts(made)) == {f"cuda:{i}" for i in range(8)}
@@ -659,8 +665,8 @@ def with_steps(ledger: Ledger, size: int) -> int:
 def cases(draw: st.DrawFn, models: Any = None) -> tuple[Ledger, Rig]:
     """A model, options, and a rig whose memories are in the range of what the model takes."""
     spec, forms = draw(specs() if models is None else models), st.sampled_from(["int8", "16bit"])
-    storage = Storage(draw(forms), draw(forms))
-    options = Options(draw(st.integers(1, 600)), draw(st.integers(1, 3)), storage, draw(forms))
+    weights, head, context, batch = draw(forms), draw(forms), draw(st.integers(1, 600)), draw(st.integers(1, 3))
+    options = PlanOptions(context, batch, Storage(weights, head, kv=draw(forms)))
     whole = 2 * spec.parameters + 2000 * spec.hidden
     percents = st.integers(0, 100)
     sizes = percents.map(lambda percent: whole * percent // 60)
@@ -809,7 +815,7 @@ def test_accelerate_takes_the_device_map(family: str, tied: bool) -> None:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(made_config)
     spec = spec_from_config({**made_config.to_dict(), "architectures": [type(model).__name__]}, "tiny")
-    ledger = Ledger(spec, Options(context=16))
+    ledger = Ledger(spec, PlanOptions(context=16))
     need = ledger.weights("blocks.0") + ledger.kv("blocks.0") + ledger.workspace(32, True, False, gpu=True)
     made = planned(spec, {1: budget(need), "cpu": GB})
     layers = {"llama": "model.layers", "bloom": "transformer.h", "opt": "model.decoder.layers"}[family]

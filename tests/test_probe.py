@@ -433,7 +433,7 @@ def test_a_card_that_another_process_holds_is_an_explained_failure(driver: Calla
 
     torch.cuda.mem_get_info = busy
     driver(torch)
-    with pytest.raises(RunError, match=r"cuda:0 .*busy or unavailable; --gpus none") as caught:
+    with pytest.raises(RunError, match=r"cuda:0 .*busy or unavailable; gpus none") as caught:
         probe_gpus()
     assert isinstance(caught.value, BigrunError)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Weights into their stored forms: the reference's integers and constants, into the right rows, bad rows counted."""
+"""Weights into their stored forms: the reference's integers and scales, into the right rows, bad rows counted."""
 
 from __future__ import annotations
 
@@ -131,10 +131,27 @@ def test_rows_go_where_they_are_sent_and_touch_no_other(kind: str) -> None:
     assert np.all(stored(got[others]) == 7)
 
 
-def test_a_row_of_zeros_has_the_constant_one() -> None:
+@kind_of
+@pytest.mark.parametrize(("n", "k"), [(1, 64), (5, 70), (40, 1100), (33, 64)])
+def test_rows_for_a_gpu_are_the_same_without_lanes(kind: str, n: int, k: int) -> None:
+    w, padded = weights(n, k, kind), -(-k // 64) * 64
+    order = np.random.default_rng(n).permutation(n)
+    q, scale = np.full((n, padded), 99, np.int8), np.full(n, np.nan, np.float32)
+    assert quantise.per_row(stored(w), w.dtype == torch.bfloat16, order, q, scale) == 0
+    expected_q, expected_scale, _ = per_row(w, order)
+    assert np.array_equal(q, expected_q)
+    assert np.array_equal(scale, expected_scale)
+    groups = np.full((n, padded // 32), 0x7E00, np.uint16)
+    assert quantise.per_group(stored(w), w.dtype == torch.bfloat16, order, q, groups) == 0
+    expected_q, expected_scale, _ = per_group(w, order)
+    assert np.array_equal(q, expected_q)
+    assert np.array_equal(groups.view(np.float16), expected_scale)
+
+
+def test_a_row_of_zeros_has_the_scale_one() -> None:
     q, scale, bad = per_row(torch.zeros(2, 70))
     assert (q.any(), scale.tolist(), bad) == (False, [1.0, 1.0], 0)
-    q, scale, bad = per_group(torch.zeros(2, 70))  # a group's constant may be 0: nothing is divided by it later
+    q, scale, bad = per_group(torch.zeros(2, 70))  # a group's scale may be 0: nothing is divided by it later
     assert (q.any(), scale.any(), bad) == (False, False, 0)
 
 
@@ -180,7 +197,7 @@ def test_extreme_rows_stay_within_127() -> None:
     assert np.all(error <= 0.5001 * scale[:, None])
 
 
-def test_a_float16_constant_lets_no_entry_exceed_127() -> None:
+def test_a_float16_scale_lets_no_entry_exceed_127() -> None:
     """Over all sizes of group down to the float16s that are not normal: each entry within half a step and a bit."""
     w = weights(4000, 32, seed=4)[:-1].double()
     w = (w / w.abs().amax(dim=1, keepdim=True) * torch.logspace(-9, 6, 3999)[:, None].double()).float()
@@ -204,7 +221,7 @@ def test_groups_beyond_float16_are_refused() -> None:
 
 
 def test_a_q8_0_table_survives_without_loss() -> None:
-    """Int8 times a float16 constant for each 32 (GGUF's Q8_0, whose groups reach 127) comes back as it was."""
+    """Int8 times a float16 scale for each 32 (GGUF's Q8_0, whose groups reach 127) comes back as it was."""
     random = np.random.default_rng(5)
     q = random.integers(-127, 128, (64, 10, 32), np.int8)
     q[..., 7] = random.choice([-127, 127], (64, 10))

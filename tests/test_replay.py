@@ -19,11 +19,11 @@ from bigrun.devices.rates import ASSUMED_CPU
 from bigrun.devices.rig import Device, Rig
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.loading.open import model_spec
-from bigrun.model.layout import Storage
 from bigrun.model.resolve import resolve
+from bigrun.model.storage import Storage
 from bigrun.planning.account import account
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.replay import check_plan, options_of
 from bigrun.planning.search import Problem
@@ -83,8 +83,8 @@ def test_a_saved_plan_generates_what_its_options_generate(rig: dict[str, Any], t
     runner = Runner(plan=loaded, progress=False)
     usual = Runner(str(tiny), progress=False, **rig)
     assert runner.plan == loaded == usual.plan
-    assert replace(runner.options, prompt=None) == replace(usual.options, prompt=None)
-    assert runner.options.prompt_tokens == usual.options.prompt_tokens
+    assert replace(runner.plan_options, prompt=None) == replace(usual.plan_options, prompt=None)
+    assert runner.plan_options.prompt_tokens == usual.plan_options.prompt_tokens
     assert {name: memory.peak_bytes for name, memory in runner.memories.items()} == {
         name: memory.peak_bytes for name, memory in usual.memories.items()
     }
@@ -121,7 +121,7 @@ def test_a_plan_runs_another_copy_of_its_model_when_that_is_named(tiny: Path, tm
     for file in tiny.iterdir():
         (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
     named = Runner(str(tmp_path / "copy"), plan=made, progress=False)
-    assert named.checkpoint.where != Runner(plan=made, progress=False).checkpoint.where
+    assert named.files.where != Runner(plan=made, progress=False).files.where
     assert tokens(named) == tokens(Runner(plan=made, progress=False))
 
 
@@ -329,7 +329,7 @@ def test_what_is_stored_on_a_card_is_computed_there_however_well_the_accounts_ag
     placements = tuple(replace(p, **elsewhere) if p.part == name else p for p in made.placements)
     spec = model_spec(resolve(str(tiny)))
     devices = tuple(Device(d.name, d.kind, d.budget_bytes, ASSUMED_CPU, d.virtual) for d in made.devices)
-    problem = Problem(Ledger(spec, options_of(made, spec)), Rig(devices), made.prefill_chunk_tokens)
+    problem = Problem(Ledger(spec, options_of(made)), Rig(devices), made.prefill_chunk_tokens)
     changed = replace(made, placements=placements, devices=account(problem, list(placements)))
     assert changed.devices != made.devices
     with pytest.raises(CallError, match=rf"plan of 'tiny': {name} is not computed"):
@@ -365,10 +365,11 @@ def test_a_plan_of_weights_kept_in_another_form_is_refused_of_a_checkpoint_of_ot
     llama(tmp_path / "half", layers=6, dtype="bfloat16")
     made = plan(str(tiny), context=64, **RIGS["the host"])
     spec = model_spec(resolve(str(tmp_path / "half")))
-    check_plan(made, spec, options_of(made, spec))  # the same bytes: it may run
+    check_plan(made, spec, options_of(made))  # the same bytes: it may run
     wide = plan(str(tiny), gpus="none", cpu="100MB", context=64, weights="float32")
+    other = replace(wide, storage=Storage("16bit"))
     with pytest.raises(CallError, match="plan of"):
-        check_plan(replace(wide, weights="16bit"), spec, options_of(replace(wide, weights="16bit"), spec))
+        check_plan(other, spec, options_of(other))
 
 
 @pytest.mark.usefixtures("nothing_is_taken")
@@ -376,14 +377,14 @@ def test_a_plan_that_does_not_fit_raises_that(tiny: Path, tmp_path: Path) -> Non
     made = plan(str(tiny), gpus="none", cpu="300KB", context=64)
     assert not made.fits
     made.save(tmp_path / "plan.json")
-    with pytest.raises(PlanDoesNotFit, match=r"tiny does not fit: .*--cpu"):
+    with pytest.raises(PlanDoesNotFit, match=r"tiny does not fit: .*cpu"):
         Runner(plan=Plan.load(tmp_path / "plan.json"), progress=False)
 
 
 @pytest.mark.usefixtures("nothing_is_taken")
 def test_a_plan_on_real_cards_or_the_disk_is_refused_as_its_options_are(tiny: Path) -> None:
     real = plan(str(tiny), gpus="2x900KB", cpu="100MB", context=64)
-    with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*--virtual"):
+    with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*virtual"):
         Runner(plan=real, progress=False)
     streamed = plan("llama-3.1-70b", gpus="2xRTX3090", cpu="64GB", batch=2)
     assert any(p.prefill_on != p.stored_on for p in streamed.placements)
@@ -411,10 +412,10 @@ def test_every_plan_that_fits_passes_its_own_checks(rig: dict[str, Any]) -> None
     made = plan_from_json(plan(**rig).to_json())
     assert made.fits
     spec = model_spec(resolve(rig["model"]))
-    options = options_of(made, spec)
+    options = options_of(made)
     check_plan(made, spec, options)
-    storage = Storage(rig.get("weights", "int8"), rig.get("head", "int8"), (), spec.checkpoint_dtype)
-    assert options == Options(2048, rig.get("batch", 1), storage, rig.get("kv", "16bit"), 1536)
+    storage = Storage(rig.get("weights", "int8"), rig.get("head", "int8"), kv=rig.get("kv", "16bit"))
+    assert options == PlanOptions(2048, rig.get("batch", 1), storage, 1536)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_slices_of_experts_must_make_up_all_of_them(cuts: list[Any]) -> None:
     values["placements"][index : index + 1] = [{**found, "slice": cut} for cut in cuts]
     spec, changed = model_spec(resolve("mixtral-8x7b")), plan_from_json(json.dumps(values))
     with pytest.raises(CallError, match=r"its slices do not make up blocks\.0\.experts"):
-        check_plan(changed, spec, options_of(changed, spec))
+        check_plan(changed, spec, options_of(changed))
 
 
 # Files that are no plans.
@@ -518,7 +519,7 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
 )
 def test_options_beside_a_plan_are_refused(option: dict[str, Any], tiny: Path, nothing_is_taken: None) -> None:
     made = plan(str(tiny), context=64, **RIGS["the host"])
-    with pytest.raises(CallError, match="plan= already says"):
+    with pytest.raises(CallError, match="plan already says"):
         Runner(plan=made, progress=False, **option)
 
 

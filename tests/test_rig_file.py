@@ -20,7 +20,7 @@ from bigrun.cli.app import main
 from bigrun.devices import rig_file
 from bigrun.devices.cards import card
 from bigrun.devices.links import LINKS
-from bigrun.devices.make_rig import make_rig
+from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, ASSUMED_ROOFS, cpu_rates, gpu_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Rig
 from bigrun.devices.rig_file import read_rig
@@ -192,7 +192,7 @@ def test_a_cpus_bandwidth_brings_cores_in_proportion(write: Write) -> None:
 
 def test_a_disks_bandwidth_is_what_it_reads_and_what_the_model_loads_at(write: Write) -> None:
     def rig(disk: dict[str, Any]) -> Rig:
-        return make_rig(rig=write({"gpus": [{"memory": "8GB"}], "disk": disk}))
+        return make_rig(RigOptions(rig=write({"gpus": [{"memory": "8GB"}], "disk": disk})))
 
     slow, plain = rig({"memory": "1TB", "bandwidth": "250MB/s"}), rig({"memory": "1TB"})
     assert slow.device("disk").rates == replace(plain.device("disk").rates, read=0.25e9, source="given")
@@ -202,11 +202,13 @@ def test_a_disks_bandwidth_is_what_it_reads_and_what_the_model_loads_at(write: W
 
 def test_what_the_file_gives_is_not_assumed_and_what_it_leaves_out_is(write: Write) -> None:
     path = write({"cpu": {"memory": "8GB", "bandwidth": "80GB/s"}, "disk": {"memory": "1TB", "bandwidth": "3GB/s"}})
-    rig = make_rig(rig=path)
+    rig = make_rig(RigOptions(rig=path))
     assert rig.assumptions == ()
     assert f"speeds as {path} gives them" in rig.measured
     assert "disk: 3 GB/s" in rig.measured
-    rig = make_rig(rig=write({"cpu": {"memory": "8GB"}, "disk": {"memory": "1TB"}, "gpus": [{"memory": "8GB"}]}))
+    rig = make_rig(
+        RigOptions(rig=write({"cpu": {"memory": "8GB"}, "disk": {"memory": "1TB"}, "gpus": [{"memory": "8GB"}]}))
+    )
     assert rig.measured == ()
     for told in ("cpu: weights 34 GB/s, not measured", "GPU known by its size alone", "disk: 2 GB/s"):
         assert any(told in line for line in rig.assumptions), told
@@ -214,18 +216,20 @@ def test_what_the_file_gives_is_not_assumed_and_what_it_leaves_out_is(write: Wri
 
 def test_a_gpu_that_the_file_describes_in_part_is_guessed_for_the_rest_and_the_plan_says_so(write: Write) -> None:
     parts = {"memory": "8GB", "bandwidth": "500GB/s", "int8": "100TOPS"}
-    partly, wholly = (make_rig(rig=write({"gpus": [entry]})) for entry in (parts, {**parts, "fp16": "50TOPS"}))
+    partly, wholly = (
+        make_rig(RigOptions(rig=write({"gpus": [entry]}))) for entry in (parts, {**parts, "fp16": "50TOPS"})
+    )
     assert any("guessed" in line for line in partly.assumptions)
     assert not any("guessed" in line for line in wholly.assumptions)
-    by_card = make_rig(rig=write({"gpus": [{"card": "3090", "link": "pcie4x4"}]}))
+    by_card = make_rig(RigOptions(rig=write({"gpus": [{"card": "3090", "link": "pcie4x4"}]})))
     assert not any("guessed" in line for line in by_card.assumptions)
 
 
 def test_virtual_makes_the_files_gpus_virtual_and_leaves_them_their_speeds(write: Write) -> None:
     path = write({"gpus": [{"card": "RTX3090", "memory": "60MB", "link": "pcie4x4"}], "cpu": {"memory": "1GB"}})
-    rig = make_rig(rig=path, virtual=True)
+    rig = make_rig(RigOptions(rig=path, virtual=True))
     assert [device.virtual for device in rig.devices] == [True, False]
-    assert rig.gpus == (replace(only_gpu(make_rig(rig=path)), virtual=True),)
+    assert rig.gpus == (replace(only_gpu(make_rig(RigOptions(rig=path))), virtual=True),)
     assert any("virtual GPUs are predicted as if they were there" in line for line in rig.assumptions)
     assert any("published" in line for line in rig.assumptions)
 
@@ -470,7 +474,7 @@ def test_a_mistake_is_named_with_its_file_and_entry_and_its_mend(
     monkeypatch.chdir(path.parent)
     began = time.perf_counter()
     with pytest.raises(CallError, match=wrong) as caught:
-        make_rig(rig=path)
+        make_rig(RigOptions(rig=path))
     assert time.perf_counter() - began < 5
     message = str(caught.value)
     assert message.startswith(f"--rig {path}: ")
@@ -484,12 +488,12 @@ def test_a_mistake_is_named_with_its_file_and_entry_and_its_mend(
 @pytest.mark.parametrize("name", ["rig.yaml", "rig.json"])
 def test_no_depth_of_nesting_is_a_traceback(write: Write, name: str, depth: int) -> None:
     with pytest.raises(CallError):
-        make_rig(rig=write(MEMORY % ("[" * depth + "1" + "]" * depth), name))
+        make_rig(RigOptions(rig=write(MEMORY % ("[" * depth + "1" + "]" * depth), name)))
 
 
 def test_ten_thousand_levels_of_indentation_are_refused(write: Write) -> None:
     with pytest.raises(CallError, match="larger than"):  # 50 MB of spaces
-        make_rig(rig=write(b"".join(b" " * i + b"a:\n" for i in range(10_000))))
+        make_rig(RigOptions(rig=write(b"".join(b" " * i + b"a:\n" for i in range(10_000)))))
 
 
 @pytest.mark.parametrize(
@@ -509,8 +513,8 @@ def test_a_file_that_cannot_be_read_is_a_wrong_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rig: str, wrong: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CallError, match=f"^--rig .*{wrong}"):
-        make_rig(rig=rig)
+    with pytest.raises(CallError, match=f"^rig .*{wrong}"):
+        make_rig(RigOptions(rig=rig))
 
 
 @pytest.mark.parametrize(
@@ -519,13 +523,13 @@ def test_a_file_that_cannot_be_read_is_a_wrong_call(
     ids=str,
 )
 def test_a_rig_file_and_another_rig_option_contradict_each_other(write: Write, beside: dict[str, Any]) -> None:
-    with pytest.raises(CallError, match="--rig already describes every device; leave out --gpus"):
-        make_rig(rig=write(BOTH), **beside)
+    with pytest.raises(CallError, match="rig already describes every device; leave out gpus"):
+        make_rig(RigOptions(rig=write(BOTH), **beside))
 
 
 def test_virtual_needs_gpus_in_the_file(write: Write) -> None:
-    with pytest.raises(CallError, match=r"rig\.yaml: --virtual needs gpus in the file"):
-        make_rig(rig=write({"cpu": {"memory": "1GB"}}), virtual=True)
+    with pytest.raises(CallError, match=r"rig\.yaml: virtual needs gpus in the file"):
+        make_rig(RigOptions(rig=write({"cpu": {"memory": "1GB"}}), virtual=True))
 
 
 @pytest.mark.parametrize(
@@ -542,7 +546,7 @@ def test_on_the_command_line_a_mistake_is_one_line_and_exit_status_2(write: Writ
 
 def rig_or_message(path: Path) -> Rig | str:
     try:
-        return make_rig(rig=path)
+        return make_rig(RigOptions(rig=path))
     except CallError as error:
         return str(error)
 

@@ -81,7 +81,7 @@ def test_a_closed_runner_gives_its_memory_back() -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(PlanDoesNotFit, match=r"missing .*--cpu"):
+    with pytest.raises(PlanDoesNotFit, match=r"missing .*cpu"):
         Runner(cpu="50MB", progress=False)
 
 

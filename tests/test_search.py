@@ -16,7 +16,7 @@ from bigrun.planning.account import account, predict
 from bigrun.planning.best import CHUNKS, best_plan
 from bigrun.planning.cost import Costs
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.placing import placement
 from bigrun.planning.plan import Placement, Plan
 from bigrun.planning.search import Problem
@@ -195,7 +195,7 @@ def some_case(
     rng: random.Random, devices: str, spec: ModelSpec, gpu: Callable, cpu: Callable, virtual: bool
 ) -> tuple[Ledger, Rig]:
     """Options, and budgets that hold nothing, a few blocks, a few blocks and the head, or all of the model many times."""
-    ledger = Ledger(spec, Options(context=rng.choice([16, 64, 100]), batch=rng.choice([1, 3])))
+    ledger = Ledger(spec, PlanOptions(context=rng.choice([16, 64, 100]), batch=rng.choice([1, 3])))
     parts = [part.name for part in spec.parts]
     whole = sum(map(ledger.weights, parts)) + sum(map(ledger.kv, parts))
 

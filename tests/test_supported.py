@@ -13,7 +13,8 @@ from bigrun.execute.supported import why_not_executable
 from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import Block, Experts, Latent, ModelSpec, Rope
-from bigrun.session import runner as runner_module
+from bigrun.session import steps
+from bigrun.session.options import Options
 
 BEYOND: dict[str, Any] = {
     "qk_norm": True,
@@ -69,14 +70,14 @@ def test_blocks_that_differ_share_nothing_and_are_refused(flags: dict[str, Any])
 
 def test_a_runner_asks_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.llama(tmp_path)
-    opened = runner_module.Runner._open
+    opened = steps.open_files
 
-    def with_norms(self: Runner, *arguments: Any) -> Any:
-        checkpoint, found = opened(self, *arguments)
-        return checkpoint, replace(found, blocks=tuple(replace(block, sinks=True) for block in found.blocks))
+    def with_sinks(options: Options, planned: steps.Planned) -> steps.Opened:
+        blocks = tuple(replace(block, sinks=True) for block in planned.spec.blocks)
+        return opened(options, replace(planned, spec=replace(planned.spec, blocks=blocks)))
 
-    monkeypatch.setattr(Runner, "_open", with_norms)
-    monkeypatch.setattr("bigrun.session.runner.memories", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(steps, "open_files", with_sinks)
+    monkeypatch.setattr(steps, "memories", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(CallError, match="sinks"):
         Runner(str(tmp_path), gpus="none", cpu="100MB", context=32, progress=False)
 

@@ -15,7 +15,7 @@ from bigrun.model.source import Dialect
 class TensorInfo:
     """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name.
 
-    `constants` are those of a float8 tensor: (name, file, rows of a block, columns of a block).
+    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block).
     """
 
     dtype: str
@@ -23,14 +23,14 @@ class TensorInfo:
     nbytes: int
     readable: bool
     where: str
-    constants: tuple[str, str, int, int] | None = None
+    scales: tuple[str, str, int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of a tensor: float32, uint16 with the bits of float16 or bfloat16, or uint8 with those of float8 e4m3.
 
-    float8 has constants float32 [⌈rows/tall⌉, ⌈columns/across⌉] in `blocks`, for the whole tensor; `block` is (the number of
+    float8 has scales float32 [⌈rows/tall⌉, ⌈columns/across⌉] in `blocks`, for the whole tensor; `block` is (the number of
     the first row here, tall, across).
     """
 
@@ -60,16 +60,35 @@ def _fp8_values() -> np.ndarray:
     return np.where(codes & 0x80, -values, values).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the headers of a checkpoint may hold. A hostile file could have them be of any length."""
+
+    tensors: int
+
+
 class Checkpoint(Protocol):
-    """A model's files, open. Nothing is read until rows are asked for."""
+    """A model's files, open. Nothing is read until rows are asked for.
+
+    `where` is what messages name; `format` is one of safetensors, torch and GGUF; `folder` holds the tokenizer's files, but
+    for GGUF, whose `metadata` (None of other formats) has the tokenizer. `limits` may be set until `tensors` is first asked
+    for.
+    """
 
     where: str
+    format: str
     dialect: Dialect
     config: Mapping[str, Any]
+    folder: Path
+    metadata: Mapping[str, Any] | None
+    limits: Limits
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files that hold weights, in their order."""
+
+    def companions(self) -> Mapping[str, bytes]:
+        """The small files that a model needs beside its configuration and weights, by name: those of its tokenizer."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

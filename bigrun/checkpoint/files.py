@@ -7,6 +7,20 @@ from typing import BinaryIO
 
 from bigrun.errors import CheckpointError
 
+CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
+# What a folder may have beside its configuration and weights that a run needs.
+COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+LARGEST_COMPANION = 64 * 2**20
+
+
+def read_companions(folder: Path) -> dict[str, bytes]:
+    """The COMPANIONS that a folder has, by name; one that is too large is left out."""
+    paths = [folder / name for name in COMPANIONS]
+    there = [path for path in paths if path.is_file() and path.stat().st_size <= LARGEST_COMPANION]
+    return {path.name: path.read_bytes() for path in there}
+
 
 def open_file(path: Path) -> BinaryIO:
     """A plain file, opened to read. CheckpointError for anything else: a pipe, which might never have a byte, or a device."""

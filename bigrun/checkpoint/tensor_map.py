@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from bigrun.checkpoint.base import Checkpoint
 from bigrun.errors import CheckpointError
@@ -9,7 +10,7 @@ from bigrun.model.families.registry import BY_NAME
 from bigrun.model.source import Source
 from bigrun.model.spec import ModelSpec, Part
 
-# What published checkpoints hold beside a model's weights: tables that the code computes anew, and the constants of
+# What published checkpoints hold beside a model's weights: tables that the code computes anew, and the scales of
 # activations, which bigrun measures as they come.
 IGNORED = (
     "*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias", "rope_freqs.weight",
@@ -19,22 +20,33 @@ IGNORED = (
 PartSources = Mapping[str, tuple[Source, ...]]  # canonical tensor → where its rows come from
 
 
-def map_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> list[tuple[Part, PartSources]]:
-    """Every part with its sources, in the order of execution."""
+@dataclass(frozen=True)
+class TensorMap:
+    """Where the tensors of every part lie in a checkpoint, in the order of execution."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    parts: tuple[tuple[Part, PartSources], ...]
+
+
+def map_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> TensorMap:
+    """The map of a checkpoint, from its family's names alone: `validate` holds it against the headers."""
     prefix = _prefix(checkpoint, spec)
-    return [(part, _sources(prefix, checkpoint, spec, part)) for part in spec.parts]
+    return TensorMap(checkpoint, spec, tuple((part, _sources(prefix, checkpoint, spec, part)) for part in spec.parts))
 
 
-def validate(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> None:
-    """CheckpointError with the first of the `problems`."""
-    for problem in problems(checkpoint, spec, found):
+def validate(tensor_map: TensorMap) -> TensorMap:
+    """The map itself, or CheckpointError with the first of the `problems`."""
+    for problem in problems(tensor_map):
         raise CheckpointError(problem)
+    return tensor_map
 
 
-def problems(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, PartSources]]) -> Iterator[str]:
+def problems(tensor_map: TensorMap) -> Iterator[str]:
     """A line for each tensor that is missing, of another shape, unreadable, or without a place in the model."""
+    checkpoint, spec = tensor_map.checkpoint, tensor_map.spec
     taken: set[str] = set()
-    for part, sources in found:
+    for part, sources in tensor_map.parts:
         for source in (source for tensor in part.tensors for source in sources[tensor.name]):
             taken.add(source.name)
             info = checkpoint.tensors.get(source.name)
@@ -46,7 +58,7 @@ def problems(checkpoint: Checkpoint, spec: ModelSpec, found: list[tuple[Part, Pa
                     f"the configuration says {list(source.shape)}"
                 )
             elif not info.readable:
-                why = "without constants that fit it" if info.dtype == "F8_E4M3" else "which bigrun does not read yet"
+                why = "without scales that fit it" if info.dtype == "F8_E4M3" else "which bigrun does not read yet"
                 yield f"{info.where}: tensor {source.name} is {info.dtype}, {why}"
     for name in checkpoint.tensors:
         tied = spec.tied and name in ("lm_head.weight", "output.weight")

@@ -1,9 +1,9 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
-import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import click
 
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
-from bigrun.cli.options import DEFAULT_MODEL, as_json, names, rig_options, run_options
-from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
+from bigrun.cli.options import as_json, parse, rig_options, run_options
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit, command_line
 from bigrun.version import __version__
 
 # click 8.2 raises this for a group without a command; 8.1 prints the help by itself
@@ -23,6 +23,10 @@ class Group(click.Group):
     """Errors as the project promises them: one or two lines on standard error, an exit status by whose fault it is."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        with command_line():
+            return self._main(*args, **kwargs)
+
+    def _main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
@@ -71,21 +75,25 @@ def main() -> None:
 @click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
 @click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
 @click.option("--svg", metavar="FILE", help="A picture of the plan.")
-def plan_command(as_json: bool, svg: str | None, compare: str | None, **given: Any) -> None:
+def plan_command(
+    as_json: bool, svg: str | None, compare: str | None, solve: str | None, what_if: str | None, target: str | None,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Show what would go where, to the byte, and how fast it would be. Loads nothing.
 
     Exit status 3 if the model does not fit.
     """
-    from bigrun.session.dry_run import plan
+    from bigrun.session.dry_run import plan_for
 
-    for name in ("quiet", "debug"):
-        given.pop(name)
     if compare not in (None, "accelerate"):
         raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
-    made = plan(**_rig(given))
+    options = parse(flags)
+    made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
-    other = _compared(made, given) if compare else None
+    if compare and (solve, what_if, target) != (None, None, None):
+        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
+    other = _compared(made, options) if compare else None
     if as_json:
         print(json.dumps({**made.to_dict(), **({"accelerate": other} if compare else {})}, indent=1))
     else:
@@ -103,23 +111,21 @@ def _write_svg(made: Any, path: str) -> None:
         raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
 
 
-def _compared(made: Any, given: dict[str, Any]) -> Any:
+def _compared(made: Any, options: Any) -> Any:
     from bigrun.loading.open import model_config
     from bigrun.model.resolve import resolve
     from bigrun.planning.compare import accelerate_plan
     from bigrun.session.dry_run import planning_inputs
 
-    if any(given[name] is not None for name in ("solve", "what_if", "target")):
-        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
-    config = model_config(resolve(given["model"]), given["revision"])
-    return accelerate_plan(made, *planning_inputs(**given), config)
+    config = model_config(resolve(options.model_id), options.revision)
+    return accelerate_plan(made, *planning_inputs(options), config)
 
 
 @main.command()
 @rig_options
 @run_options
 @as_json
-@click.option("--plan", "plan_file", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
+@click.option("--plan", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
 @click.option("--prompt", metavar="TEXT", help="Default: standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
@@ -127,14 +133,14 @@ def _compared(made: Any, given: dict[str, Any]) -> Any:
 @click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling noise.")
-def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **given: Any) -> None:
+def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **flags: Any) -> None:
     """Continue a prompt; the text streams as it comes."""
-    sampling = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
+    sampling = {name: flags.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
     text = _prompt(prompt)
     from bigrun.session.preflight import check_generation
 
     check_generation(max_new_tokens, sampling)  # before a long load, not after it
-    with _runner(given) as runner:
+    with _runner(parse(flags)) as runner:
         stream = runner.stream(text, max_new_tokens, raw, **sampling)
         pieces = []
         for piece in stream:
@@ -148,7 +154,7 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
             )
             return
         print()
-        if not given.get("quiet") and sys.stderr.isatty():
+        if not flags["quiet"] and sys.stderr.isatty():
             rate = stats.new_tokens / stats.decode_seconds if stats.decode_seconds else 0.0
             print(f"[{stats.prompt_tokens} + {stats.new_tokens} tokens, {rate:.1f} tokens/s]", file=sys.stderr)
 
@@ -160,24 +166,25 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
 @click.option("--prompt-tokens", type=int, default=128, show_default=True, metavar="P", help="Of the prompt.")
 @click.option("--new-tokens", type=int, default=32, show_default=True, metavar="N", help="Decoded after it.")
 @click.option("--learn", is_flag=True, help="Keep what this run took, for the predictions of later plans on this host.")
-def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **given: Any) -> None:
+def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **flags: Any) -> None:
     """Measure a run: prefill and decode speed, load time, memory, and the bandwidth reached beside this host's."""
     from bigrun.devices.host_file import learning_path
     from bigrun.measure.bench import measure
 
-    if given.pop("context") is not None:
+    options = parse(flags)
+    if options.context is not None:
         raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
 
     def open_runner(context: int, prompt: int) -> Any:
-        return _runner({**given, "context": context, "prompt_tokens": prompt})
+        return _runner(replace(options, context=context, prompt_tokens=prompt))
 
     path = None
     if learn:
         from bigrun.measure.learning import host_to_calibrate
 
-        path = learning_path(given["host"])
+        path = learning_path(options.rig.host)
         host_to_calibrate(path)  # before a long load, not after it
-    report = measure(open_runner, prompt_tokens, new_tokens, given["batch"], path)
+    report = measure(open_runner, prompt_tokens, new_tokens, options.batch, path)
     if as_json:
         print(json.dumps(report))
     else:
@@ -200,19 +207,25 @@ def evaluate() -> None:
 @click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="The first N tokens of the text. Default: all.")
 @click.option("--against", type=click.Choice(["16bit"]), help="Compare with the checkpoint's own values in float32.")
 def perplexity_command(
-    as_json: bool, text: Path, window: int, tokens: int | None, against: str | None, **given: Any
+    as_json: bool, text: Path, window: int, tokens: int | None, against: str | None, **flags: Any
 ) -> None:
     """Perplexity on a text, and the distance from 16 bits."""
     from bigrun.measure.evaluate import describe, perplexity
 
-    if given.pop("context") is not None:
+    options = parse(flags)
+    if options.context is not None:
         raise CallError("--context: the context of eval is --window")
 
-    def open_runner(context: int, **more: Any) -> Any:
-        cache = None if "weights" in more else given["cache"]  # which keeps int8
-        return _runner({**given, "cache": cache, "context": context, **more})
+    def open_runner(context: int) -> Any:
+        return _runner(replace(options, context=context))
 
-    report = perplexity(open_runner, text, window, tokens, against is not None)
+    def open_peer(context: int) -> Any:
+        exact = replace(options.storage, weights="float32", kv="16bit")
+        arithmetic = replace(options.arithmetic, mode="auto")
+        # without a cache, which keeps int8
+        return _runner(replace(options, context=context, storage=exact, arithmetic=arithmetic, cache=None))
+
+    report = perplexity(open_runner, text, window, tokens, None if against is None else open_peer)
     print(json.dumps(report) if as_json else describe(report))
 
 
@@ -234,34 +247,10 @@ for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 
-def _rig(given: dict[str, Any]) -> dict[str, Any]:
-    """The shared options as `plan` and `Runner` take them."""
-    given["skip"] = names(given["skip"])
-    if given["max_memory"] is not None:
-        form = 'write {"0": "24GB", "cpu": "64GB"}'
-        try:
-            given["max_memory"] = json.loads(given["max_memory"])
-        except (ValueError, RecursionError) as error:
-            raise CallError(f"--max-memory: not JSON; {form}") from error
-        if not isinstance(given["max_memory"], dict):
-            raise CallError(f"--max-memory: not an object; {form}")
-    return given
-
-
-def _runner(given: dict[str, Any]) -> Any:
+def _runner(options: Any) -> Any:
     from bigrun.session.runner import Runner
 
-    arguments = _rig(dict(given))
-    arguments.pop("debug")
-    if arguments["cache"] is None and arguments["weights"] == "int8":
-        arguments["cache"] = os.environ.get("BIGRUN_CACHE") or None
-    model, plan_file = arguments.pop("model"), arguments.pop("plan_file", None)
-    if plan_file is not None:
-        from bigrun.planning.plan import Plan
-
-        arguments["plan"] = Plan.load(plan_file)
-        model = None if model == DEFAULT_MODEL else model  # the plan names its model
-    return Runner(model, progress=not arguments.pop("quiet"), **arguments)
+    return Runner.from_options(options)
 
 
 def _prompt(prompt: str | None) -> str:

@@ -1,29 +1,26 @@
 """`bigrun convert`: the int8 cache of a model, without running it; what is there already is kept."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bigrun.checkpoint.tensor_map import map_tensors, validate
 from bigrun.errors import CallError
 from bigrun.execute.supported import why_not_executable
-from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_int8_cache
+from bigrun.loading.conversion_folder import Conversion, open_int8_cache
 from bigrun.loading.loader import convert_all
-from bigrun.loading.open import open_checkpoint
+from bigrun.loading.open import open_model
 from bigrun.model.resolve import resolve
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import make_options
 from bigrun.progress import compiling, reporting
 from bigrun.session.fetching import fetching
+from bigrun.session.options import Options
 from bigrun.sizes import format_size
 
 
-def convert_model(
-    model: str, out: Path, head: str = "int8", skip: Sequence[str] = (), revision: str | None = None,
-    threads: int | None = None, progress: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Write the conversion of a model to the folder `out`, which is a model by itself afterwards. An interrupted one is gone
-    on with; parts that are there and sound are not made again.
+def convert_model(options: Options, out: Path) -> dict[str, Any]:
+    """Write the conversion of a model to the folder `out`, which is a model by itself afterwards. Resumes an interrupted
+    conversion; valid parts are kept.
 
     Errors are those of loading; RunError where the disk does not take it.
     """
@@ -31,21 +28,20 @@ def convert_model(
     from bigrun_kernels.cpu import threads as pool
 
     started = time.perf_counter()
-    named = resolve(model)
-    checkpoint, spec = open_checkpoint(named, revision, lambda: fetching(named, revision, None, progress))
-    if isinstance(checkpoint, ConvertedCheckpoint):
-        raise CallError(f"--model {model}: is an int8 conversion already")
+    model, revision, progress = resolve(options.model_id), options.revision, options.progress
+    checkpoint, spec = open_model(model, revision, lambda: fetching(model, revision, None, progress))
+    if isinstance(checkpoint, Conversion):
+        raise CallError(f"--model {options.model}: is an int8 conversion already")
     if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
         raise CallError(f"{spec.name}: {why}")
-    options = make_options(spec, None, 1, "int8", head, skip, "16bit")
     options.storage.check_names(spec)
-    layouts = Ledger(spec, options).layouts
-    pool.use(threads)
-    source = named.repo or str(named.gguf or named.folder)
+    layouts = Ledger(spec, options.for_planning(spec)).layouts
+    tensor_map = validate(map_tensors(checkpoint, spec))
+    pool.use(options.arithmetic.threads)
     with compiling(progress and not compiled("quantise")), reporting(spec.name, progress) as report:
-        int8_cache = open_int8_cache(out, checkpoint, spec, options.storage, layouts, source, report.note, itself=True)
+        int8_cache = open_int8_cache(out, tensor_map, options.storage, layouts, model.source, report.note, itself=True)
         try:
-            converted = convert_all(checkpoint, spec, layouts, int8_cache, report)
+            converted = convert_all(tensor_map, layouts, int8_cache, report)
         except KeyboardInterrupt:
             int8_cache.close()
             parts = sum(1 for layout in layouts.values() if layout.arrays)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bigrun.cli.options import as_json, debug, head, model, names, quiet, revision, skip, threads
+from bigrun.cli.options import as_json, debug, head, model, parse, quiet, revision, skip, threads
 from bigrun.errors import CallError, CheckpointError
 
 folder = click.Path(path_type=Path)
@@ -22,14 +22,14 @@ folder = click.Path(path_type=Path)
 @as_json
 @quiet
 @debug
-def convert(as_json: bool, quiet: bool, debug: bool, skip: str, **given: Any) -> None:
+def convert(as_json: bool, out: Path, **flags: Any) -> None:
     """Write a model's int8 conversion to a folder, which is a model by itself and is mapped at every start.
 
     An interrupted conversion goes on where it stopped.
     """
     from bigrun.cli.convert import convert_model, describe
 
-    found = convert_model(**given, skip=names(skip), progress=not quiet)
+    found = convert_model(parse(flags), out)
     print(json.dumps(found) if as_json else describe(found))
 
 

@@ -1,22 +1,23 @@
 """`bigrun inspect`: what a checkpoint holds and what is wrong with it, from its headers alone. No weight is read."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.base import Checkpoint, Limits, TensorInfo
 from bigrun.checkpoint.tensor_map import map_tensors, problems
 from bigrun.errors import BigrunError, CallError, CheckpointError
 from bigrun.execute.supported import why_not_executable
+from bigrun.loading.conversion_folder import Conversion
+from bigrun.loading.open import ModelFiles, model_spec, open_files, open_model
 from bigrun.model.families.registry import spec_from_config
-from bigrun.model.layout import Layout
 from bigrun.model.resolve import Model, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import make_options
+from bigrun.planning.options import PlanOptions
 from bigrun.sizes import format_size
 
 MOST_PROBLEMS = 20
@@ -52,28 +53,30 @@ def inspect(path: str, revision: str | None = None) -> Inspection:
     if model.folder is None and model.gguf is None:
         return _of_hub(model, path, revision)
     wrong: list[str] = []
-    checkpoint, spec = _open(model, wrong)
+    opened, spec = _open(model, wrong)
     files: dict[str, int] = {}
-    tensors: Any = {}
-    if checkpoint is not None:
-        try:
-            tensors = checkpoint.tensors
-            files = {file.name: file.stat().st_size for file in _files(checkpoint)}
-        except BigrunError as error:
-            wrong.append(str(error))
-        except OSError as error:
-            wrong.append(f"{error.filename}: cannot be read: {error.strerror}")
-    if spec is not None and checkpoint is not None and tensors:
-        wrong += _unfit(checkpoint, spec)
-    if model.folder is not None and checkpoint is not None and hasattr(checkpoint, "manifest"):
-        wrong += _missing_parts(checkpoint, spec)
-    tokenizer = _tokenizer(model, checkpoint, wrong)
+    tensors: Mapping[str, TensorInfo] = {}
+    try:
+        if isinstance(opened, Conversion):
+            files = _sizes(sorted(opened.folder.glob("*.safetensors")))
+        elif opened is not None:
+            tensors = opened.tensors
+            files = _sizes(opened.paths)
+    except BigrunError as error:
+        wrong.append(str(error))
+    except OSError as error:
+        wrong.append(f"{error.filename}: cannot be read: {error.strerror}")
+    if isinstance(opened, Conversion):
+        wrong += _missing_parts(opened, spec)
+    elif spec is not None and opened is not None and tensors:
+        wrong += _unfit(opened, spec)
+    tokenizer = _tokenizer(opened, wrong)
     dtypes: Counter[str] = Counter()
     for info in tensors.values():
         dtypes[info.dtype] += prod(info.shape)
     return Inspection(
         path=path,
-        format=_format(checkpoint),
+        format="unknown" if opened is None else opened.format,
         family=spec.family if spec else None,
         parameters=spec.parameters if spec else None,
         context_tokens=spec.context_limit if spec else None,
@@ -91,7 +94,6 @@ def _of_hub(model: Model, path: str, revision: str | None) -> Inspection:
     """A hub model, by its configuration and the headers of its files; nothing of its weights is fetched."""
     from bigrun.checkpoint.hub.download import needed
     from bigrun.checkpoint.hub.headers import headers
-    from bigrun.loading.open import model_spec
 
     if model.repo is None:
         raise CallError(f"{path}: a name for planning alone; there are no files to look into")
@@ -120,41 +122,43 @@ def _of_hub(model: Model, path: str, revision: str | None) -> Inspection:
     )
 
 
-def _open(model: Model, wrong: list[str]) -> tuple[Checkpoint | None, ModelSpec | None]:
-    """The checkpoint and its spec, as far as they can be had."""
-    from bigrun.loading.open import open_checkpoint, open_files
-
+def _open(model: Model, wrong: list[str]) -> tuple[ModelFiles | None, ModelSpec | None]:
+    """The files and their spec, as far as they can be had."""
     try:
-        return open_checkpoint(model)
+        return open_model(model)
     except CheckpointError as error:
         wrong.append(str(error))
     try:
-        checkpoint = open_files(model)
+        opened = open_files(model)
     except CheckpointError:
         return None, None
-    if hasattr(checkpoint, "most_tensors"):
-        checkpoint.most_tensors = UNKNOWN
+    if not isinstance(opened, Conversion):
+        opened.limits = Limits(UNKNOWN)
     try:
-        return checkpoint, spec_from_config(checkpoint.config, model.name, checkpoint.where)
+        return opened, spec_from_config(opened.config, model.name, opened.where)
     except CheckpointError:
-        return checkpoint, None
+        return opened, None
+
+
+def _sizes(paths: Iterable[Path]) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in paths}
 
 
 def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     if why := why_not_executable(spec, 1):
         return [f"{checkpoint.where}: {why}"]
-    found = list(problems(checkpoint, spec, map_tensors(checkpoint, spec)))
+    found = list(problems(map_tensors(checkpoint, spec)))
     if len(found) > MOST_PROBLEMS:
         found = [*found[:MOST_PROBLEMS], f"and {len(found) - MOST_PROBLEMS} more"]
     return found
 
 
-def _missing_parts(checkpoint: Any, spec: ModelSpec | None) -> list[str]:
+def _missing_parts(conversion: Conversion, spec: ModelSpec | None) -> list[str]:
     """Parts that a conversion lacks, by the manifest and by the configuration, and files that cannot be what they should."""
     from bigrun.loading.part_file import UNSUMMED, file_name, header
 
-    folder, manifest = Path(checkpoint.folder), checkpoint.manifest
-    layouts = _layouts(spec, manifest.storage) if spec is not None else {}
+    folder, manifest = conversion.folder, conversion.manifest
+    layouts = conversion.layouts(spec) if spec is not None else {}
     names = [name for name, layout in layouts.items() if layout.arrays] or list(manifest.parts)
     found = [f"{folder}: its manifest has no part {name}" for name in names if name not in manifest.parts]
     gone = [name for name in names if not (folder / file_name(name)).is_file()]
@@ -169,31 +173,17 @@ def _missing_parts(checkpoint: Any, spec: ModelSpec | None) -> list[str]:
     return found[:MOST_PROBLEMS]
 
 
-def _files(checkpoint: Any) -> list[Path]:
-    if hasattr(checkpoint, "manifest"):
-        return sorted(Path(checkpoint.folder).glob("*.safetensors"))
-    return list(checkpoint.paths)
-
-
-def _format(checkpoint: Checkpoint | None) -> str:
-    names = {
-        "SafetensorsCheckpoint": "safetensors", "TorchCheckpoint": "torch", "GgufCheckpoint": "GGUF",
-        "ConvertedCheckpoint": "int8 conversion",
-    }  # fmt: skip
-    return "unknown" if checkpoint is None else names[type(checkpoint).__name__]
-
-
-def _tokenizer(model: Model, checkpoint: Any, wrong: list[str]) -> str:
+def _tokenizer(opened: ModelFiles | None, wrong: list[str]) -> str:
     """What the tokenizer is, or why it cannot be read."""
     from bigrun.text.tokenizer import Tokenizer
 
-    if checkpoint is None:
+    if opened is None:
         return "unknown"
     try:
-        metadata = getattr(checkpoint, "metadata", None)
-        if metadata is None and not (Path(checkpoint.folder) / "tokenizer.json").exists():
+        metadata = opened.metadata
+        if metadata is None and not (opened.folder / "tokenizer.json").exists():
             return "none (text cannot be generated; bench runs without)"
-        found = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(checkpoint.folder)
+        found = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(opened.folder)
     except BigrunError as error:
         wrong.append(str(error))
         return "unreadable"
@@ -204,12 +194,7 @@ def _tokenizer(model: Model, checkpoint: Any, wrong: list[str]) -> str:
 def _int8_bytes(spec: ModelSpec | None) -> int | None:
     if spec is None:
         return None
-    return sum(layout.nbytes for layout in _layouts(spec, {}).values())
-
-
-def _layouts(spec: ModelSpec, storage: Mapping[str, Any]) -> dict[str, Layout]:
-    options = make_options(spec, None, 1, "int8", storage.get("head", "int8"), tuple(storage.get("skip", ())), "16bit")
-    return Ledger(spec, options).layouts
+    return sum(layout.nbytes for layout in Ledger(spec, PlanOptions(1)).layouts.values())
 
 
 def describe(found: Inspection) -> str:

@@ -1,9 +1,16 @@
-"""The options that commands share."""
+"""The options that commands share, and Options from what was given."""
 
+import json
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from bigrun.errors import CallError
+
+if TYPE_CHECKING:
+    from bigrun.session.options import Options
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -58,7 +65,9 @@ rig_options = options(
     debug,
 )
 run_options = options(
-    click.option("--mode", default="auto", show_default=True, metavar="MODE", help="exact, llm.int8 or auto."),
+    click.option(
+        "--mode", default="auto", show_default=True, metavar="MODE", help="exact (w8a16), llm.int8 (w8a8) or auto."
+    ),
     click.option(
         "--kernels",
         default="auto",
@@ -77,6 +86,33 @@ run_options = options(
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 
 
-def names(given: str) -> tuple[str, ...]:
-    """What --skip names."""
-    return tuple(name.strip() for name in given.split(",") if name.strip())
+def parse(values: dict[str, Any]) -> "Options":
+    """Options from the values of a command's flags, each under the name of its parameter in Python."""
+    from bigrun.session.options import Options  # which takes its time
+
+    values = dict(values)
+    values.pop("debug", None)
+    values["progress"] = not values.pop("quiet", False)
+    values["skip"] = tuple(name.strip() for name in values.get("skip", "").split(",") if name.strip())
+    if values.get("max_memory") is not None:
+        values["max_memory"] = _max_memory(values["max_memory"])
+    if "cache" in values and values["cache"] is None and values.get("weights", "int8") == "int8":
+        values["cache"] = os.environ.get("BIGRUN_CACHE") or None
+    if values.get("plan") is not None:
+        from bigrun.planning.plan import Plan
+
+        values["plan"] = Plan.load(values["plan"])
+        if values["model"] == DEFAULT_MODEL:
+            values["model"] = None  # the plan names its model
+    return Options.of(**values)
+
+
+def _max_memory(text: str) -> dict[str, Any]:
+    form = 'write {"0": "24GB", "cpu": "64GB"}'
+    try:
+        budgets = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CallError(f"--max-memory: not JSON; {form}") from error
+    if not isinstance(budgets, dict):
+        raise CallError(f"--max-memory: not an object; {form}")
+    return budgets

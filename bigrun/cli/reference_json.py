@@ -82,17 +82,22 @@ def _fields(module: str, node: ast.ClassDef) -> Iterator[str]:
     yield table(("Field", "Type", "Note"), list(field_rows(module, node)))
 
 
-def field_rows(module: str, node: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
+def field_rows(module: str, node: ast.ClassDef, python: bool = False) -> Iterator[tuple[str, str, str]]:
+    """(field, type, comment) of a dataclass and its bases, the types in JSON's words or in Python's."""
     for base in node.bases:
         if isinstance(base, ast.Name):
             home, above = resolved(module, base.id)
             if isinstance(above, ast.ClassDef):
-                yield from field_rows(home, above)
+                yield from field_rows(home, above, python)
     lines = source(module).splitlines()
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if annotation(item.annotation) == "Storage" and not python:  # one object in Python, its fields in JSON
+                yield from field_rows(*resolved(module, "Storage"))
+                continue
             rest = lines[(item.end_lineno or 1) - 1].encode()[item.end_col_offset :].decode().strip()
-            yield f"`{item.target.id}`", _json_type(item.annotation), rest.removeprefix("#").strip()
+            kind = f"`{annotation(item.annotation)}`" if python else _json_type(item.annotation)
+            yield f"`{item.target.id}`", kind, rest.removeprefix("#").strip()
 
 
 def _json_type(node: ast.expr) -> str:

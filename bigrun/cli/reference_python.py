@@ -1,11 +1,12 @@
 """The section on Python of docs/reference.md: signatures and docstrings of the public names, from the source."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 from bigrun import errors
 from bigrun.cli.reference_json import field_rows
-from bigrun.cli.reference_source import GENERATION, Function, annotation, find, resolved
+from bigrun.cli.reference_source import GENERATION, Function, annotation, find, resolved, table
 
 ALSO = ("Stream", "Stats")  # what Runner's methods give, beside the public names
 
@@ -26,7 +27,7 @@ def python_section() -> Iterator[str]:
             yield from _class_text(home, node, constructed=name not in ALSO)
         elif isinstance(node, Function):
             yield _signature(home, node, name)
-            yield ast.get_docstring(node) or ""
+            yield from _doc(node)
         else:
             yield "A string, the version of bigrun." if name == "__version__" else "A constant."
 
@@ -39,14 +40,18 @@ def _class_text(module: str, node: ast.ClassDef, constructed: bool) -> Iterator[
     bases = [ast.unparse(base) for base in node.bases]
     error = _is_error(node.name)
     own = {item.name: item for item in node.body if isinstance(item, Function)}
-    rows = [] if error else list(field_rows(module, node))
+    rows = [] if error else list(field_rows(module, node, python=True))
     if error:
         yield f"    class {node.name}({', '.join(bases)})"
     elif "__init__" in own and constructed:
         yield _signature(module, own["__init__"], node.name)
     if doc := ast.get_docstring(node):
         yield doc
-    if rows:
+    if "__init__" in own and constructed:
+        yield from _doc(own["__init__"])
+    if any(note for _, _, note in rows):
+        yield table(("Field", "Type", "Meaning"), rows)
+    elif rows:
         fields = ", ".join(row[0] for row in rows)
         yield f"Fields, read-only: {fields}."
     for home, function in () if error else _methods(module, node):
@@ -58,8 +63,18 @@ def _class_text(module: str, node: ast.ClassDef, constructed: bool) -> Iterator[
             yield _signature(home, function, function.name, static="staticmethod" in decorators)
             if "contextmanager" in decorators:
                 yield "A context manager."
-        if doc := ast.get_docstring(function):
-            yield doc
+        yield from _doc(function)
+
+
+def _doc(function: Function) -> Iterator[str]:
+    """A docstring, its lines of parameters ("name: what it is") as a table."""
+    doc = ast.get_docstring(function) or ""
+    names = "|".join(arg.arg for arg in (*function.args.args, *function.args.kwonlyargs))
+    rows = re.findall(rf"^({names}): (.+)$", doc, re.MULTILINE)
+    if text := re.sub(rf"^({names}): .+\n?", "", doc, flags=re.MULTILINE).strip():
+        yield text
+    if rows:
+        yield table(("Parameter", "Meaning"), [(f"`{name}`", meaning) for name, meaning in rows])
 
 
 def _methods(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Function]]:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
-from bigrun.loading.conversion_folder import ConvertedCheckpoint
+from bigrun.loading.conversion_folder import Conversion
 from bigrun.loading.identity import fingerprint
 from bigrun.loading.int8_cache import claim, is_own, leftovers
 from bigrun.loading.manifest import MANIFEST, Manifest, is_ours, read_manifest
 from bigrun.loading.part_file import file_name, read
 from bigrun.model.families.registry import spec_from_config
-from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import make_options
 from bigrun.sizes import format_size
 
 DAY = 24 * 3600
@@ -103,16 +101,14 @@ def verify_all(cache: Path) -> tuple[int, list[str]]:
     for folder in conversions(cache):
         try:
             checked += 1
-            checkpoint = ConvertedCheckpoint(folder)
-            storage = checkpoint.manifest.storage
-            spec = spec_from_config(checkpoint.config, checkpoint.manifest.model, str(folder / "config.json"))
-            options = make_options(spec, None, 1, storage["weights"], storage["head"], storage["skip"], "16bit")
-            layouts = Ledger(spec, options).layouts
-        except (BigrunError, KeyError, TypeError) as error:
+            conversion = Conversion(folder)
+            spec = spec_from_config(conversion.config, conversion.manifest.model, str(folder / "config.json"))
+            layouts = conversion.layouts(spec)
+        except BigrunError as error:
             bad.append(str(error))
             continue
-        checked += len(checkpoint.manifest.files)
-        for part, (identity, _) in checkpoint.manifest.parts.items():
+        checked += len(conversion.manifest.files)
+        for part, (identity, _) in conversion.manifest.parts.items():
             path = folder / file_name(part)
             if part not in layouts or not os.path.lexists(path):
                 continue

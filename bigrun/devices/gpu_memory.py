@@ -17,7 +17,7 @@ from torch import Tensor
 from bigrun.devices.host_memory import NUMPY, views
 from bigrun.errors import BudgetExceeded, CallError, RunError
 from bigrun.model.buffers import Buffer
-from bigrun.model.layout import ALIGNMENT, Layout, Stored, round_up
+from bigrun.model.layout import ALIGNMENT, Layout, round_up
 from bigrun.sizes import format_size
 from bigrun_kernels import lanes
 
@@ -180,7 +180,7 @@ class GpuPart:
 
     def __init__(self, memory: GpuMemory, layout: Layout, arena: Tensor):
         self.layout, self._memory = layout, memory
-        self.arrays = {a.name: _view(arena, a.offset, a.dtype, row_shape(a)) for a in layout.arrays}
+        self.arrays = {a.name: _view(arena, a.offset, a.dtype, a.row_shape) for a in layout.arrays}
 
     def fill(self, name: str, stored: np.ndarray) -> None:
         """A whole array in its stored form, piece by piece."""
@@ -189,7 +189,7 @@ class GpuPart:
 
     def _fill(self, name: str, stored: np.ndarray) -> None:
         stored_as, target = self.layout.by_name[name], self.arrays[name]
-        if not in_lanes(stored_as):
+        if not stored_as.in_lanes:
             flat, source = target.view(-1), stored.reshape(-1)
             step = max(1, PIECE_BYTES // flat.element_size())
             for start in range(0, len(flat), step):
@@ -203,32 +203,17 @@ class GpuPart:
             target[start * lanes.ROWS : start * lanes.ROWS + len(rows)].copy_(rows)
 
     def put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
-        """Some rows, in the stored form of as many: they become the rows `where` of the array."""
+        """Some rows of an array, row by row: they become its rows `where`."""
         with device_errors(self._memory.name, f"loading {self.layout.part}"):
             self._put(name, where, stored)
 
     def _put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
-        stored_as, target = self.layout.by_name[name], self.arrays[name]
-        rows = _tensor(stored, stored_as.dtype).to(target.device)
-        if in_lanes(stored_as):
-            rows = rows.transpose(1, 2).reshape(len(rows) * lanes.ROWS, -1)[: len(where)]
+        target = self.arrays[name]
+        rows = _tensor(stored, self.layout.by_name[name].dtype).to(target.device)
         if len(where) and (np.diff(where) == 1).all():
             target[int(where[0]) : int(where[0]) + len(where)].copy_(rows)
         else:
             target.index_copy_(0, torch.from_numpy(where.astype(np.int64)).to(target.device), rows)
-
-
-def in_lanes(stored: Stored) -> bool:
-    """Whether an array has the CPU's layout: an int8 weight, or the constants of a table."""
-    return (stored.dtype == "int8" and len(stored.shape) == 4) or (stored.dtype == "float16" and len(stored.shape) == 3)
-
-
-def row_shape(stored: Stored) -> tuple[int, ...]:
-    """The shape of an array on a GPU; of as many bytes as in its stored form."""
-    if not in_lanes(stored):
-        return stored.shape
-    panels, *rest = stored.shape
-    return panels * lanes.ROWS, prod(rest) // lanes.ROWS
 
 
 def _view(arena: Tensor, offset: int, dtype: str, shape: tuple[int, ...]) -> Tensor:

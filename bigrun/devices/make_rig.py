@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigrun.devices.cards import GB, TERA
@@ -15,18 +15,24 @@ from bigrun.errors import CallError
 from bigrun.sizes import format_size, parse_size
 
 
-def make_rig(
-    gpus: str | None = None,
-    cpu: str | int | None = None,
-    disk: str | int | None = None,
-    max_memory: Mapping[int | str, str | int] | None = None,
-    virtual: bool = False,
-    rig: str | Path | None = None,
-    host: str | Path | None = None,
-) -> Rig:
-    """The rig of the options --gpus, --cpu, --disk, --max-memory, --virtual, --rig FILE and --host FILE; what is left out
-    is probed or empty."""
-    known, note = known_host(host)
+@dataclass(frozen=True)
+class RigOptions:
+    """What a user says of the devices; what is left out is probed or empty. Sizes are "24GB", "24GiB" or bytes."""
+
+    gpus: str | None = None  # 8x24GB, 4xRTX3090, none; None: those that are there
+    cpu: str | int | None = None  # host memory to use; None: what is available, less a reserve
+    disk: str | int | None = None  # disk space for what fits nowhere else; None: none
+    max_memory: Mapping[int | str, str | int] | None = None  # accelerate's form of the same budgets
+    virtual: bool = False  # the GPUs named are imagined: budgets enforced, computed by the CPU
+    rig: str | Path | None = None  # a file that describes the devices
+    host: str | Path | None = None  # a file of what `bigrun info` measured; None: this host's own, if any
+
+
+def make_rig(options: RigOptions) -> Rig:
+    """The rig that the options describe. CallError where they contradict each other or make no sense."""
+    gpus, cpu, disk, max_memory = options.gpus, options.cpu, options.disk, options.max_memory
+    rig, virtual = options.rig, options.virtual
+    known, note = known_host(options.host)
     if rig is not None:
         if any(option is not None for option in (gpus, cpu, disk, max_memory)):
             raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")

@@ -10,7 +10,7 @@ from bigrun.devices.host_memory import Memory
 from bigrun.execute.block_weights import BlockWeights, NormWeights, block_weights, linear, norm_weights
 from bigrun.execute.forward import BlockCache
 from bigrun.loading.loader import LoadedPart
-from bigrun.model.buffers import kv_buffers, kv_dtype
+from bigrun.model.buffers import kv_buffers
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import Plan
 from bigrun_kernels.ops import Pages, Weight
@@ -99,8 +99,8 @@ def place_blocks(
     slopes: Callable[[Block], Any],
 ) -> tuple[dict[int, BlockWeights], dict[int, BlockCache]]:  # fmt: skip
     """Weights and caches of the blocks that a device computes; their pages are taken now. `nothing`: what stands for a bias,
-    and for constants of pages, where there are none; `slopes`: ALiBi's."""
-    dtype = kv_dtype(plan.kv, plan.weights)
+    and for scales of pages, where there are none; `slopes`: ALiBi's."""
+    dtype = plan.storage.kv_dtype
     blocks: dict[int, BlockWeights] = {}
     caches: dict[int, BlockCache] = {}
     for i, block in enumerate(spec.blocks):

@@ -75,33 +75,45 @@ class Executor:
             here.run(first, stop)
         return _hop(here, self._head).logits()
 
-    def continuation(self, token: int, sampling: Sampling, position: int, limit: int) -> Iterator[int]:
-        """The `limit` tokens after `token`, which was chosen for `position` of sequence 0 and is fed first.
+    def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, sequence: int = 0) -> Iterator[int]:
+        """At most `limit` tokens that follow a prompt in a sequence of its own, which is cleared first.
 
-        Where one GPU holds the whole model, it chooses them itself, one ahead of the one that is given out.
+        Where one GPU holds the whole model, it chooses the tokens after the first itself, one ahead of the one given out.
         """
-        engine = self._ahead(sampling)
-        if engine is None:
-            for _ in range(limit):
-                position += 1
-                token = choose(self.forward({0: [token]})[0], sampling, 0, position)
-                yield token
+        self.clear(sequence)
+        token = self._next_token(ids, sampling, sequence)
+        yield token
+        engine = self._choosing_engine(sampling) if sequence == 0 else None
+        if engine is not None:
+            yield from self._generate_on(engine, token, sampling, limit - 1)
             return
-        begun = given = 0
-        while given < limit:
-            while begun < min(given + 2, limit) and self.pages.lengths[0] < self.plan.context_tokens:
+        for _ in range(limit - 1):
+            token = self._next_token([token], sampling, sequence)
+            yield token
+
+    def _next_token(self, ids: Sequence[int], sampling: Sampling, sequence: int) -> int:
+        """Feed tokens to a sequence and choose the one that follows: the host's one place of sampling."""
+        logits = self.forward({sequence: ids})[sequence]
+        return choose(logits, sampling, sequence, int(self.pages.lengths[sequence]))
+
+    def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int) -> Iterator[int]:
+        """The `limit` tokens after `token`, which was chosen for the end of sequence 0 and is fed first."""
+        position = int(self.pages.lengths[0])
+        begun = done = 0
+        while done < limit:
+            while begun < min(done + 2, limit) and self.pages.lengths[0] < self.plan.context_tokens:
                 batch = self._batch([(0, np.array([token]), True)], False, "decode")
                 engine.begin(batch, self.pages.tables, ids=begun == 0)
                 engine.embed()
                 engine.run(0, len(self.spec.blocks))
                 begun += 1
                 engine.choose(sampling, position + begun, begun)
-            if given == begun:
+            if done == begun:
                 raise RunError(f"the context of {self.plan.context_tokens} tokens is full: give a larger --context")
-            given += 1
-            yield engine.read_token(given, position + given)
+            done += 1
+            yield engine.read_token(done, position + done)
 
-    def _ahead(self, sampling: Sampling) -> Any:
+    def _choosing_engine(self, sampling: Sampling) -> Any:
         """The engine of the GPU that has everything, if there is one and it makes such choices; else None."""
         if len(self.engines) != 1 or not self.memories[next(iter(self.engines))].is_gpu:
             return None

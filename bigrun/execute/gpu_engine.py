@@ -17,7 +17,6 @@ from bigrun.execute.sampling import Sampling, fail
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.gpu_buffers import AHEAD, gpu_step_buffers
-from bigrun.model.layout import Storage
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun_kernels.gpu.torch_ops import Run
@@ -43,9 +42,8 @@ class GpuEngine:
             places = spec, plan, self.name, memory, parts, (nothing, nothing), self._slopes
             self.blocks, self.caches = place_blocks(*places)
         self.ends = embedding_and_head(spec, parts, device.name, nothing)
-        storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
-        wanted = gpu_step_buffers(spec, storage, rows, plan.batch, plan.context_tokens, *computes)
+        wanted = gpu_step_buffers(spec, plan.storage, rows, plan.batch, plan.context_tokens, *computes)
         ours = [buffer for buffer in wanted if buffer.name != "library"]
         self.work = memory.buffers(ours, "workspace", "workspace")
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)

@@ -17,7 +17,6 @@ from bigrun.errors import CheckpointError
 from bigrun.model.layout import Layout
 from bigrun.model.source import Source
 from bigrun.model.spec import Part
-from bigrun_kernels import lanes
 
 SMALL = 1 << 18  # entries that NumPy copies about as fast
 CHUNK_BYTES = 16 * 2**20  # of source rows converted at a time, counted as float32
@@ -63,7 +62,7 @@ class Reader:
     """The rows of chunks, one after the other: READY of them are read meanwhile, AHEAD_BYTES asked of the disk."""
 
     def __init__(self, checkpoint: Checkpoint, wanted: Iterator[Chunk], pool: ThreadPoolExecutor, drop: bool):
-        self._checkpoint, self._pool, self._drop = checkpoint, pool, drop
+        self.checkpoint, self._pool, self._drop = checkpoint, pool, drop
         self._wanted = wanted
         self._asked: deque[Chunk] = deque()
         self._asked_bytes = 0
@@ -72,19 +71,19 @@ class Reader:
     def next(self) -> tuple[Chunk, Rows]:
         """The next chunk and its rows."""
         while self._asked_bytes < AHEAD_BYTES and (chunk := next(self._wanted, None)) is not None:
-            self._checkpoint.ahead(chunk.source.name, chunk.start, chunk.stop)
+            self.checkpoint.ahead(chunk.source.name, chunk.start, chunk.stop)
             self._asked.append(chunk)
             self._asked_bytes += chunk.nbytes
         while self._asked and len(self._ready) < READY:
             chunk = self._asked.popleft()
             self._asked_bytes -= chunk.nbytes
-            rows = self._pool.submit(self._checkpoint.rows, chunk.source.name, chunk.start, chunk.stop)
+            rows = self._pool.submit(self.checkpoint.rows, chunk.source.name, chunk.start, chunk.stop)
             self._ready.append((chunk, rows))
         chunk, coming = self._ready.popleft()
         return chunk, coming.result()
 
     def done(self, chunk: Chunk) -> None:
-        self._checkpoint.done(chunk.source.name, chunk.start, chunk.stop, self._drop)
+        self.checkpoint.done(chunk.source.name, chunk.start, chunk.stop, self._drop)
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def reading(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]], dr
 
 
 def convert(
-    checkpoint: Checkpoint, part: Part, sources: PartSources, layout: Layout,
+    part: Part, sources: PartSources, layout: Layout,
     target: "Mapping[str, np.ndarray] | Elsewhere", reader: Reader, moved: Callable[[str, int], None], what: str,
 ) -> int:  # fmt: skip
     """One part into its arrays, or to where it goes piece by piece; the reader's next chunks are its own. Returns the bytes
@@ -138,8 +137,8 @@ def convert(
         bad = into(rows, where, chunk.tensor, layout, target)  # type: ignore[arg-type]
         reader.done(chunk)
         if bad:
-            _refuse(checkpoint, chunk, bad, layout)
-        info = checkpoint.tensors[chunk.source.name]
+            _refuse(reader.checkpoint, chunk, bad, layout)
+        info = reader.checkpoint.tensors[chunk.source.name]
         nbytes = info.nbytes * (chunk.stop - chunk.start) // max(1, chunk.source.shape[0])
         moved(what, nbytes)
         read += nbytes
@@ -147,7 +146,7 @@ def convert(
 
 
 def _refuse(checkpoint: Checkpoint, chunk: Chunk, bad: int, layout: Layout) -> None:
-    # a table's constants are float16, which end at 65,504: 127 of them at 8 million
+    # a table's scales are float16, which end at 65,504: 127 of them at 8 million
     table = chunk.tensor == "table" and layout.by_name["table"].dtype == "int8"
     limit = " (or an entry beyond 8 million)" if table else ""
     name, rows = chunk.source.name, chunk.source.shape[0]
@@ -160,20 +159,18 @@ class Elsewhere(Protocol):
     """A part whose arrays are not in host memory."""
 
     def put(self, name: str, where: np.ndarray, stored: np.ndarray) -> None:
-        """Rows in their stored form, which become the rows `where`."""
+        """Some rows of an array, row by row: they become the rows `where`."""
 
 
 def store_elsewhere(rows: Rows, where: np.ndarray, name: str, layout: Layout, part: Elsewhere) -> int:
-    """`store` by way of a piece of host memory for these rows alone."""
+    """`store` by way of a piece of host memory for these rows alone, which are never packed into lanes."""
     count, names = len(where), [name]
     if layout.by_name[name].dtype == "int8":
         names.append(f"{name}.scale")
     pieces = {}
     for each in names:
         stored = layout.by_name[each]
-        of_panels = len(stored.shape) == (4 if stored.dtype == "int8" else 3)
-        shape = (lanes.panels(count) if of_panels else count, *stored.shape[1:])
-        pieces[each] = np.zeros(shape, NUMPY[stored.dtype])
+        pieces[each] = np.zeros((count, *stored.row_shape[1:]), NUMPY[stored.dtype])
     bad = store(rows, np.arange(count), name, layout, pieces)
     for each, piece in pieces.items():
         part.put(each, where, piece)

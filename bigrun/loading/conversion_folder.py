@@ -5,30 +5,29 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from bigrun.checkpoint.base import Checkpoint
-from bigrun.checkpoint.files import open_file, read_file
+from bigrun.checkpoint.files import COMPANIONS, CONFIG, GGUF_METADATA, LARGEST_COMPANION, open_file, read_file
 from bigrun.checkpoint.formats.safetensors import read_config
-from bigrun.checkpoint.tensor_map import map_tensors, validate
+from bigrun.checkpoint.tensor_map import TensorMap
 from bigrun.errors import CallError, CheckpointError, RunError
 from bigrun.loading.identity import digest, fingerprints, part_identity
-from bigrun.loading.int8_cache import CONFIG, COPIED, GGUF_METADATA, Int8Cache, hold
+from bigrun.loading.int8_cache import Int8Cache, hold
 from bigrun.loading.manifest import MANIFEST, Manifest, is_conversion, is_ours, read_manifest, write_file
-from bigrun.model.layout import Layout, Storage
-from bigrun.model.source import Dialect
+from bigrun.model.layout import Layout
 from bigrun.model.spec import ModelSpec
+from bigrun.model.storage import Storage
+from bigrun.planning.ledger import Ledger
+from bigrun.planning.options import PlanOptions
 
-LARGEST_COPIED = 64 * 2**20
 PIECE = 2**20
 
 
 def open_int8_cache(
-    cache: Path, checkpoint: Checkpoint, spec: ModelSpec, storage: Storage, layouts: Mapping[str, Layout], source: str,
+    cache: Path, tensor_map: TensorMap, storage: Storage, layouts: Mapping[str, Layout], source: str,
     note: Callable[[str], None], itself: bool = False,
 ) -> Int8Cache:  # fmt: skip
     """The conversion of a model in a cache folder, begun where there is none. `itself`: the folder is to be the conversion,
@@ -38,22 +37,21 @@ def open_int8_cache(
     """
     if storage.weights != "int8":
         raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
-    work = map_tensors(checkpoint, spec)
-    validate(checkpoint, spec, work)
+    checkpoint, spec = tensor_map.checkpoint, tensor_map.spec
     try:
         prints = fingerprints(checkpoint)
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    parts = [(part, sources) for part, sources in work if part.tensors]
+    parts = [(part, sources) for part, sources in tensor_map.parts if part.tensors]
     identities = {part.name: part_identity(checkpoint, part, s, layouts[part.name], prints) for part, s in parts}
     key = digest(identities)[:12]
-    beside = _beside(checkpoint)
+    beside = {CONFIG: json.dumps(dict(checkpoint.config), indent=1).encode() + b"\n", **checkpoint.companions()}
     manifest = Manifest(
         model=spec.name,
         source=source,
         created=datetime.date.today().isoformat(),
         key=key,
-        storage={**asdict(storage), "skip": sorted(storage.skip)},
+        storage=_forms(storage, spec),
         parts={name: (identity, layouts[name].nbytes) for name, identity in identities.items()},
         files={name: xxhash.xxh3_128_hexdigest(data) for name, data in beside.items()},
         source_files=prints,
@@ -75,6 +73,14 @@ def open_int8_cache(
     except OSError as error:
         raise RunError(f"{folder}: the int8 cache cannot be kept here: {error.strerror}") from error
     return Int8Cache(folder, lock, layouts, identities, alone=False, note=note)
+
+
+def _forms(storage: Storage, spec: ModelSpec) -> dict[str, Any]:
+    """What a manifest says of the forms: those of keys and values are of a run, not of a conversion."""
+    return {
+        "weights": storage.weights, "head": storage.head, "skip": sorted(storage.skip),
+        "checkpoint_dtype": spec.checkpoint_dtype,
+    }  # fmt: skip
 
 
 def _check_free(folder: Path, manifest: Manifest) -> None:
@@ -122,25 +128,13 @@ def _same(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _beside(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The small files of a conversion: configuration and tokenizer."""
-    from bigrun.checkpoint.formats.gguf import GgufCheckpoint
+class Conversion:
+    """A conversion as a model by itself: its configuration and tokenizer are here, its weights are parts (int8_cache.py).
 
-    found = {CONFIG: json.dumps(dict(checkpoint.config), indent=1).encode() + b"\n"}
-    if isinstance(checkpoint, GgufCheckpoint):
-        return found | {GGUF_METADATA: checkpoint.metadata_only()}
-    folder: Path = checkpoint.folder  # type: ignore[attr-defined]
-    for name in COPIED:
-        path = folder / name
-        if path.is_file() and path.stat().st_size <= LARGEST_COPIED:
-            found[name] = path.read_bytes()
-    return found
+    No Checkpoint: the tensors that the parts were made from are not in it.
+    """
 
-
-class ConvertedCheckpoint:
-    """A conversion as a model by itself: its configuration and tokenizer are here, its weights are parts (int8_cache.py)."""
-
-    dialect: Dialect = "hf"
+    format = "int8 conversion"
 
     def __init__(self, folder: Path):
         self.folder, self.where = folder, str(folder)
@@ -148,12 +142,10 @@ class ConvertedCheckpoint:
         for name, expected in self.manifest.files.items():
             self._check(name, expected)
         self.config: Mapping[str, Any] = read_config(folder)
-        self.tensors: Mapping[str, Any] = {}
-        self.paths: tuple[Path, ...] = ()
 
     def _check(self, name: str, expected: str) -> None:
         path = self.folder / name
-        if name not in (*COPIED, CONFIG, GGUF_METADATA):
+        if name not in (*COMPANIONS, CONFIG, GGUF_METADATA):
             raise CheckpointError(f"{self.folder / MANIFEST}: damaged: names {name[:80]!r}")
         total = xxhash.xxh3_128()
         with open_file(path) as stream:
@@ -164,33 +156,31 @@ class ConvertedCheckpoint:
 
     @property
     def metadata(self) -> Mapping[str, Any] | None:
-        """The GGUF metadata that the tokenizer is made from, of a model converted from GGUF."""
+        """The GGUF metadata that the tokenizer is made from, of a model converted from GGUF; None of others."""
         if GGUF_METADATA not in self.manifest.files:
             return None
         from bigrun.checkpoint.formats.gguf_header import read_header
 
-        return read_header(read_file(self.folder / GGUF_METADATA, LARGEST_COPIED), str(self.folder / GGUF_METADATA))[0]
-
-    def rows(self, name: str, start: int, stop: int) -> Any:
-        raise CheckpointError(f"{self.where}: holds int8 parts, not the tensors that they were made from ({name[:80]})")
-
-    def ahead(self, name: str, start: int, stop: int) -> None:
-        """Nothing is read by tensors here."""
-
-    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
-        """Nor forgotten."""
+        path = self.folder / GGUF_METADATA
+        return read_header(read_file(path, LARGEST_COMPANION), str(path))[0]
 
     def check_storage(self, storage: Storage) -> None:
         """CallError where other forms are asked for than the conversion has."""
-        held = self.manifest.storage
-        asked = {**asdict(storage), "skip": sorted(storage.skip)}
         for option in ("weights", "head", "skip"):
-            if asked[option] != held.get(option):
-                value = ",".join(held[option]) if option == "skip" else held[option]
+            held = self.manifest.storage.get(option)
+            asked = sorted(storage.skip) if option == "skip" else getattr(storage, option)
+            if asked != held:
+                value = ",".join(held or ()) if option == "skip" else held
                 need = f"give --{option} {value}" if value else f"leave out --{option}"
                 raise CallError(f"{self.where}: this int8 conversion has other forms than were asked for: {need}")
 
+    def layouts(self, spec: ModelSpec) -> dict[str, Layout]:
+        """The layouts of its parts, by the forms that its manifest states. CallError where it states what no form is."""
+        held = self.manifest.storage
+        return Ledger(spec, PlanOptions(1, 1, Storage(held["weights"], held["head"], tuple(held["skip"])))).layouts
+
     def int8_cache(self, layouts: Mapping[str, Layout], note: Callable[[str], None]) -> Int8Cache:
+        """The cache that a load maps its parts from. CheckpointError where the manifest lacks one."""
         identities = {name: identity for name, (identity, _) in self.manifest.parts.items()}
         for name, layout in layouts.items():
             if layout.arrays and name not in identities:

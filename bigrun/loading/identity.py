@@ -53,8 +53,8 @@ def part_identity(
 
     def origin(source: Source) -> list[Any]:
         info = checkpoint.tensors[source.name]
-        constants = info.constants and [*info.constants, prints[info.constants[1]]]
-        return [source.name, source.shape, source.grid, source.axes, info.dtype, prints[info.where], constants]
+        scales = info.scales and [*info.scales, prints[info.scales[1]]]
+        return [source.name, source.shape, source.grid, source.axes, info.dtype, prints[info.where], scales]
 
     made_from = {tensor.name: [origin(source) for source in sources[tensor.name]] for tensor in part.tensors}
     arrays = [[a.name, a.dtype, a.shape, a.offset] for a in layout.arrays]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bigrun.checkpoint.files import COMPANIONS, CONFIG, GGUF_METADATA
 from bigrun.checkpoint.mapped import DONTNEED, Mapped
 from bigrun.devices.host_memory import HostMemory, Memory, views
 from bigrun.errors import CheckpointError
@@ -21,11 +22,6 @@ from bigrun.loading.manifest import MANIFEST
 from bigrun.model.layout import Layout
 from bigrun.model.spec import Part
 
-CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
-# Beside the weights, what a model needs to be run: copied, so that a conversion is a model by itself.
-COPIED = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-)  # fmt: skip
 LEFTOVER = re.compile(rf"\.(.+)\.[A-Za-z0-9_]{{8}}{re.escape(part_file.TEMPORARY)}")
 CHECKERS = 2  # threads that sum up files: two read memory as fast as it goes
 
@@ -180,4 +176,4 @@ def leftovers(folder: Path) -> Iterator[Path]:
 
 def is_own(name: str) -> bool:
     """Whether a file of a conversion bears this name."""
-    return name in (*COPIED, CONFIG, GGUF_METADATA, MANIFEST) or part_file.is_part_file(name)
+    return name in (*COMPANIONS, CONFIG, GGUF_METADATA, MANIFEST) or part_file.is_part_file(name)

@@ -1,12 +1,11 @@
 """read → int8 → place, part by part. A generator: the run can show progress, and stop, between any two parts."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from bigrun.checkpoint.base import Checkpoint
-from bigrun.checkpoint.tensor_map import PartSources, map_tensors, validate
+from bigrun.checkpoint.tensor_map import PartSources, TensorMap
 from bigrun.devices.host_memory import HostMemory, Memory, views
 from bigrun.devices.probe import available_memory
 from bigrun.errors import RunError
@@ -19,7 +18,7 @@ from bigrun.progress import QUIET, Report
 
 CROWDED = 0.75  # of the memory that is available
 
-Work = list[tuple[Part, PartSources]]
+Work = Sequence[tuple[Part, PartSources]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class LoadedPart:
 
 
 def load(
-    checkpoint: Checkpoint,
     spec: ModelSpec,
+    source: TensorMap | None,
     plan: Plan,
     layouts: Mapping[str, Layout],
     memories: Mapping[str, Memory],
@@ -47,20 +46,16 @@ def load(
     Peak host memory is the parts loaded so far and the current one in their stored form, and a few chunks of source rows
     (conversion.py), twice where they are dequantised: the 16-bit form of a whole layer never exists. What goes to a GPU goes
     there chunk by chunk, but for parts that an int8 cache is to have: those are held on the host until they are written. With
-    `int8_cache`, parts that it has are mapped from it, and the others are written to it. CheckpointError names the tensor
-    and the file: missing, of another shape or dtype, with NaN or inf, or left over without a place in the model.
+    `int8_cache`, parts that it has are mapped from it, and the others are written to it. `source` is a validated map, None
+    for a conversion, whose cache has everything. CheckpointError names the tensor with NaN or inf in it, and its file.
     """
-    if int8_cache is not None and int8_cache.alone:
-        work: Work = [(part, {}) for part in spec.parts]
-    else:
-        work = map_tensors(checkpoint, spec)
-        validate(checkpoint, spec, work)  # everything that headers can tell, before any weight is read
-    report.expect(_bytes_ahead(checkpoint, work, layouts, int8_cache))
+    work: Work = [(part, {}) for part in spec.parts] if source is None else source.parts
+    report.expect(_source_bytes(source, work) if int8_cache is None else _stored_bytes(work, layouts))
     ready = {} if int8_cache is None else int8_cache.ready((part for part, _ in work), report.moved)
     missing = [(part, sources) for part, sources in work if part.name not in ready]
-    source_bytes = _bytes_ahead(checkpoint, missing, layouts, None)
+    source_bytes = _source_bytes(source, missing)
     report.expect(source_bytes + sum(layouts[name].nbytes for name in ready))
-    with reading(checkpoint, missing, _crowded(source_bytes + _host_bytes(plan))) as reader:
+    with _reading(source, missing, _crowded(source_bytes + _host_bytes(plan))) as reader:
         for part, sources in work:
             device, layout = plan.placement(part.name).stored_on, layouts[part.name]
             if not part.tensors:
@@ -74,13 +69,13 @@ def load(
             memory, what = memories[device], f"{part.name} → {device}"
             if memory.is_gpu and int8_cache is None:  # straight there, chunk by chunk
                 target: Any = memory.part(layout, part.name)  # type: ignore[attr-defined]
-                read = convert(checkpoint, part, sources, layout, target, reader, report.moved, what)
+                read = convert(part, sources, layout, target, reader, report.moved, what)
                 yield LoadedPart(part, layout, device, target.arrays, read)
                 continue
             holder = memory if isinstance(memory, HostMemory) else HostMemory("cpu", 2**62)
             arena = holder.arena(layout, part.name)
             arrays = views(arena, layout)
-            read = convert(checkpoint, part, sources, layout, arrays, reader, report.moved, what)
+            read = convert(part, sources, layout, arrays, reader, report.moved, what)
             if int8_cache is not None:
                 int8_cache.write(part, arena)
             arrays = memory.upload(arena, layout) if memory.is_gpu else arrays
@@ -92,20 +87,20 @@ def load(
 
 
 @contextmanager
-def beginning(checkpoint: Checkpoint, spec: ModelSpec, int8_cache: Int8Cache | None) -> Iterator[None]:
+def beginning(spec: ModelSpec, source: TensorMap | None, int8_cache: Int8Cache | None) -> Iterator[None]:
     """What can begin before there are kernels, or memory, does: a cache's files are checked, else the disk is asked for the
     first of the source's, whose headers are known to be right."""
     if int8_cache is not None:
         int8_cache.begin(spec.parts)
         yield
         return
-    with asked_early(checkpoint, map_tensors(checkpoint, spec)):
+    assert source is not None, "what has no cache has a source"
+    with asked_early(source.checkpoint, source.parts):
         yield
 
 
 def convert_all(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
+    source: TensorMap,
     layouts: Mapping[str, Layout],
     int8_cache: Int8Cache,
     report: Report = QUIET,
@@ -114,19 +109,18 @@ def convert_all(
 
     CheckpointError as `load`; RunError where the disk does not take a part: what it has by then is kept.
     """
-    work = map_tensors(checkpoint, spec)
-    ready = int8_cache.ready(part for part, _ in work)
-    missing = [(part, sources) for part, sources in work if part.name not in ready and part.tensors]
+    ready = int8_cache.ready(part for part, _ in source.parts)
+    missing = [(part, sources) for part, sources in source.parts if part.name not in ready and part.tensors]
     ready.clear()
-    source_bytes = _bytes_ahead(checkpoint, missing, layouts, None)
+    source_bytes = _source_bytes(source, missing)
     report.expect(source_bytes)
     memory = HostMemory("cpu", 2**62)
     crowded = _crowded(source_bytes + sum(layouts[part.name].nbytes for part, _ in missing))
-    with reading(checkpoint, missing, crowded) as reader:
+    with reading(source.checkpoint, missing, crowded) as reader:
         for part, sources in missing:
             layout = layouts[part.name]
             arena = memory.arena(layout, part.name)
-            convert(checkpoint, part, sources, layout, views(arena, layout), reader, report.moved, part.name)
+            convert(part, sources, layout, views(arena, layout), reader, report.moved, part.name)
             int8_cache.write(part, arena)
             if int8_cache.failure is not None:
                 break
@@ -146,11 +140,18 @@ def _host_bytes(plan: Plan) -> int:
     return sum(device.used_bytes for device in plan.devices if device.kind == "cpu" or device.virtual)
 
 
-def _bytes_ahead(
-    checkpoint: Checkpoint, work: Work, layouts: Mapping[str, Layout], int8_cache: Int8Cache | None
-) -> int:
-    """Bytes that are to be read for these parts: of their sources, or of the cache alone."""
-    if int8_cache is not None:
-        return sum(layouts[part.name].nbytes for part, _ in work)
+def _reading(source: TensorMap | None, missing: Work, drop: bool) -> AbstractContextManager[Any]:
+    """The reader of the rows of these parts; without a source none is missing, and nothing is read."""
+    return nullcontext() if source is None else reading(source.checkpoint, missing, drop)
+
+
+def _source_bytes(source: TensorMap | None, work: Work) -> int:
+    """Bytes of the tensors that these parts are made from."""
+    if source is None:
+        return 0
     names = {s.name for _, sources in work for group in sources.values() for s in group}
-    return sum(checkpoint.tensors[name].nbytes for name in names)
+    return sum(source.checkpoint.tensors[name].nbytes for name in names)
+
+
+def _stored_bytes(work: Work, layouts: Mapping[str, Layout]) -> int:
+    return sum(layouts[part.name].nbytes for part, _ in work)

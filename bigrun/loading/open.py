@@ -5,19 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.base import Checkpoint
+from bigrun.checkpoint.base import Checkpoint, Limits
 from bigrun.checkpoint.hub.headers import check, headers
 from bigrun.checkpoint.hub.hub import config
 from bigrun.checkpoint.tensor_map import count
+from bigrun.errors import CallError
+from bigrun.loading.conversion_folder import Conversion
+from bigrun.loading.manifest import is_conversion
 from bigrun.model.families.registry import spec_from_config
 from bigrun.model.resolve import Model
 from bigrun.model.spec import ModelSpec
 
+ModelFiles = Checkpoint | Conversion
 
-def open_checkpoint(
+
+def open_model(
     model: Model, revision: str | None = None, fetched: Callable[[], Path] | None = None
-) -> tuple[Checkpoint, ModelSpec]:
-    """The checkpoint, with nothing of its weights read, and the spec of its configuration.
+) -> tuple[ModelFiles, ModelSpec]:
+    """A model's files, with nothing of its weights read, and the spec of its configuration.
 
     `fetched` gives the folder of a hub model, fetching what is missing; without it that happens in silence.
     """
@@ -25,28 +30,33 @@ def open_checkpoint(
         from bigrun.checkpoint.hub.download import fetch
 
         model = replace(model, folder=fetch(model, revision) if fetched is None else fetched())
-    checkpoint = open_files(model)
+    files = open_files(model)
     where = str(model.gguf) if model.folder is None else str(model.folder / "config.json")
-    spec = spec_from_config(checkpoint.config, model.name, where)
-    if hasattr(checkpoint, "most_tensors"):
-        checkpoint.most_tensors = count(spec)
-    return checkpoint, spec
+    spec = spec_from_config(files.config, model.name, where)
+    if not isinstance(files, Conversion):
+        files.limits = Limits(count(spec))
+    return files, spec
 
 
-def open_files(model: Model) -> Checkpoint:
+def open_checkpoint(model: Model, revision: str | None = None) -> tuple[Checkpoint, ModelSpec]:
+    """`open_model` of what is no conversion; CallError for one."""
+    files, spec = open_model(model, revision)
+    if isinstance(files, Conversion):
+        raise CallError(f"{files.where}: is an int8 conversion already: its tensors are not there any more")
+    return files, spec
+
+
+def open_files(model: Model) -> ModelFiles:
     """A file, or a folder by what it holds: bigrun's own conversion, safetensors, or torch's files."""
     from bigrun.checkpoint.formats import safetensors, torch_bin
     from bigrun.checkpoint.formats.gguf import GgufCheckpoint
-    from bigrun.loading.manifest import is_conversion
 
     folder = model.folder
     if folder is None:
         assert model.gguf is not None, "what a hub has is fetched first"
         return GgufCheckpoint(model.gguf)
     if is_conversion(folder):
-        from bigrun.loading.conversion_folder import ConvertedCheckpoint
-
-        return ConvertedCheckpoint(folder)
+        return Conversion(folder)
     if not _has(folder, safetensors) and _has(folder, torch_bin):
         return torch_bin.TorchCheckpoint(folder)
     return safetensors.SafetensorsCheckpoint(folder)
@@ -79,7 +89,7 @@ def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
 
         where = model.folder / "config.json"
         return spec_from_config(read_json(where), model.name, str(where))
-    return open_checkpoint(model)[1]
+    return open_model(model)[1]
 
 
 def model_config(model: Model, revision: str | None = None) -> Mapping[str, Any]:
@@ -93,4 +103,4 @@ def model_config(model: Model, revision: str | None = None) -> Mapping[str, Any]
         return found
     if model.repo is not None:
         return read_json(config(model.repo, revision)[0])
-    return open_checkpoint(model)[0].config
+    return open_model(model)[0].config

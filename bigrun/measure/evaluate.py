@@ -14,12 +14,16 @@ LARGEST_TEXT = 2**30
 
 
 def perplexity(
-    open_runner: Callable[..., Any], text: Path, window: int, tokens: int | None, against: bool
+    open_runner: Callable[..., Any],
+    text: Path,
+    window: int,
+    tokens: int | None,
+    open_peer: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of `eval perplexity`. `open_runner(context, **options)` loads the model.
+    """The JSON object of `eval perplexity`. `open_runner(context)` loads the model.
 
     The text is cut into windows of `window` tokens, a BOS before each where the tokenizer adds one; every token but the
-    first one fed is predicted. `against`: the checkpoint's own values computed in float32 answer the same, and
+    first one fed is predicted. `open_peer(context)` loads the checkpoint's own values in float32: they answer the same, and
     `mean_kl` (in nats, from those to the model) and `top1_agreement` are means over the predicted tokens.
     """
     if window < 2:
@@ -32,13 +36,13 @@ def perplexity(
         first = [runner.tokenizer.bos_id] if runner.tokenizer.adds_bos else []
         windows = [np.array(first + ids[i : i + window]) for i in range(0, len(ids), window)]
         windows = [w for w in windows if len(w) > 1]
-        if not against:
+        if open_peer is None:
             loss, count = 0.0, 0
             for fed in windows:
                 losses = _losses(runner.logits(fed[None])[0], fed)
                 loss, count = loss + losses.sum(), count + len(losses)
             return {"model": runner.plan.model, "tokens": count, "perplexity": math.exp(loss / count)}
-        with open_runner(window + 1, weights="float32", mode="auto", kv="16bit") as peer:
+        with open_peer(window + 1) as peer:
             return {"model": runner.plan.model, **_compare(runner, peer, windows)}
 
 

@@ -19,7 +19,7 @@ def calibrate_from_run(path: Path, runner: Any, prefill: float, step: float, pro
     """Keep a prefill of `prompt` tokens a sequence and a decode step with `seen` tokens of context, in seconds."""
     if any(device.kind == "gpu" and device.parts and not device.virtual for device in runner.plan.devices):
         raise CallError("--learn: only runs on the CPU teach anything yet")
-    ledger, batch = Ledger(runner.spec, runner.options), runner.plan.batch
+    ledger, batch = Ledger(runner.spec, runner.plan_options), runner.plan.batch
     steps = -(-batch * prompt // max(batch, runner.plan.prefill_chunk_tokens))  # which sequences share
     phase = Phase("prefill", steps, batch * prompt / steps, (prompt + 1) / 2, batch)
     runs = [

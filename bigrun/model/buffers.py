@@ -14,7 +14,6 @@ SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans 
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 VECTOR = 8  # keys and values are padded to whole vectors
-KV_FORMATS = ("16bit", "int8")
 ORDER = ("qkv", "absorbed", "attention", "up", "gated", "rotation", "gathered", "sum", "routes", "side")
 LONGEST_CHUNK = (
     512  # tokens of a prefill step: a window keeps as many beside its own, since a step writes before it reads
@@ -34,11 +33,6 @@ class Buffer:
 
 def pages_per_sequence(context: int) -> int:
     return -(-context // PAGE_TOKENS)
-
-
-def kv_dtype(kv: str, weights: str) -> str:
-    """float16 pages by default; float32 where the weights are, so that the checking path rounds nowhere."""
-    return "int8" if kv == "int8" else "float32" if weights == "float32" else "float16"
 
 
 def kv_buffers(block: Block, context: int, batch: int, dtype: str) -> tuple[Buffer, ...]:

@@ -4,11 +4,12 @@ Everything is taken once, so that a captured graph finds every address where it 
 """
 
 from bigrun.model.buffers import LOGIT_ROWS, VECTOR, Buffer, block_widths, pages_per_sequence, spans
-from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, Storage, round_up
+from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, round_up
 from bigrun.model.spec import ModelSpec
+from bigrun.model.storage import Storage
 from bigrun_kernels.gpu.tables import SIDE, SMALL_ROWS, SPLIT_ENTRIES
 
-GROUP_LEAST = 32  # columns that share an activation's constant, at least
+GROUP_LEAST = 32  # columns that share an activation's scale, at least
 LIBRARY_BYTES = (
     64 * 2**20
 )  # what torch's matrix library takes for itself on two streams, where weights are not all int8
@@ -70,7 +71,7 @@ def _int8_buffers(rows: int, widest: int, longest: int, batch: int, active: str)
     """What int8 linears need beside their input: it quantised, its outliers, and sums that are split."""
     return [
         Buffer("quantised", "int8", (rows, widest)),
-        Buffer("constants", "float32", (rows, widest // GROUP_LEAST)),
+        Buffer("scales", "float32", (rows, widest // GROUP_LEAST)),
         Buffer("marks", "int32", (widest,)),
         Buffer("columns", "int32", (widest,)),
         Buffer("count", "int32", (1,)),

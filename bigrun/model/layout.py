@@ -15,62 +15,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from bigrun.errors import CallError
-from bigrun.model.spec import ModelSpec, Part, Tensor
+from bigrun.model.spec import Part
+from bigrun.model.storage import Storage
 from bigrun_kernels import lanes
 
 ALIGNMENT = 64
 K_MULTIPLE = lanes.COLUMNS
 ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "float32": 4, "float64": 8}
-FORMATS = ("int8", "16bit", "float32")
 
 
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-@dataclass(frozen=True)
-class Storage:
-    """What becomes of the weights: the options --weights, --head and --skip, and the checkpoint's dtype."""
-
-    weights: str = "int8"
-    head: str = "int8"
-    skip: tuple[str, ...] = ()
-    checkpoint_dtype: str = "float16"
-
-    def __post_init__(self) -> None:
-        if self.weights not in FORMATS:
-            raise CallError(f"--weights {self.weights!r}: choose one of {', '.join(FORMATS)}")
-        if self.head not in ("int8", "16bit"):
-            raise CallError(f"--head {self.head!r}: choose int8 or 16bit")
-
-    def form(self, part: str, tensor: Tensor) -> str:
-        """'int8', 'float16', 'bfloat16' or 'float32': how this tensor is kept."""
-        if tensor.role == "small" or self.weights == "float32":
-            return "float32"
-        if tensor.role == "kept" and self.checkpoint_dtype == "float32":
-            return "float32"
-        # A float32 checkpoint's 16 bits are bfloat16: its range is float32's, so nothing overflows.
-        sixteen = "float16" if self.checkpoint_dtype == "float16" else "bfloat16"
-        kept = self.weights == "16bit" or tensor.role == "kept" or self.skipped(part, tensor)
-        if tensor.role == "table":
-            return sixteen if kept or self.head == "16bit" else "int8"
-        return sixteen if kept else "int8"
-
-    def skipped(self, part: str, tensor: Tensor) -> bool:
-        """--skip takes a part (`blocks.3`), a linear (`down`), or both (`blocks.3.down`)."""
-        stem = tensor.name.rpartition(".")[0] or tensor.name
-        block = part.removesuffix(".experts")
-        return any(name in (part, stem, f"{block}.{stem}") for name in self.skip)
-
-    def check_names(self, spec: ModelSpec) -> None:
-        """CallError if a name of --skip matches nothing in this model."""
-        for name in self.skip:
-            only = Storage(skip=(name,))
-            if not any(only.skipped(p.name, t) for p in spec.parts for t in p.tensors if t.role in ("linear", "table")):
-                raise CallError(
-                    f"--skip {name!r} matches nothing; name a part (blocks.3), a linear (qkv, out, up, down)"
-                )
 
 
 @dataclass(frozen=True)
@@ -85,6 +40,21 @@ class Stored:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def in_lanes(self) -> bool:
+        """Whether the array has the CPU's layout: an int8 weight, or the scales of a table."""
+        if self.dtype == "int8":
+            return len(self.shape) == 4
+        return self.dtype == "float16" and self.name.endswith(".scale")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of the array on a GPU, row by row; of as many bytes as in its stored form."""
+        if not self.in_lanes:
+            return self.shape
+        panels, *rest = self.shape
+        return panels * lanes.ROWS, prod(rest) // lanes.ROWS
 
 
 @dataclass(frozen=True)
@@ -101,8 +71,8 @@ class Layout:
         return {array.name: array for array in self.arrays}
 
 
-def layout(part: Part, storage: Storage) -> Layout:
-    """The layout of one part; `nbytes` includes all padding."""
+def layout(part: Part, storage: Storage, checkpoint_dtype: str) -> Layout:
+    """The layout of one part of a checkpoint of that dtype; `nbytes` includes all padding."""
     arrays: list[Stored] = []
     end = 0
 
@@ -113,7 +83,7 @@ def layout(part: Part, storage: Storage) -> Layout:
 
     forms = set()
     for tensor in part.tensors:
-        form = storage.form(part.name, tensor)
+        form = storage.form(part.name, tensor, checkpoint_dtype)
         if tensor.role in ("linear", "table"):
             forms.add(form)
         if form != "int8":

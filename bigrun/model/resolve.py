@@ -27,6 +27,11 @@ class Model:
     entry: catalog.Entry | None = None
     note: str = ""
 
+    @property
+    def source(self) -> str:
+        """Where its weights come from, in words that mean something on another day."""
+        return self.repo or str(self.gguf or self.folder)
+
 
 def resolve(name: str) -> Model:
     """What the name stands for; CallError where it stands for nothing. Nothing is opened and nothing fetched."""

@@ -8,12 +8,12 @@ import math
 
 from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
-from bigrun.model.buffers import KV_FORMATS, LONGEST_CHUNK
+from bigrun.model.buffers import LONGEST_CHUNK
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.account import account, predict, rated
 from bigrun.planning.exhaustive import is_small, least
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.placing import arrange, place, placement
 from bigrun.planning.plan import Placement, Plan
 from bigrun.planning.search import EXPERT_NOWHERE, Problem, Search
@@ -23,7 +23,7 @@ MOST_TOKENS, MOST_BATCH = 2**28, 65536
 STREAM_TARGETS = 2  # GPUs that are tried to stream through: those with the best links
 
 
-def check(spec: ModelSpec, options: Options) -> None:
+def check(spec: ModelSpec, options: PlanOptions) -> None:
     """CallError for options that this model cannot have."""
     if not 1 <= options.context <= MOST_TOKENS:
         raise CallError(f"--context {options.context}: give a number of tokens between 1 and {MOST_TOKENS}")
@@ -34,8 +34,6 @@ def check(spec: ModelSpec, options: Options) -> None:
         raise CallError(f"--batch {options.batch}: give a number of sequences between 1 and {MOST_BATCH}")
     if not 1 <= options.prompt_tokens <= options.context:
         raise CallError(f"--prompt-tokens {options.prompt}: give a number between 1 and the context, {options.context}")
-    if options.kv not in KV_FORMATS:
-        raise CallError(f"--kv {options.kv!r}: choose 16bit or int8")
     options.storage.check_names(spec)
 
 
@@ -135,10 +133,7 @@ def _written(problem: Problem, placements: list[Placement], unplaced: list[str])
         context_tokens=options.context,
         batch=options.batch,
         prefill_chunk_tokens=problem.chunk,
-        weights=options.storage.weights,
-        kv=options.kv,
-        head=options.storage.head,
-        skip=options.storage.skip,
+        storage=options.storage,
         devices=account(problem, placements),
         placements=tuple(placements),
         predicted=predict(problem, placements) if fits else None,

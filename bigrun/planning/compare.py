@@ -19,14 +19,14 @@ from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.cost import LAUNCH, seconds
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.report import rate
 from bigrun.planning.search import Problem
 
 
 def accelerate_plan(
-    plan: Plan, spec: ModelSpec, rig: Rig, options: Options, config: Mapping[str, Any]
+    plan: Plan, spec: ModelSpec, rig: Rig, options: PlanOptions, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What accelerate would do, as JSON: `devices` with `name, budget_bytes, counted_bytes, needed_bytes, parts`, its
     `device_map`, whether it `fits` a run, `decode_tokens_per_s` by our cost model, and a `summary`."""
@@ -68,7 +68,7 @@ def accelerate_plan(
     }  # fmt: skip
 
 
-def infer(config: Mapping[str, Any], rig: Rig, options: Options) -> dict[str, Any]:
+def infer(config: Mapping[str, Any], rig: Rig, options: PlanOptions) -> dict[str, Any]:
     """infer_auto_device_map of the model of a Hugging Face configuration, made without memory."""
     try:
         import torch

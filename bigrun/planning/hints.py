@@ -56,7 +56,7 @@ def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
 def _mends(ledger: Ledger, rig: Rig) -> Iterator[str]:
     """Single changes that make it fit, each of them planned again."""
     spec, options = ledger.spec, ledger.options
-    if options.kv == "16bit" and fits(Ledger(spec, replace(options, kv="int8")), rig):
+    if options.storage.kv == "16bit" and fits(Ledger(spec, options.with_kv("int8")), rig):
         yield "--kv int8"
     have = rig.device("cpu").budget_bytes
     total = sum(ledger.weights(p.name) + ledger.kv(p.name) for p in spec.parts) + 2 * ledger.workspace(32, True, True)

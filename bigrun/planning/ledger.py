@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, kv_dtype, step_buffers, total
+from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, step_buffers, total
 from bigrun.model.gpu_buffers import gpu_step_buffers
 from bigrun.model.layout import ALIGNMENT, Layout, layout, round_up
 from bigrun.model.spec import Block, ModelSpec
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Ledger:
     """The bytes of one model under given options."""
 
     spec: ModelSpec
-    options: Options
+    options: PlanOptions
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -26,7 +26,7 @@ class Ledger:
         for part in self.spec.parts:
             key = (part.tensors, part.name if skip or not part.name.startswith("blocks.") else "")
             if key not in cache:
-                cache[key] = layout(part, self.options.storage)
+                cache[key] = layout(part, self.options.storage, self.spec.checkpoint_dtype)
             result[part.name] = replace(cache[key], part=part.name)
         return result
 
@@ -58,8 +58,7 @@ class Ledger:
 
     @cached_property
     def _kv(self) -> dict[Block, int]:
-        dtype = kv_dtype(self.options.kv, self.options.storage.weights)
-        context, batch = self.options.context, self.options.batch
+        context, batch, dtype = self.options.context, self.options.batch, self.options.storage.kv_dtype
         return {block: total(kv_buffers(block, context, batch, dtype)) for block in set(self.spec.blocks)}
 
     def kv(self, part: str) -> int:
@@ -69,8 +68,7 @@ class Ledger:
 
     def kept_tokens(self, block: Block) -> int:
         """Tokens that a sequence's pages of one block have room for."""
-        dtype = kv_dtype(self.options.kv, self.options.storage.weights)
-        pages = kv_buffers(block, self.options.context, 1, dtype)[0].shape[0]
+        pages = kv_buffers(block, self.options.context, 1, self.options.storage.kv_dtype)[0].shape[0]
         return pages * PAGE_TOKENS
 
     def workspace(self, chunk: int, blocks: bool, head: bool, gpu: bool = False) -> int:

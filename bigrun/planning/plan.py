@@ -7,6 +7,7 @@ from typing import Any
 
 from bigrun.errors import CallError
 from bigrun.model.families.registry import device_map
+from bigrun.model.storage import Storage
 from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Predicted
 
 
@@ -16,7 +17,11 @@ class Plan(PlanData):
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `bigrun plan --json`; `unplaced` and `hint` only where the plan does not fit."""
-        result = asdict(self)
+        result: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            # the storage is one object in Python and four keys here, where its readers expect them
+            result |= {"weights": value["weights"], "kv": value["kv"]} if name == "storage" else {name: value}
+        result |= {"head": self.head, "skip": self.skip}
         if self.fits:
             del result["unplaced"], result["hint"]
         if self.answer is None:
@@ -24,16 +29,25 @@ class Plan(PlanData):
         return result
 
     def to_json(self, indent: int | None = 1) -> str:
-        """`to_dict` as text."""
+        """`to_dict` as text.
+
+        indent: spaces a level; None: all in one line.
+        """
         return json.dumps(self.to_dict(), indent=indent)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a file, which `load` and `generate --plan` read."""
+        """Write the plan as JSON. OSError where the file cannot be written.
+
+        path: the file, which `load` and `bigrun generate --plan` read.
+        """
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> "Plan":
-        """A plan that `bigrun plan --json` printed or `save` wrote; CallError says what is wrong with the file."""
+        """Read a plan. CallError says what is wrong with the file.
+
+        path: what `bigrun plan --json` printed or `save` wrote.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -42,6 +56,8 @@ class Plan(PlanData):
             ) from error
         try:
             return plan_from_json(text)
+        except CallError as error:  # of a form that does not exist
+            raise CallError(f"plan {path}: {error}; make it again with `bigrun plan --json`") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CallError(f"plan {path}: not a plan as `bigrun plan --json` prints it ({str(error)[:80]})") from error
 
@@ -67,7 +83,8 @@ def plan_from_json(text: str) -> Plan:
     if values["predicted"] is not None:
         values["predicted"] = Predicted(**_tuples(values["predicted"]))
     values = _tuples(values)
-    return Plan(**{known.name: values[known.name] for known in fields(Plan) if known.name in values})
+    values["storage"] = Storage(**{field.name: values[field.name] for field in fields(Storage) if field.name in values})
+    return Plan(**{field.name: values[field.name] for field in fields(Plan) if field.name in values})
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

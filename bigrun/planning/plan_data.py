@@ -3,24 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
+from bigrun.model.storage import Storage
+
 
 @dataclass(frozen=True)
 class DevicePlan:
     """One device's account. The six kinds of bytes add up to `used_bytes`."""
 
-    name: str
-    kind: str
-    virtual: bool
-    budget_bytes: int
+    name: str  # cuda:0 and on, cpu, disk
+    kind: str  # gpu, cpu or disk
+    virtual: bool  # imagined: computed by the CPU
+    budget_bytes: int  # what bigrun may take of it
     used_bytes: int
-    free_bytes: int
+    free_bytes: int  # budget less used
     weights_bytes: int
-    kv_cache_bytes: int
-    workspace_bytes: int
-    staging_bytes: int
-    pinned_bytes: int
-    reserve_bytes: int
-    parts: tuple[str, ...]
+    kv_cache_bytes: int  # keys and values of the whole context, of all sequences
+    workspace_bytes: int  # buffers of the largest step
+    staging_bytes: int  # slots for weights on their way: of a GPU, or of the host from the disk
+    pinned_bytes: int  # of the host, page-locked: where streamed weights are copied from
+    reserve_bytes: int  # what a driver takes for itself
+    parts: tuple[str, ...]  # stored here
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Placement:
     """Where one part is stored and computed, and where its keys and values live. `slice` is None for a whole part, else
     the experts [first, stop) of it that are meant."""
 
-    part: str
+    part: str  # embed, blocks.0, blocks.0.experts, norm, head
     slice: tuple[int, int] | None
-    stored_on: str
-    stored_as: str
+    stored_on: str  # the name of a device, as those below
+    stored_as: str  # int8, 16bit or float32: the widest of its linears
     prefill_on: str
     decode_on: str
-    kv_on: str | None
+    kv_on: str | None  # of blocks alone
     weights_bytes: int
     kv_cache_bytes: int
 
@@ -46,10 +48,10 @@ class Predicted:
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
-    request_seconds: float
+    request_seconds: float  # the prompt and the answer, without the load
     load_seconds: float
-    assumptions: tuple[str, ...]
-    measured: tuple[str, ...] = ()
+    assumptions: tuple[str, ...]  # in words
+    measured: tuple[str, ...] = ()  # in words
     prompt_tokens: int = 0
     new_tokens: int = 0
 
@@ -58,25 +60,42 @@ class Predicted:
 class PlanData:
     """Everything a run needs to know of where things go. `unplaced` and `hint` are empty when it fits."""
 
-    model: str
-    family: str
-    parameters: int
+    model: str  # its own name
+    family: str  # llama, bloom, ...
+    parameters: int  # weights of the model, a tied head not counted again
     fits: bool
-    context_tokens: int
-    batch: int
-    prefill_chunk_tokens: int
-    weights: str
-    kv: str
-    devices: tuple[DevicePlan, ...]
-    placements: tuple[Placement, ...]
-    predicted: Predicted | None
-    unplaced: tuple[str, ...] = ()
-    hint: str = ""
-    head: str = "int8"
-    skip: tuple[str, ...] = ()
+    context_tokens: int  # of each sequence: prompt and answer
+    batch: int  # sequences at a time
+    prefill_chunk_tokens: int  # of a prompt, in one step
+    storage: Storage  # the forms of weights, keys and values
+    devices: tuple[DevicePlan, ...]  # GPUs first, then the CPU, then the disk
+    placements: tuple[Placement, ...]  # in the order of execution
+    predicted: Predicted | None  # None where it does not fit
+    unplaced: tuple[str, ...] = ()  # parts that found no place
+    hint: str = ""  # what is missing, and which single changes make it fit
     model_id: str = ""  # what the model was asked for by: a folder, a file, a hub id or a name
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit of a hub model
     answer: dict[str, Any] | None = None  # of --solve, --what-if or --target
+
+    @property
+    def weights(self) -> str:
+        """The form of the weights: int8, 16bit or float32."""
+        return self.storage.weights
+
+    @property
+    def kv(self) -> str:
+        """The form of keys and values: 16bit or int8."""
+        return self.storage.kv
+
+    @property
+    def head(self) -> str:
+        """The form of the embedding and the head: int8 or 16bit."""
+        return self.storage.head
+
+    @property
+    def skip(self) -> tuple[str, ...]:
+        """Parts and linears that stay in 16 bits."""
+        return self.storage.skip
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -84,7 +103,10 @@ class PlanData:
         return tuple(dict.fromkeys([*(p.part for p in self.placements), *self.unplaced]))
 
     def placement(self, part: str) -> Placement:
-        """The placement of a part; of experts in slices, the first."""
+        """The placement of a part; of experts in slices, the first.
+
+        part: its name, such as blocks.0; StopIteration for one that has no place.
+        """
         return next(placement for placement in self.placements if placement.part == part)
 
     @property
@@ -93,5 +115,8 @@ class PlanData:
         return tuple(placement for placement in self.placements if placement.part.startswith("blocks."))
 
     def device(self, name: str) -> DevicePlan:
-        """The account of a device, such as cuda:0."""
+        """The account of a device.
+
+        name: such as cuda:0; StopIteration for one that the plan does not have.
+        """
         return next(device for device in self.devices if device.name == name)

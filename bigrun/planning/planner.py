@@ -11,11 +11,11 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.best import best_plan, check
 from bigrun.planning.hints import why_not
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 
 
-def make_plan(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def make_plan(spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     """The best plan; `fits` is False, with `unplaced` and `hint`, where none takes everything."""
     check(spec, options)
     ledger = Ledger(spec, options)

@@ -13,7 +13,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.best import CHUNKS, MOST_BATCH, best_plan, check, fits
 from bigrun.planning.hints import MOST_MORE, largest, smallest
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.planner import make_plan
 from bigrun.sizes import format_size, parse_size
@@ -23,14 +23,14 @@ TARGET = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:tok(?:en)?s?\s*/\s*s
 CANDIDATES = ("RTX3060", "RTX3090", "RTX4090", "RTX5090")  # cards to add where the rig names none
 
 
-def solve(question: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def solve(question: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     """--solve: the plan that answers it, with `answer`; a plan that does not fit where there is no answer."""
     if question not in QUESTIONS:
         raise CallError(f"--solve {question!r}: choose one of {', '.join(QUESTIONS)}")
     return {"context": _context, "batch": _batch, "gpus": _gpus}[question](spec, rig, options)
 
 
-def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def _context(spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     change = lambda tokens: replace(options, context=tokens, prompt=None)  # noqa: E731
     check(spec, change(1))
     tokens = largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
@@ -40,7 +40,7 @@ def _context(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     return replace(made, answer={"context_tokens": tokens})
 
 
-def _batch(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def _batch(spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     check(spec, options)
     batch = largest(1, MOST_BATCH, lambda n: fits(Ledger(spec, replace(options, batch=n)), rig))
     if not batch:
@@ -48,7 +48,7 @@ def _batch(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     return replace(make_plan(spec, rig, replace(options, batch=batch)), answer={"batch": batch})
 
 
-def _gpus(spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def _gpus(spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     """How many of the (one kind of) card of the rig hold everything that is computed: blocks, experts and the head."""
     check(spec, options)
     kinds = {(gpu.budget_bytes, gpu.rates) for gpu in rig.gpus}
@@ -75,7 +75,7 @@ def _on_gpus_alone(ledger: Ledger, rig: Rig) -> Rig:
     return replace(rig, devices=tuple(devices))
 
 
-def what_if(change: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def what_if(change: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     """--what-if: the plan after a change of the rig, with `answer` = what was before and what is after."""
     before, after = make_plan(spec, rig, options), make_plan(spec, changed(rig, change), options)
     return replace(after, answer={"change": change, "before": summary(before), "after": summary(after)})
@@ -143,7 +143,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def target(text: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
+def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     """--target: the plan after the least change that decodes as fast as that."""
     match = TARGET.fullmatch(text) if isinstance(text, str) else None
     if match is None or float(match[1]) <= 0:
@@ -166,11 +166,11 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: Options) -> Plan:
     raise PlanDoesNotFit(f"--target: no change that was tried reaches {wanted:g} tokens/s; {reached}")
 
 
-def _changes(rig: Rig, options: Options) -> Iterator[tuple[str, str, Rig, Options]]:
+def _changes(rig: Rig, options: PlanOptions) -> Iterator[tuple[str, str, Rig, PlanOptions]]:
     """Changes from the least to the largest: (in words, as an option, rig, options)."""
     yield "nothing", "", rig, options
-    if options.kv == "16bit":
-        yield "keys and values in int8", "--kv int8", rig, replace(options, kv="int8")
+    if options.storage.kv == "16bit":
+        yield "keys and values in int8", "--kv int8", rig, options.with_kv("int8")
     cpu = rig.device("cpu").budget_bytes
     for factor in (2, 4):
         if cpu:

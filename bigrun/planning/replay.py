@@ -12,23 +12,18 @@ from typing import Any, get_args, get_origin
 from bigrun.devices.rates import ASSUMED_CPU
 from bigrun.devices.rig import Device, Rig
 from bigrun.errors import CallError
-from bigrun.model.layout import Storage
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Placement, Plan
 from bigrun.sizes import LARGEST
 
 
-def options_of(plan: Plan, spec: ModelSpec) -> Options:
+def options_of(plan: Plan) -> PlanOptions:
     """The options that a plan was made with."""
     check_types(plan)
-    try:
-        storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
-    except CallError as error:
-        raise _bad(plan, str(error)) from error
     prompt = plan.predicted.prompt_tokens if plan.predicted else None
-    return Options(plan.context_tokens, plan.batch, storage, plan.kv, prompt)
+    return PlanOptions(plan.context_tokens, plan.batch, plan.storage, prompt)
 
 
 def check_types(plan: Plan) -> None:
@@ -57,7 +52,7 @@ def _is(value: Any, kind: Any) -> bool:
     return type(value) is (get_origin(kind) or kind)
 
 
-def check_plan(plan: Plan, spec: ModelSpec, options: Options) -> None:
+def check_plan(plan: Plan, spec: ModelSpec, options: PlanOptions) -> None:
     """CallError where a plan is not one of this model, or was changed so that its accounts no longer hold. One that does
     not fit is left to the Runner, which says so."""
     from bigrun.planning.account import account

@@ -3,37 +3,43 @@
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from bigrun.execute.sampling import Sampling
+from bigrun.session.request import Request
 
 
 @dataclass(frozen=True)
 class Stats:
-    prompt_tokens: int
-    new_tokens: int
-    load_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
+    """What a request took."""
+
+    prompt_tokens: int  # of the prompt, with the chat template's
+    new_tokens: int  # generated, the stop token not among them
+    load_seconds: float  # from the Runner's construction until it could run: the same for all its requests
+    prefill_seconds: float  # from the prompt to the first token
+    decode_seconds: float  # from the first token to the last
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What `generate` returns: the new text, its tokens (the stop token not among them), and what it took."""
+    """What `generate` returns."""
 
-    text: str
-    token_ids: tuple[int, ...]
-    stats: Stats
+    text: str  # the continuation, without the prompt
+    token_ids: tuple[int, ...]  # its tokens, without the stop token
+    stats: Stats  # what it took
 
 
 class Stream:
     """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
 
-    def __init__(self, runner: Any, ids: list[int], max_new_tokens: int, sampling: "Sampling"):
-        self.token_ids: list[int] = []
-        self.stats = Stats(len(ids), 0, runner.load_seconds, 0.0, 0.0)
-        self._pieces: Generator[str, None, None] = self._run(runner, ids, max_new_tokens, sampling)
+    def __init__(self, runner: Any, request: Request):
+        self.stats = Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0)
+        self._request = request
+        self._pieces: Generator[str, None, None] = self._run(runner, request)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens so far, the stop token not among them."""
+        return self._request.token_ids
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -45,32 +51,28 @@ class Stream:
         """End the stream where it is: the Runner is free for another."""
         self._pieces.close()
 
-    def _run(self, runner: Any, ids: list[int], limit: int, sampling: "Sampling") -> Generator[str, None, None]:
+    def _run(self, runner: Any, request: Request) -> Generator[str, None, None]:
         with runner.sole_use():
-            yield from self._generate(runner, ids, limit, sampling)
+            yield from self._generate(runner, request)
 
-    def _generate(self, runner: Any, ids: list[int], limit: int, sampling: "Sampling") -> Iterator[str]:
-        from bigrun.execute.sampling import choose
-
-        executor, text = runner.executor, runner.tokenizer.stream()
-        limit = min(limit, runner.plan.context_tokens - len(ids) + 1)
-        runner._use_threads()
-        executor.clear(0)
+    def _generate(self, runner: Any, request: Request) -> Iterator[str]:
+        text = runner.tokenizer.stream()
+        limit = min(request.max_new_tokens, runner.plan.context_tokens - len(request.prompt_ids) + 1)
+        runner.use_threads()
         started = time.perf_counter()
-        logits = executor.forward({0: ids})[0]
+        tokens = runner.executor.generate(request.prompt_ids, request.sampling, limit, request.sequence)
+        token = next(tokens)
         self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()
-        token = choose(logits, sampling, 0, len(ids))
-        following = executor.continuation(token, sampling, len(ids), limit - 1)
         for i in range(limit):
             if token in runner.tokenizer.stop_ids:
                 break
-            self.token_ids.append(token)
+            request.token_ids.append(token)
             self.stats = replace(self.stats, new_tokens=i + 1, decode_seconds=time.perf_counter() - started)
             if piece := text.push(token):
                 yield piece
             if i + 1 < limit:
-                token = next(following)
+                token = next(tokens)
         self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
         if piece := text.finish():
             yield piece

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from bigrun.execute.sampling import Sampling
     from bigrun.model.layout import Layout
 
-MODES = ("auto", "exact", "llm.int8")
-KERNELS = ("auto", "triton", "reference")
-
 
 def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
     """The sampling options, checked; CallError says what is wrong."""
@@ -27,18 +24,6 @@ def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampli
     if max_new_tokens < 1:
         raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
     return Sampling(**sampling)
-
-
-def check_arithmetic(mode: str, threshold: float, threads: int | None, kernels: str = "auto") -> None:
-    """CallError for options that no run can take."""
-    if mode not in MODES:
-        raise CallError(f"--mode {mode!r}: choose one of {', '.join(MODES)}")
-    if not 0 <= threshold < float("inf"):
-        raise CallError(f"--threshold {threshold}: give a number of at least 0 (0: no decomposition)")
-    if threads is not None and threads < 1:
-        raise CallError(f"--threads {threads}: give at least 1")
-    if kernels not in KERNELS:
-        raise CallError(f"--kernels {kernels!r}: choose one of {', '.join(KERNELS)}")
 
 
 def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
@@ -92,10 +77,8 @@ def _take(plan: Plan, spec: ModelSpec, real: list[str], found: dict[str, Memory]
         if device.name in real:
             from bigrun.devices.gpu_memory import GpuMemory
             from bigrun.model.gpu_buffers import library_bytes
-            from bigrun.model.layout import Storage
 
-            storage = Storage(plan.weights, plan.head, plan.skip, spec.checkpoint_dtype)
-            unallocated = device.reserve_bytes + library_bytes(storage)
+            unallocated = device.reserve_bytes + library_bytes(plan.storage)
             found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
         elif device.kind != "disk":
             found[device.name] = HostMemory(device.name, device.budget_bytes)

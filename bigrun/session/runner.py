@@ -1,45 +1,38 @@
-"""Runner: a model on a rig, from its name to its tokens. spec → rig → plan → load → execute."""
+"""Runner: a model on a rig, from its name to its tokens, in five steps (steps.py): resolve → plan → open → load → start."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigrun.devices.make_rig import make_rig
-from bigrun.errors import CallError, RunError
-from bigrun.model.families.registry import BY_NAME
-from bigrun.model.resolve import DEFAULT, resolve
-from bigrun.model.spec import ModelSpec
-from bigrun.planning.options import Options, make_options
+from bigrun.errors import CallError
 from bigrun.planning.plan import Plan
+from bigrun.progress import reporting
+from bigrun.session import steps
 from bigrun.session.dry_run import plan
 from bigrun.session.generation import Generation, Stats, Stream
-from bigrun.session.preflight import check_arithmetic, check_generation, check_runnable, memories, real_gpus
+from bigrun.session.options import Options
+from bigrun.session.preflight import check_generation
+from bigrun.session.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import numpy as np
 
-    from bigrun.checkpoint.base import Checkpoint
-    from bigrun.loading.int8_cache import Int8Cache
-    from bigrun.model.layout import Layout
     from bigrun.text.tokenizer import Tokenizer
-    from bigrun_kernels.cpu.ops import CpuOps
 
 
 class Runner:
-    """A model, loaded. A context manager; `close()` gives its memory back. `plan` is one made before (Plan.load): then it
-    says what goes where, and the options of rig and storage are its own. `cache` is a folder for int8 conversions: the parts
-    that it has of this model are mapped, the others are written to it as they are converted.
+    """A model, loaded. A context manager; `close()` gives its memory back.
 
-    Loads on construction: PlanDoesNotFit before anything is read, CheckpointError if the files are bad. `threads` is the
-    number of CPU threads (None: all cores). One Runner serves one caller at a time; several can live in a process.
+    One Runner serves one caller at a time; several can live in a process. Loads on construction: CallError where options
+    contradict each other or the model, PlanDoesNotFit before anything is read, CheckpointError if the files are bad,
+    RunError where the devices do not give what the plan wants of them.
     """
 
     def __init__(
@@ -69,127 +62,72 @@ class Runner:
         cache: str | Path | None = None,
         kernels: str = "auto",
     ):
-        from bigrun.loading.open import model_spec
-        from bigrun.planning.planner import make_plan
-        from bigrun.planning.replay import check_plan, check_types, options_of
+        """Load a model.
 
-        check_arithmetic(mode, threshold, threads, kernels)
-        self._in_use = False
+        model_id: a folder, a .gguf file, a hub id or a catalog name; None: the plan's, or smollm2-135m.
+        max_memory: budgets as accelerate has them, {0: "24GB", "cpu": "64GB"}, in place of `gpus`, `cpu` and `disk`.
+        context: tokens of context; None: the model's, 2,048 at most.
+        batch: sequences at a time.
+        gpus: GPUs as "8x24GB", "2x24GB,1x12GB", "4xRTX3090" or "none"; None: those that are there.
+        cpu: host memory to use, as "64GB", "64GiB" or bytes; None: what is available, less a reserve.
+        disk: disk space for what fits nowhere else; None: none. Planned for, but not run yet.
+        weights: the form of the weights: "int8", "16bit" or "float32".
+        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), or "auto".
+        threshold: llm.int8 takes activations from this magnitude on apart; 0: none.
+        skip: parts or linears that stay in 16 bits: "blocks.3", "down", "blocks.3.down".
+        head: the form of the embedding and the head: "int8" or "16bit".
+        kv: the form of keys and values: "16bit" or "int8".
+        threads: CPU threads; None: all cores.
+        virtual: the GPUs named are imagined: budgets enforced, computed by the CPU.
+        progress: whether progress and notes are shown on standard error.
+        revision: branch, tag or commit of a hub model.
+        rig: a YAML or JSON file that describes the devices (docs/planning.md).
+        host: a file of what `bigrun info` measured; None: this host's own, if any.
+        prompt_tokens: of the request that is planned for; None: three quarters of the context.
+        plan: a Plan made before (Plan.load): it says what goes where, in place of the options of rig and storage.
+        cache: a folder for int8 conversions: the parts that it has of this model are mapped, the others written to it.
+        kernels: on GPUs: "triton", "reference" (torch alone), or "auto".
+        """
+        self._start(
+            Options.of(
+                model=model_id, max_memory=max_memory, context=context, batch=batch, gpus=gpus, cpu=cpu, disk=disk,
+                weights=weights, mode=mode, threshold=threshold, skip=skip, head=head, kv=kv, threads=threads,
+                virtual=virtual, progress=progress, revision=revision, rig=rig, host=host, prompt_tokens=prompt_tokens,
+                plan=plan, cache=cache, kernels=kernels,
+            )
+        )  # fmt: skip
+
+    @classmethod
+    def from_options(cls, options: Options) -> Runner:
+        """Load a model by options that were made before, as the commands make them.
+
+        options: everything that the constructor's parameters say.
+        """
+        runner = cls.__new__(cls)
+        runner._start(options)
+        return runner
+
+    def _start(self, options: Options) -> None:
         started = time.perf_counter()
-        if plan is not None:
-            given = (max_memory, context, gpus, cpu, disk, rig, host, prompt_tokens)
-            storage = (batch, weights, head, kv, tuple(skip), virtual)
-            if any(option is not None for option in given) or storage != (1, "int8", "int8", "16bit", (), False):
-                raise CallError("plan= already says what goes where: leave out the options of the rig and of storage")
-            check_types(plan)
-            self.model = resolve(plan.model_id or plan.model if model_id is None else model_id)
-            self.checkpoint, self.spec = self._open(revision or plan.revision, plan, progress)
-            self.options = options_of(plan, self.spec)
-            check_plan(plan, self.spec, self.options)
-            self.plan = plan
-        else:
-            self.model = resolve(DEFAULT if model_id is None else model_id)
-            devices = make_rig(gpus, cpu, disk, max_memory, virtual, rig, host)
-
-            def planned(spec: ModelSpec) -> tuple[Options, Plan]:
-                options = make_options(spec, context, batch, weights, head, skip, kv, prompt_tokens)
-                options = replace(options, streams=False)  # which runs do not do yet
-                made = make_plan(spec, devices, options)
-                return options, replace(made, model_id=DEFAULT if model_id is None else model_id, revision=revision)
-
-            # what is not here yet is planned before it is fetched: it may not fit
-            first = planned(model_spec(self.model, revision))[1] if self.model.repo else None
-            self.checkpoint, self.spec = self._open(revision, first, progress)
-            self.options, self.plan = planned(self.spec)
-        self.threads, self._kernels = threads, kernels
-        self._load(mode, threshold, progress, None if cache is None else Path(cache).expanduser())
+        self.options, self._in_use = options, False
+        self.model = steps.resolve(options)
+        planned = steps.plan(options, self.model)
+        opened = steps.open_files(options, planned)
+        self.files, self.spec, self.plan, self.plan_options = opened.files, opened.spec, opened.plan, opened.options
+        self.use_threads()
+        loaded = steps.load(options, opened)
+        self.memories, self.warm_bytes = loaded.memories, loaded.warm_bytes
+        self._int8_cache = loaded.int8_cache  # held while its files are mapped
+        with reporting(self.spec.name, options.progress) as report:
+            self.executor = steps.start(options, loaded, report.note)
+        self.notes = (*loaded.notes, *report.notes)
         self.load_seconds = time.perf_counter() - started
 
-    def _open(self, revision: str | None, plan: Plan | None, shown: bool) -> tuple[Checkpoint, ModelSpec]:
-        """The checkpoint and its spec; what a hub has of it is fetched, if the plan fits, and the plan shown before."""
-        from bigrun.checkpoint.tensor_map import map_tensors, validate
-        from bigrun.loading.open import open_checkpoint
-        from bigrun.session.fetching import fetching
+    def use_threads(self) -> None:
+        """Have the CPU's kernels use this Runner's number of threads: another's may have set its own."""
+        from bigrun_kernels.cpu import threads
 
-        if plan is not None and self.model.repo is not None:
-            check_runnable(plan, None)
-        checkpoint, spec = open_checkpoint(self.model, revision, lambda: fetching(self.model, revision, plan, shown))
-        if BY_NAME[spec.family].sources is not None and not hasattr(checkpoint, "manifest"):
-            # a checkpoint that contradicts its configuration is refused before it is planned for
-            validate(checkpoint, spec, map_tensors(checkpoint, spec))
-        return checkpoint, spec
-
-    def _int8_cache(
-        self, cache: Path | None, layouts: Mapping[str, Layout], note: Callable[[str], None]
-    ) -> Int8Cache | None:
-        """The int8 cache of this model: the conversion that it is itself, else that of a cache folder."""
-        from bigrun.loading.conversion_folder import ConvertedCheckpoint, open_int8_cache
-
-        if isinstance(self.checkpoint, ConvertedCheckpoint):
-            self.checkpoint.check_storage(self.options.storage)
-            return self.checkpoint.int8_cache(layouts, note)
-        if cache is None:
-            return None
-        source = self.model.repo or str(self.model.gguf or self.model.folder)
-        try:
-            return open_int8_cache(cache, self.checkpoint, self.spec, self.options.storage, layouts, source, note)
-        except RunError as error:
-            note(f"{error}; going on without it")
-            return None
-
-    def _load(self, mode: str, threshold: float, progress: bool, cache: Path | None) -> None:
-        check_runnable(self.plan, self.spec)
-        from bigrun.devices.measure import host_bytes
-        from bigrun.execute.engine import Arithmetic
-        from bigrun.execute.executor import Executor
-        from bigrun.loading.loader import beginning, load
-        from bigrun.planning.ledger import Ledger
-        from bigrun.progress import reporting
-        from bigrun.session.warmup import warm_gpus, warm_up
-
-        self._use_threads()
-        # auto: exact in both phases for now; it is what holds the loss bar on the CPU (docs/architecture.md)
-        chosen = "exact" if mode == "auto" else mode
-        how = Arithmetic(chosen, chosen, threshold)
-        layouts = Ledger(self.spec, self.options).layouts
-        early: list[str] = []
-        int8_cache = self._int8_cache(cache, layouts, early.append)
-        self.memories = memories(self.plan, self.spec, layouts, self._kernels)
-        try:
-            with beginning(self.checkpoint, self.spec, int8_cache):
-                warm_up(self.spec, self.checkpoint, self.options, cpu_ops(), how, progress)
-            self.warm_bytes = host_bytes()
-            with reporting(self.spec.name, progress) as report:
-                for note in early:
-                    report.note(note)
-                if int8_cache is not None:
-                    int8_cache.note = report.note
-                parts = load(self.checkpoint, self.spec, self.plan, layouts, self.memories, int8_cache, report)
-                if real_gpus(self.plan) and any(p.stored_on == "cpu" == p.prefill_on for p in self.plan.blocks):
-                    report.note("prompts pass the host's blocks on the CPU: streaming those to a GPU is not built yet")
-                gpus = self._gpu_engine(mode, threshold, report.note) if real_gpus(self.plan) else None
-                self.executor = Executor(self.spec, self.plan, parts, self.memories, cpu_ops(), how, gpus)
-                if gpus is not None:
-                    warm_gpus(self.executor)
-        except BaseException:
-            for memory in self.memories.values():
-                if memory.is_gpu:  # what was placed there is of no use
-                    memory.close()
-            raise
-        finally:
-            if int8_cache is not None:
-                int8_cache.settle()
-        self._mapped = int8_cache  # held while its files are mapped
-        self.notes = tuple(report.notes)
-
-    def _gpu_engine(self, mode: str, threshold: float, note: Callable[[str], None]) -> Any:
-        """What makes the engine of each real GPU."""
-        from bigrun.execute.gpu_engine import GpuEngine
-
-        def make(spec: ModelSpec, plan: Plan, device: Any, memory: Any, parts: Any) -> Any:
-            return GpuEngine(spec, plan, device, memory, parts, mode, threshold, self._kernels, note)
-
-        return make
+        threads.use(self.options.arithmetic.threads)
 
     @property
     def kernels(self) -> str:
@@ -201,23 +139,21 @@ class Runner:
         on_host = len(on_gpus) == 0 or any(not self.memories[name].is_gpu for name in engines)
         return " and ".join([*on_gpus, *([isa.describe()] if on_host else [])]) + " kernels"
 
-    def _use_threads(self) -> None:
-        from bigrun_kernels.cpu import threads
-
-        threads.use(self.threads)
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, read when it is first asked for."""
         from bigrun.text.tokenizer import Tokenizer
 
-        metadata = getattr(self.checkpoint, "metadata", None)
-        if metadata is not None:
+        if (metadata := self.files.metadata) is not None:
             return Tokenizer.from_gguf(metadata)
-        return Tokenizer.from_folder(self.checkpoint.folder)  # type: ignore[attr-defined]
+        return Tokenizer.from_folder(self.files.folder)
 
     def encode(self, prompt: str, raw: bool = False) -> list[int]:
-        """Token ids of a prompt: as the user's turn of the model's chat template, if it has one and `raw` is not set."""
+        """Token ids of a prompt. CallError where it is empty, or does not leave room in the context for an answer.
+
+        prompt: text.
+        raw: the text as it is; otherwise as the user's turn of the model's chat template, if it has one.
+        """
         if not prompt:
             raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
         if raw or self.tokenizer.chat_template is None:
@@ -231,21 +167,45 @@ class Runner:
         return ids
 
     def generate(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
-    ) -> Generation:
-        """The continuation of a prompt (text, or token ids). Greedy unless `temperature` is given; `top_k`, `top_p`,
-        `seed` as well. Stops at the model's end token, at `max_new_tokens`, or where the context is full."""
-        stream = self.stream(prompt, max_new_tokens, raw, **sampling)
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
+        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+    ) -> Generation:  # fmt: skip
+        """The continuation of a prompt, whole. Stops at the model's end token, at `max_new_tokens`, or where the context is
+        full. CallError for values that make no sense; RunError where logits are no numbers.
+
+        prompt: text, or token ids, which are taken as they are.
+        max_new_tokens: tokens at most, at least 1.
+        raw: the text as it is; otherwise as the user's turn of the model's chat template, if it has one.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
+        top_k: draw from the likeliest so many; 0: from all.
+        top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
+        seed: of the noise: the same seed draws the same tokens.
+        """
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        stream = self.stream(prompt, max_new_tokens, raw, **sampling)  # type: ignore[arg-type]
         text = "".join(stream)
         return Generation(text, tuple(stream.token_ids), stream.stats)
 
     def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, **sampling: Any
-    ) -> Stream:
-        """The same as an iterator over pieces of text, as they come."""
-        chosen = check_generation(max_new_tokens, sampling)
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
+        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+    ) -> Stream:  # fmt: skip
+        """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
+        where another has begun and not ended.
+
+        prompt: text, or token ids, which are taken as they are.
+        max_new_tokens: tokens at most, at least 1.
+        raw: the text as it is; otherwise as the user's turn of the model's chat template, if it has one.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
+        top_k: draw from the likeliest so many; 0: from all.
+        top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
+        seed: of the noise: the same seed draws the same tokens.
+        """
+        chosen = check_generation(
+            max_new_tokens, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        )
         ids = self.encode(prompt, raw) if isinstance(prompt, str) else self._checked(prompt)
-        return Stream(self, ids, max_new_tokens, chosen)
+        return Stream(self, Request(ids, max_new_tokens, chosen))
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
         result = [int(token) for token in ids]
@@ -273,7 +233,10 @@ class Runner:
             self._in_use = False
 
     def logits(self, ids: Any) -> Any:
-        """Logits of every position: ids [batch, seq] int64 → [batch, seq, vocab] float32 (torch tensors, or as given)."""
+        """Logits of every position, [batch, seq, vocab] float32: a torch tensor of one, else a NumPy array.
+
+        ids: token ids, whole numbers [batch, seq], at most the context in a row; each row is a sequence of its own.
+        """
         import numpy as np
 
         rows = np.asarray(ids)
@@ -282,7 +245,7 @@ class Runner:
         checked = [self._checked(row) for row in rows]
         result = np.empty((*rows.shape, self.spec.vocab), np.float32)
         with self.sole_use():
-            self._use_threads()
+            self.use_threads()
             for i, row in enumerate(checked):
                 self.executor.clear(0)
                 result[i] = self.executor.forward({0: row}, every=True)[0]
@@ -297,7 +260,7 @@ class Runner:
         """Give the memory back; the Runner is of no use afterwards."""
         if (executor := self.__dict__.pop("executor", None)) is not None:
             executor.close()
-        if (int8_cache := self.__dict__.pop("_mapped", None)) is not None:
+        if (int8_cache := self.__dict__.pop("_int8_cache", None)) is not None:
             int8_cache.close()
 
     def __enter__(self) -> Runner:
@@ -305,14 +268,6 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@cache
-def cpu_ops() -> CpuOps:
-    """The CPU's kernels: one set for the process."""
-    from bigrun_kernels.cpu.ops import CpuOps
-
-    return CpuOps()
 
 
 __all__ = ["Generation", "Runner", "Stats", "Stream", "plan"]

@@ -7,22 +7,23 @@ Memory measured after this is the model's own, and a first run can say beforehan
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Checkpoint, Rows, TensorInfo
+from bigrun.checkpoint.base import Checkpoint, Limits, Rows, TensorInfo
+from bigrun.checkpoint.tensor_map import map_tensors, validate
 from bigrun.devices.host_memory import HostMemory
-from bigrun.devices.make_rig import make_rig
+from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.execute.engine import Arithmetic
 from bigrun.execute.executor import Executor
 from bigrun.loading.loader import load
 from bigrun.model.families.registry import BY_NAME
-from bigrun.model.layout import Storage
 from bigrun.model.source import Dialect
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
-from bigrun.planning.options import Options
+from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
 from bigrun.progress import compiling
 from bigrun_kernels.cpu.ops import CpuOps
@@ -33,12 +34,14 @@ CONTEXT, TOKENS, WIDTH = 16, 5, 64
 class TinyCheckpoint:
     """Ones, in the dtype (and, for Numba, the writability) of the rows of a real checkpoint."""
 
-    where = "warm-up"
+    where = format = "warm-up"
     dialect: Dialect = "hf"
     paths = ()
+    folder = Path()
+    metadata: Mapping[str, Any] | None = None
 
     def __init__(self, spec: ModelSpec, like: Rows):
-        self.like = like
+        self.like, self.limits = like, Limits(0)
         self.config: Mapping[str, Any] = {}
         sources = [
             s for p in spec.parts for group in BY_NAME[spec.family].tensors(spec, p.name, "hf").values() for s in group
@@ -51,6 +54,9 @@ class TinyCheckpoint:
         if self.like.blocks is None or values.ndim < 2:
             return Rows(values, self.like.is_bfloat)
         return Rows(values, False, np.ones((1, 1), np.float32), (0, *values.shape))
+
+    def companions(self) -> Mapping[str, bytes]:
+        return {}
 
     def ahead(self, name: str, start: int, stop: int) -> None:
         """Nothing is on a disk here."""
@@ -73,37 +79,39 @@ def tiny(spec: ModelSpec) -> ModelSpec:
 
 @cache
 def _warm(
-    spec: ModelSpec, options: Options, is_bfloat: bool, dtype: str, writeable: bool, ops: CpuOps, how: Arithmetic
+    spec: ModelSpec, options: PlanOptions, is_bfloat: bool, dtype: str, writeable: bool, ops: CpuOps, how: Arithmetic
 ) -> None:
     values = np.zeros(1, dtype)
     values.flags.writeable = writeable
-    plan = make_plan(spec, make_rig("none", "1GB"), options)
+    plan = make_plan(spec, make_rig(RigOptions("none", "1GB")), options)
     memories = {"cpu": HostMemory("cpu", 10**9)}
     blocks = np.ones((1, 1), np.float32) if values.dtype == np.uint8 else None
-    checkpoint = TinyCheckpoint(spec, Rows(values, is_bfloat, blocks))
-    parts = load(checkpoint, spec, plan, Ledger(spec, options).layouts, memories)
+    source = validate(map_tensors(TinyCheckpoint(spec, Rows(values, is_bfloat, blocks)), spec))
+    parts = load(spec, source, plan, Ledger(spec, options).layouts, memories)
     executor = Executor(spec, plan, parts, memories, ops, how)
     executor.forward({0: range(TOKENS)})
     executor.forward({0: [1]})
 
 
+def _kinds(checkpoint: Checkpoint) -> set[tuple[str, bool, bool]]:
+    """The kinds of rows that a checkpoint gives, (dtype, bfloat16?, writable?): each has kernels of its own."""
+    names = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
+    rows = [checkpoint.rows(name, 0, 1) for name in names.values()]
+    return {(some.values.dtype.str, some.is_bfloat, some.values.flags.writeable) for some in rows}
+
+
 def warm_up(
-    spec: ModelSpec, checkpoint: Checkpoint, options: Options, ops: CpuOps, how: Arithmetic, shown: bool
+    spec: ModelSpec, checkpoint: Checkpoint | None, options: PlanOptions, ops: CpuOps, how: Arithmetic, shown: bool
 ) -> None:
-    """Compile or load every kernel that this model needs; says so on standard error if it will take long."""
+    """Compile or load every kernel that this model needs; says so on standard error if it will take long. Without a
+    checkpoint (of a conversion) nothing will be converted."""
     from bigrun_kernels.cpu import compiled
 
-    kinds = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
-    storage = Storage(options.storage.weights, options.storage.head, (), options.storage.checkpoint_dtype)
+    storage = replace(options.storage, skip=())
     small = replace(options, context=CONTEXT, batch=1, storage=storage, prompt=None)
-    seen = {}
-    for name in kinds.values():
-        rows = checkpoint.rows(name, 0, 1)
-        seen[rows.values.dtype.str, rows.is_bfloat, rows.values.flags.writeable] = rows
-    if not seen:  # a conversion: nothing of it is converted
-        seen["<f4", False, True] = Rows(np.zeros((1, 1), np.float32))
+    kinds = {("<f4", False, True)} if checkpoint is None else _kinds(checkpoint)
     with compiling(shown and not compiled()):
-        for dtype, is_bfloat, writeable in seen:
+        for dtype, is_bfloat, writeable in kinds:
             _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
         if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
             _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)

@@ -5,14 +5,14 @@
 Sixteen rows make a panel; four consecutive columns of each lie side by side, 64 bytes for the sixteen. That is what one
 `vpdpbusd` of 512 bits takes, two of 256 bits, or four `vpmaddwd`: each 32-bit lane belongs to a row of its own, so a sum is
 complete in its lane and a panel is read from memory in one sweep. Rows are padded to 16 and columns to 64, with zeros.
-A table's constants, one for each 32 columns of a row, lie as [panels, groups, 16].
+A table's scales, one for each 32 columns of a row, lie as [panels, groups, 16].
 """
 
 from typing import Any
 
 VERSION = 1
 ROWS, QUAD, COLUMNS = 16, 4, 64
-GROUP = 32  # columns of a table's row that share a constant
+GROUP = 32  # columns of a table's row that share a scale
 
 
 def panels(rows: int) -> int:
@@ -25,7 +25,7 @@ def shape(rows: int, columns: int) -> tuple[int, int, int, int]:
 
 
 def scale_shape(rows: int, columns: int) -> tuple[int, int, int]:
-    """The stored shape of a table's constants."""
+    """The stored shape of a table's scales."""
     return panels(rows), shape(rows, columns)[1] * QUAD // GROUP, ROWS
 
 
@@ -36,7 +36,7 @@ def unpack(values: Any, rows: int, columns: int) -> Any:
 
 
 def unpack_scale(scale: Any, rows: int) -> Any:
-    """A table's stored constants (NumPy or torch) → [rows, groups]."""
+    """A table's stored scales (NumPy or torch) → [rows, groups]."""
     return scale.swapaxes(1, 2).reshape(scale.shape[0] * ROWS, -1)[:rows]
 
 
@@ -51,7 +51,7 @@ def pack(q: Any) -> Any:
 
 
 def pack_scale(scale: Any) -> Any:
-    """Constants [N, groups] (NumPy) → their stored form."""
+    """Scales [N, groups] (NumPy) → their stored form."""
     import numpy as np
 
     padded = np.zeros((panels(scale.shape[0]) * ROWS, scale.shape[1]), scale.dtype)

@@ -13,16 +13,16 @@ GROUP = 32
 
 
 def quantise_rows(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Vector-wise absmax int8 (Dettmers et al. 2022, eq. 2, one constant a row): w [N, K] → int8 [N, K], float32 [N]."""
+    """Vector-wise absmax int8 (Dettmers et al. 2022, eq. 2, one scale a row): w [N, K] → int8 [N, K], float32 [N]."""
     scale = w.float().abs().amax(dim=1) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return torch.round(w.float() / scale[:, None]).to(torch.int8), scale
 
 
 def quantise_groups(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 with a float16 constant for each 32 entries: w [V, K], K % 32 == 0 → int8 [V, K], float16 [V, K/32].
+    """Int8 with a float16 scale for each 32 entries: w [V, K], K % 32 == 0 → int8 [V, K], float16 [V, K/32].
 
-    The constant is max/127 in float16, the next one up where an entry would exceed 127.49 of it.
+    The scale is max/127 in float16, the next one up where an entry would exceed 127.49 of it.
     """
     groups = w.float().unflatten(1, (-1, GROUP))
     largest = groups.abs().amax(dim=2)
@@ -33,7 +33,7 @@ def quantise_groups(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 keys or values: a float16 constant a vector, x [..., D] → int8 [..., D], float16 [...]; NaN where inf or NaN is."""
+    """Int8 keys or values: a float16 scale a vector, x [..., D] → int8 [..., D], float16 [...]; NaN where inf or NaN is."""
     largest = x.abs().amax(dim=-1)
     scale = (largest / 127).half()
     scale = torch.where(scale.float() * 127.49 < largest, torch.nextafter(scale, torch.full_like(scale, 1e4)), scale)
@@ -54,7 +54,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def quantise_planes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x ≈ (h + l/254)·s: two int8 planes and a constant for each row, s = max|x|/127. A row with inf or NaN has s = NaN."""
+    """x ≈ (h + l/254)·s: two int8 planes and a scale for each row, s = max|x|/127. A row with inf or NaN has s = NaN."""
     largest = x.abs().amax(dim=1)
     scale = torch.where(largest.isfinite(), largest / 127, torch.nan)
     value = x / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
@@ -75,7 +75,7 @@ def linear_exact(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None
 
 def linear_llm_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, threshold: float = 6.0) -> Tensor:
     """LLM.int8() (Dettmers et al. 2022, section 3.2), int8 weights kept: outlier columns, those with |x| ≥ threshold in
-    some row of finite numbers, are multiplied in float; the rest as int8·int8, row constants over the rest alone.
+    some row of finite numbers, are multiplied in float; the rest as int8·int8, row scales over the rest alone.
 
     As in bitsandbytes, but an all-zero row is zero. The one op whose rows depend on each other: they share the columns.
     """
@@ -97,7 +97,7 @@ def linear_llm_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = N
 def linear_grouped(
     x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None, threshold: float = 6.0, group: int = 64
 ) -> Tensor:
-    """As `linear_llm_int8`, with a constant for each `group` columns of a row of x instead of one for all: three quarters of
+    """As `linear_llm_int8`, with a scale for each `group` columns of a row of x instead of one for all: three quarters of
     its loss are gone (docs/architecture.md). The products of a group are exact, their sum is float64 here."""
     finite = x.isfinite().all(dim=1, keepdim=True)
     clean = torch.where(finite, x, torch.zeros_like(x)).float()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Rows, TensorInfo
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.files import GGUF_METADATA
 from bigrun.checkpoint.formats.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
 from bigrun.checkpoint.mapped import WILLNEED, Mapped
 from bigrun.errors import CheckpointError
@@ -32,13 +33,15 @@ class _File:
 class GgufCheckpoint:
     """A .gguf file, or any of a split set's, which is then all opened. `config` is its metadata in Hugging Face's words."""
 
+    format = "GGUF"
     dialect: Dialect = "gguf"
 
     def __init__(self, path: Path):
-        self.where = str(path)
+        self.where, self.folder = str(path), path.parent
+        self.limits = Limits(MOST_TENSORS)  # which the header is held to here: nothing of it is left to be read
         self._files = _open_all(path)
         self.paths = tuple(file.path for file in self._files)
-        self.metadata = self._files[0].metadata
+        self.metadata: Mapping[str, Any] | None = self._files[0].metadata
         self._found: dict[str, GgufTensor] = {}
         self._homes: dict[str, _File] = {}
         tensors: dict[str, TensorInfo] = {}
@@ -51,12 +54,12 @@ class GgufCheckpoint:
                 self._found[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
             _check_apart(file, tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
-        self.config: Mapping[str, Any] = _config(self.metadata, self._found, str(self.paths[0]))
+        self.config: Mapping[str, Any] = _config(self._files[0].metadata, self._found, str(self.paths[0]))
 
-    def metadata_only(self) -> bytes:
+    def companions(self) -> Mapping[str, bytes]:
         """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
         data = self._files[0].mapped.data
-        return bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])
+        return {GGUF_METADATA: bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])}
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         from gguf import GGMLQuantizationType, dequantize

@@ -1,4 +1,4 @@
-"""Sharded and single safetensors, mapped, never read as a whole: float32, float16, bfloat16, and float8 e4m3 with constants
+"""Sharded and single safetensors, mapped, never read as a whole: float32, float16, bfloat16, and float8 e4m3 with scales
 in blocks, as DeepSeek-V3 and others are published (NAME beside NAME_scale_inv or NAME_scale).
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Rows, TensorInfo
-from bigrun.checkpoint.files import read_file
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.files import read_companions, read_file
 from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, Entry, data_bytes, longest, parse, weight_map
 from bigrun.checkpoint.mapped import POPULATE_READ, WILLNEED, Mapped
 from bigrun.errors import CheckpointError
@@ -65,15 +65,17 @@ def inside(folder: Path, file: str, index: str) -> Path:
 class SafetensorsCheckpoint:
     """A folder with config.json and model.safetensors, or its index and shards.
 
-    `most_tensors` bounds what its headers and its index may hold; whoever knows the model sets it before they are read.
+    `limits` bounds what its headers and its index may hold; whoever knows the model sets it before they are read.
     """
 
+    format = "safetensors"
     dialect: Dialect = "hf"
+    metadata: Mapping[str, Any] | None = None
 
     def __init__(self, folder: Path):
         self.folder, self.where = folder, str(folder)
         self.config: Mapping[str, Any] = read_config(folder)
-        self.most_tensors = MOST_TENSORS
+        self.limits = Limits(MOST_TENSORS)
         self._maps: dict[str, tuple[Mapped, int, dict[str, Entry]]] = {}
         self._blocks: dict[str, np.ndarray] = {}
 
@@ -87,7 +89,7 @@ class SafetensorsCheckpoint:
             return (SINGLE,)
         return tuple(
             dict.fromkeys(
-                weight_map(read_file(index, longest(self.most_tensors)), str(index), self.most_tensors).values()
+                weight_map(read_file(index, longest(self.limits.tensors)), str(index), self.limits.tensors).values()
             )
         )
 
@@ -95,9 +97,12 @@ class SafetensorsCheckpoint:
     def paths(self) -> tuple[Path, ...]:
         return tuple(self.folder / file for file in self.files)
 
+    def companions(self) -> Mapping[str, bytes]:
+        return read_companions(self.folder)
+
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """All tensors but the constants of float8 ones, which belong to these."""
+        """All tensors but the scales of float8 ones, which belong to these."""
         self._home: dict[str, str] = {}
         found: dict[str, Entry] = {}
         for file in self.files:
@@ -112,16 +117,16 @@ class SafetensorsCheckpoint:
         for name, entry in found.items():
             if name not in hidden:
                 readable = entry.dtype in DTYPES and (entry.dtype != "F8_E4M3" or name in self._scales)
-                where, constants = str(self.folder / self._home[name]), None
+                where, scale_info = str(self.folder / self._home[name]), None
                 if scale := self._scales.get(name):
                     height, width = entry.shape
                     block = self._block(height, width, found[scale].shape)
-                    constants = (scale, str(self.folder / self._home[scale]), *block)
-                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, constants)
+                    scale_info = (scale, str(self.folder / self._home[scale]), *block)
+                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info)
         return result
 
     def _scale_of(self, name: str, found: Mapping[str, Entry]) -> str:
-        """The constants of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
+        """The scales of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
         rows, columns = (*found[name].shape, 0, 0)[:2]
         if not rows or not columns:
             return ""
@@ -134,7 +139,7 @@ class SafetensorsCheckpoint:
         return ""
 
     def _block(self, rows: int, columns: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns that share a constant, by the shape of the constants; (0, 0) for none that is known."""
+        """Rows and columns that share a scale, by the shape of the scales; (0, 0) for none that is known."""
         if shape in ((), (1,), (1, 1)):
             return rows, columns
         if shape in ((rows,), (rows, 1)):
@@ -153,7 +158,7 @@ class SafetensorsCheckpoint:
         values = mapped.array(dtype, nbytes // dtype.itemsize, offset).reshape(stop - start, *info.shape[1:])
         if info.dtype != "F8_E4M3":
             return Rows(values, info.dtype == "BF16")
-        blocks = self._constants(name)
+        blocks = self._block_scales(name)
         height, width = info.shape
         tall, across = self._block(height, width, blocks.shape)
         blocks = blocks.reshape(-(-height // tall), -(-width // across))
@@ -174,7 +179,7 @@ class SafetensorsCheckpoint:
         row = entry.nbytes // max(1, entry.shape[0] if entry.shape else 1)
         return mapped, base + entry.begin + start * row, (stop - start) * row
 
-    def _constants(self, name: str) -> np.ndarray:
+    def _block_scales(self, name: str) -> np.ndarray:
         if name not in self._blocks:
             scale = self._scales[name]
             mapped, base, header = self._open(self._home[scale])
@@ -191,14 +196,14 @@ class SafetensorsCheckpoint:
             if not path.exists():
                 raise CheckpointError(f"{path}: missing, though {INDEX} names it")
             mapped = Mapped(path)
-            size, most = int.from_bytes(mapped.data[:8], "little"), longest(self.most_tensors)
+            size, most = int.from_bytes(mapped.data[:8], "little"), longest(self.limits.tensors)
             if mapped.size < 8 or 8 + size > mapped.size:
                 raise CheckpointError(
                     f"{path}: damaged or cut short: its header would end at {8 + size}; fetch it again"
                 )
             if size > most:
                 raise CheckpointError(f"{path}: its header has {size} bytes, far more than this model's tensors take")
-            header = parse(mapped.data[8 : 8 + size], str(path), self.most_tensors)
+            header = parse(mapped.data[8 : 8 + size], str(path), self.limits.tensors)
             end = 8 + size + data_bytes(header)
             if end != mapped.size:
                 raise CheckpointError(

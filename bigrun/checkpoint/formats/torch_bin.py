@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bigrun.checkpoint.base import Rows, TensorInfo
-from bigrun.checkpoint.files import read_file
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.files import read_companions, read_file
 from bigrun.checkpoint.formats.pickle_guard import ANEW, ITEM_BYTES, Bad, Record, StoredTensor, read_program
 from bigrun.checkpoint.formats.safetensors import inside, read_config
-from bigrun.checkpoint.formats.safetensors_header import weight_map
+from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
@@ -35,10 +35,13 @@ LARGEST_NOTE = 1024  # bytes of any record that is no tensor's
 class TorchCheckpoint:
     """A folder with config.json and pytorch_model.bin, or its index and shards."""
 
+    format = "torch"
     dialect: Dialect = "hf"
+    metadata: Mapping[str, Any] | None = None
 
     def __init__(self, folder: Path):
         self.folder, self.where = folder, str(folder)
+        self.limits = Limits(MOST_TENSORS)
         self.config: Mapping[str, Any] = read_config(folder)
         self._shards: dict[str, dict[str, StoredTensor]] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
@@ -66,7 +69,13 @@ class TorchCheckpoint:
     @cached_property
     def _homes(self) -> Mapping[str, str]:
         """Tensor name → the file that it is read from: the index's where two hold it."""
-        homes = {name: file for file in self._files for name in self._shard(file)}
+        homes: dict[str, str] = {}
+        for file in self._files:
+            homes |= dict.fromkeys(self._shard(file), file)
+            if len(homes) > self.limits.tensors:
+                raise CheckpointError(
+                    f"{self.folder / file}: {len(homes)} tensors so far, far more than this model has"
+                )
         for name, file in self._weight_map.items():
             if name not in self._shard(file):
                 raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is missing, though {INDEX} names it")
@@ -79,6 +88,9 @@ class TorchCheckpoint:
     def _info(self, file: str, tensor: StoredTensor) -> TensorInfo:
         where, readable = str(self.folder / file), tensor.dtype in READABLE
         return TensorInfo(tensor.dtype, tensor.shape, tensor.nbytes, readable, where)
+
+    def companions(self) -> Mapping[str, bytes]:
+        return read_companions(self.folder)
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         """A view of the file where the rows lie in it one after another, else a copy of these rows."""

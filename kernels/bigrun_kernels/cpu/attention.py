@@ -5,7 +5,7 @@ merged from first to last. Where a step has few tokens, spans are tasks for the 
 elsewhere one task takes some tokens of a sequence through all of them, so that they find a page in the cache. The arithmetic of
 a token is the same in both, and depends on nothing but the token and its sequence.
 
-Pages are [P, KVH, page, D] in float32, float16 (as its bits) or int8 with a float16 constant a vector, [P, KVH, page]; D is a
+Pages are [P, KVH, page, D] in float32, float16 (as its bits) or int8 with a float16 scale a vector, [P, KVH, page]; D is a
 head's size to a multiple of 8, page a multiple of 8. Kernels take them flat.
 """
 
@@ -18,14 +18,14 @@ from bigrun_kernels.cpu.rows import read_row, write_row
 from bigrun_kernels.cpu.scalar import exp, float_to_half, half_to_float
 
 LARGEST_HALF = np.float32(65504.0)
-LARGEST_VECTOR = np.float32(8e6)  # 127 times what a float16 constant can be
+LARGEST_VECTOR = np.float32(8e6)  # 127 times what a float16 scale can be
 SPAN_PAGES = 2
 TOKENS = 8  # of a task that takes tokens through all spans
 
 
 @kernel
 def _store_vector(source, at, size, pages, first, dim, scale, index):
-    """pages[first : first + dim] = source[at : at + size], then zeros: float16 saturated, or int8 with its constant at
+    """pages[first : first + dim] = source[at : at + size], then zeros: float16 saturated, or int8 with its scale at
     scale[index]."""
     vector = np.zeros(dim, np.float32)
     for d in range(size):
@@ -35,7 +35,7 @@ def _store_vector(source, at, size, pages, first, dim, scale, index):
         for d in range(size):
             largest = max(largest, abs(vector[d]))
             finite = finite and abs(vector[d]) < LARGEST_VECTOR
-        code = np.uint16(0x7E00)  # the constant of a vector with NaN or inf is NaN: whoever attends to it shall know
+        code = np.uint16(0x7E00)  # the scale of a vector with NaN or inf is NaN: whoever attends to it shall know
         if finite:
             code = float_to_half(largest / np.float32(127.0))
             if half_to_float(code) * np.float32(127.49) < largest:
@@ -61,7 +61,7 @@ def store_token(qkv, t, offset, size, heads, dim, page, slot, pages, scale, head
 
 @inlined
 def _units(scale, first, count, target):
-    """target[:count] = the constants of a page's vectors; ones where the pages have none."""
+    """target[:count] = the scales of a page's vectors; ones where the pages have none."""
     if scale.size:
         read_row(scale[first : first + count], False, target[:count])
     else:

@@ -37,7 +37,7 @@ from bigrun_kernels.cpu.vectors import (
 
 CHUNK = 256  # quads
 UNROLL = 2  # quads a turn of the loop; with four, LLVM reorders sums until registers run out
-GROUP_QUADS = 8  # of a table's constants
+GROUP_QUADS = 8  # of a table's scales
 
 
 def multiply_add_16(builder, a, b):

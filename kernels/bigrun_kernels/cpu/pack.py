@@ -28,7 +28,6 @@ from bigrun_kernels.cpu.vectors import (
 )  # fmt: skip
 
 STEP = 16  # columns at a time
-LINE = 64  # bytes of four columns of the sixteen rows of a panel
 
 
 @intrinsic
@@ -75,23 +74,24 @@ def _layer(kind):
     """The intrinsic that lays entries of one kind."""
 
     @intrinsic
-    def pack_kind(typingctx, row, first, count, unit, target, offset):
+    def pack_kind(typingctx, row, first, count, unit, target, offset, line):
         def generate(context, builder, signature, args):
             source, to = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4))
             source = builder.gep(source, [args[1]])
             to = builder.gep(builder.bitcast(to, I8.as_pointer()), [args[5]])
-            unit = everywhere(builder, args[3], STEP)
+            unit, stride = everywhere(builder, args[3], STEP), args[6]
             with loop(builder, args[2], STEP) as k:
                 values = builder.fdiv(_floats(builder, builder.gep(source, [k]), kind), unit)
                 values = call(builder, f"llvm.rint.v{STEP}f32", values.type, [values])
                 whole = builder.trunc(builder.fptosi(values, vector(I32, STEP)), vector(I8, STEP))
                 words = builder.bitcast(whole, vector(I32, STEP // 4))
-                line = builder.gep(to, [builder.mul(k, I64(LINE // 4))])
+                quad = builder.gep(to, [builder.mul(builder.lshr(k, I64(2)), stride)])
                 for i in range(STEP // 4):
-                    store(builder, builder.extract_element(words, I32(i)), builder.gep(line, [I64(i * LINE)]))
+                    place = builder.gep(quad, [builder.mul(stride, I64(i))])
+                    store(builder, builder.extract_element(words, I32(i)), place)
             return context.get_dummy_value()
 
-        return types.void(row, types.int64, types.int64, types.float32, target, types.int64), generate
+        return types.void(row, types.int64, types.int64, types.float32, target, types.int64, types.int64), generate
 
     return pack_kind
 
@@ -119,24 +119,24 @@ def _peak_overload(row, first, count, is_bfloat):
     return peak_half
 
 
-def pack(row, first, count, is_bfloat, unit, target, offset):
+def pack(row, first, count, is_bfloat, unit, target, offset, line):
     """Columns first … first + count of a row, a multiple of sixteen, as round(x / unit) into a lane of `target` int8 that has
-    the first of them at `offset`. A unit of inf makes zeros."""
+    the first of them at `offset`; `line` bytes lie between four columns and the next four. A unit of inf makes zeros."""
 
 
 @overload(pack)
-def _pack_overload(row, first, count, is_bfloat, unit, target, offset):
+def _pack_overload(row, first, count, is_bfloat, unit, target, offset, line):
     if row.dtype == types.float32:
 
-        def pack_float(row, first, count, is_bfloat, unit, target, offset):
-            _pack_float(row, first, count, unit, target, offset)
+        def pack_float(row, first, count, is_bfloat, unit, target, offset, line):
+            _pack_float(row, first, count, unit, target, offset, line)
 
         return pack_float
 
-    def pack_half(row, first, count, is_bfloat, unit, target, offset):
+    def pack_half(row, first, count, is_bfloat, unit, target, offset, line):
         if is_bfloat:
-            _pack_bfloat(row, first, count, unit, target, offset)
+            _pack_bfloat(row, first, count, unit, target, offset, line)
         else:
-            _pack_half(row, first, count, unit, target, offset)
+            _pack_half(row, first, count, unit, target, offset, line)
 
     return pack_half

@@ -1,6 +1,6 @@
 """Rows of numbers between their stored form and float32: the one place where a dtype decides what is compiled.
 
-Stored forms are float32, uint16 (the bits of float16 or bfloat16), and int8 whose constant is elsewhere. These are
+Stored forms are float32, uint16 (the bits of float16 or bfloat16), and int8 whose scale is elsewhere. These are
 overloads, so that each caller is compiled for the dtype it is given.
 """
 

@@ -1,4 +1,4 @@
-"""Int8 tables in lanes (embedding, head): a float16 constant for each 32 columns of a row. Lookups, and logits in the exact
+"""Int8 tables in lanes (embedding, head): a float16 scale for each 32 columns of a row. Lookups, and logits in the exact
 mode: each group's integer sum is exact, then float32 in the order of groups, so forms, tiles and threads agree to the bit."""
 
 import numpy as np

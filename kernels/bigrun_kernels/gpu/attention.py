@@ -52,7 +52,7 @@ COMBINE_LAUNCH = Combine(16, 4, 1)
 
 @triton.jit
 def score(s, factor, distance, slopes, k_unit, SOFTCAP: tl.constexpr):
-    """Scores of products s [rows, keys]: times the factor and the keys' constants, capped, with ALiBi's term.
+    """Scores of products s [rows, keys]: times the factor and the keys' scales, capped, with ALiBi's term.
 
     softcap · tanh(s / softcap) as 1 − 2 / (e²ˣ + 1), which neither overflows nor loses a NaN.
     """
@@ -81,7 +81,7 @@ def soften(s, most):
 def weigh(acc, p, v, v_unit):
     """acc + p·v, p [rows, keys] in float32, v [keys, D] already of the type of the product.
 
-    Int8 values have constants, from 6e-8 to 65504: p times such a constant need not fit a float16. Divided by the
+    Int8 values have scales, from 6e-8 to 65504: p times such a scale need not fit a float16. Divided by the
     page's largest one it is in [0, 1], as p is; what a weight below 6e-5 then loses is at most 2⁻²⁵ of a value as large
     as the page's largest, a hundred thousand times less than int8 lost. The sum is multiplied back in float32.
     """

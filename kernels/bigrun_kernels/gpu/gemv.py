@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def constants(scale, bias, n, N):
+def scales_and_bias(scale, bias, n, N):
     """Scale and bias of the columns n as float32 vectors; a bias that is None is zeros."""
     s = tl.load(scale + n, mask=n < N, other=0.0)
     b = tl.zeros_like(s)
@@ -64,7 +64,7 @@ def decode_kernel(
         if ROWS > 2:
             a2 = tl.fma(w, tl.load(x2 + at, mask=k < K, other=0.0).to(tl.float32), a2)
             a3 = tl.fma(w, tl.load(x3 + at, mask=k < K, other=0.0).to(tl.float32), a3)
-    s, b = constants(scale, bias, n, N)
+    s, b = scales_and_bias(scale, bias, n, N)
     for i in tl.static_range(ROWS):
         y = tl.sum(a0 if i == 0 else a1 if i == 1 else a2 if i == 2 else a3, axis=1)
         m = (row + i).to(tl.int64)
@@ -96,7 +96,7 @@ def small_kernel(
         acc = tl.dot(w.to(x.dtype.element_ty), v, acc, input_precision="ieee")
     inside = (m < M)[None, :] & (n < N)[:, None]
     if partial is None:
-        s, b = constants(scale, bias, n, N)
+        s, b = scales_and_bias(scale, bias, n, N)
         at = out + m.to(tl.int64)[None, :] * out_row + n.to(tl.int64)[:, None] * out_col
         put(at, acc * s[:, None] + b[:, None], inside, ADD)
     else:
@@ -114,5 +114,5 @@ def combine_kernel(partial, scale, bias, out, M, N, splits, out_row, out_col, CO
     for _ in range(splits):
         y += tl.load(at, mask=n < N, other=0.0)
         at += (m * 0 + M) * N  # 64 bits, from m
-    s, b = constants(scale, bias, n, N)
+    s, b = scales_and_bias(scale, bias, n, N)
     put(out + m * out_row + n.to(tl.int64) * out_col, y * s + b, n < N, ADD)

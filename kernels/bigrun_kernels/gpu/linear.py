@@ -1,7 +1,7 @@
 """Int8 linear layers in Triton: y = x Wᵀ + b with W[n, k] ≈ q[n, k] · scale[n].
 
 `linear_exact` multiplies 16/32-bit activations, the weight being widened in registers. `linear_int8` multiplies int8 by
-int8: LLM.int8() (Dettmers et al. 2022, section 3), also with activation constants for each group of columns. Both take q as
+int8: LLM.int8() (Dettmers et al. 2022, section 3), also with activation scales for each group of columns. Both take q as
 int8 [N, Kp], row-major, where Kp is K padded with zeros to a multiple of 64; both compute addresses in 64 bits (BLOOM-176B's
 head has 3.6e9 weights).
 
@@ -109,7 +109,7 @@ def linear_int8(
     """y = (xq @ q.T) · sx[:, None] · scale + bias: the product of integers is exact, and then float32 from the left.
 
     xq: int8 [M, Kp], any strides; sx: float32 [M], or with `group` (the depth of this card's grouped tiles) [M, Kp/group
-    rounded up]: a constant for each so many columns of a row, xq then within ±127; the rest as in `linear_exact`, out by
+    rounded up]: a scale for each so many columns of a row, xq then within ±127; the rest as in `linear_exact`, out by
     default float32. `outliers`: columns that are zero in xq and multiplied in x's own 16 bits instead. Up to Kp = 65,536 a
     product is one int32 sum; beyond, the sum is split there and the parts are added in float32. A NaN in sx makes its
     row NaN. Needs compute capability 8.0: Triton has no int8 product below.
@@ -122,7 +122,7 @@ def linear_int8(
         raise ValueError(f"xq has {kp} columns and q {q.shape[1]}: pad both alike, with zeros")
     tile = (table or tables.current(xq.device)).tile("grouped" if group else "int8", m)
     if group and group != tile.depth:
-        raise ValueError(f"group is {group}; on this device constants are for {tile.depth} columns each")
+        raise ValueError(f"group is {group}; on this device scales are for {tile.depth} columns each")
     _check("sx", sx, torch.Size((m, triton.cdiv(kp, group)) if group else (m,)), (torch.float32,), xq.device)
     if outliers is not None:
         _check("outliers.columns", outliers.columns, outliers.columns.shape, (torch.int32,), xq.device)

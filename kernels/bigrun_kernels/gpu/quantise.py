@@ -13,7 +13,7 @@ from torch import Tensor
 from bigrun_kernels.gpu.norm import FLOATS, require, row_tile
 
 ALIGN = 64  # int8 rows are padded to a multiple of this
-GROUPS = (0, 32, 64, 128, 256)  # 0: one constant for a row
+GROUPS = (0, 32, 64, 128, 256)  # 0: one scale for a row
 GATHER_COLUMNS = 32  # `side` is written in steps of so many columns
 
 # Not yet tuned on hardware.
@@ -35,7 +35,7 @@ def _entries(x, marks, k, K):
 
 @triton.jit
 def _unit(largest):
-    """The constant of entries up to `largest`: largest/127, or 1 where that is zero."""
+    """The scale of entries up to `largest`: largest/127, or 1 where that is zero."""
     unit = tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))
     return tl.where(unit > 0.0, unit, 1.0)
 
@@ -50,7 +50,7 @@ def _integers(v, unit, good):
 
 @triton.jit
 def _put(v, size, largest, xq, scale, first, Kp, BLOCK: tl.constexpr, GROUP: tl.constexpr):
-    """Writes a block's integers and, with groups, its constants; `largest` is the whole row's, inf for a bad row."""
+    """Writes a block's integers and, with groups, its scales; `largest` is the whole row's, inf for a bad row."""
     k = first + tl.arange(0, BLOCK)
     good = largest < float("inf")
     if GROUP == 0:
@@ -122,7 +122,7 @@ def quantise(x: Tensor, marks: Tensor | None, xq: Tensor, scale: Tensor, group: 
     """Absmax int8 of each row of x over the columns that are not marked; marked ones become 0.
 
     x: fp16, bf16 or fp32 [T, K]; marks: int32, at least K; xq: int8 [T, Kp], Kp being K rounded up to 64, zeros beyond K;
-    scale: fp32 [T], or [T, ⌈Kp/group⌉] with a constant for each 32, 64, 128 or 256 entries. scale = max|x|/127, 1 for
+    scale: fp32 [T], or [T, ⌈Kp/group⌉] with a scale for each 32, 64, 128 or 256 entries. scale = max|x|/127, 1 for
     zeros; xq = round_half_even(x/scale), the division IEEE's: reference.linear_llm_int8's integers to the bit. A row with
     inf or NaN anywhere has NaN for its scales and zeros for its integers.
     """

@@ -1,4 +1,4 @@
-"""The embedding and the head in Triton: int8 with a float16 constant for each 32 entries of a row.
+"""The embedding and the head in Triton: int8 with a float16 scale for each 32 entries of a row.
 
 The form is reference.quantise_groups', row-major and padded with zeros: q int8 [Vp, Kp], scale float16 [Vp, Kp/32], Vp being
 V rounded up to 16 and Kp K rounded up to 64. Addresses are 64-bit (BLOOM-176B's table has 3.6e9 entries). Nothing is
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from bigrun_kernels.gpu.norm import require
 
-GROUP = 32  # entries of a row that share a constant
+GROUP = 32  # entries of a row that share a scale
 ALIGN_ROWS, ALIGN = 16, 64
 
 # Not yet tuned on hardware.
 LOOKUP_BLOCK, LOOKUP_WARPS = 1024, 2
 HEAD_ROWS = 4  # rows of x that share one load of the table
 HEAD_COLUMNS, HEAD_DEPTH, HEAD_WARPS = 8, 256, 4  # rows of the table in a program, and entries of them at a time
-# A block has fewer constants than threads: only then does Triton load them in the layout of the weights they scale.
+# A block has fewer scales than threads: only then does Triton load them in the layout of the weights they scale.
 assert HEAD_COLUMNS * HEAD_DEPTH // GROUP < 32 * HEAD_WARPS
 
 
@@ -45,7 +45,7 @@ def head_kernel(
 ):  # fmt: skip
     """ROWS rows of x by COLUMNS rows of the table: multiply-adds, and one sum after the loop.
 
-    Weight times constant is exact in float32 (8 bits by 11). Each row of x has an accumulator of its own, laid out as the
+    Weight times scale is exact in float32 (8 bits by 11). Each row of x has an accumulator of its own, laid out as the
     weight's load is: hence the order in which it is summed is the same for every ROWS. Groups of ROWS follow each other
     in the grid, so that the second finds its weights in the L2 cache.
     """
@@ -54,7 +54,7 @@ def head_kernel(
     n = tl.program_id(0) // sharing * COLUMNS + tl.arange(0, COLUMNS)
     inside = (n < V)[:, None]
     weights = q + n.to(tl.int64)[:, None] * Kp
-    constants = scale + n.to(tl.int64)[:, None] * (Kp // GROUP)
+    scales = scale + n.to(tl.int64)[:, None] * (Kp // GROUP)
     x0 = x + row.to(tl.int64) * x_row  # rows beyond the last are the last again, and not stored
     x1 = x + tl.minimum(row + 1, M - 1).to(tl.int64) * x_row
     x2 = x + tl.minimum(row + 2, M - 1).to(tl.int64) * x_row
@@ -67,7 +67,7 @@ def head_kernel(
     for first in range(0, Kp, DEPTH):
         k = first + tl.arange(0, DEPTH)[None, :]
         group = first // GROUP + tl.arange(0, DEPTH // GROUP)[None, :]
-        s = tl.load(constants + group, mask=inside & (group < Kp // GROUP), other=0.0).to(tl.float32)
+        s = tl.load(scales + group, mask=inside & (group < Kp // GROUP), other=0.0).to(tl.float32)
         w = tl.load(weights + k, mask=inside & (k < Kp), other=0).to(tl.float32)
         w = tl.reshape(tl.reshape(w, [COLUMNS, DEPTH // GROUP, GROUP]) * s[:, :, None], [COLUMNS, DEPTH])
         at = k.to(tl.int64) + across

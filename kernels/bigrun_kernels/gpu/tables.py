@@ -15,7 +15,7 @@ DECODE_ROWS = 4  # rows of x that share one load of the weight in decode's kerne
 SMALL_ROWS = 16  # rows that one matrix instruction takes anyway
 SPLIT_ENTRIES = 2**17  # sums of a row that a kernel which splits K may leave to be added
 SIDE = 128  # outlier columns of which dense copies are made; with more, they are read where they lie
-KINDS = ("16bit", "int8", "grouped")  # what a tile multiplies: 16-bit x, int8 x with a constant a row, or a group
+KINDS = ("16bit", "int8", "grouped")  # what a tile multiplies: 16-bit x, int8 x with a scale a row, or a group
 PREFILLS = ("exact", "grouped")
 
 
@@ -86,7 +86,7 @@ def table_from(values: Mapping[str, Any]) -> Table:
     if any(not group or group[-1].up_to for group in tiles.values()):
         raise ValueError("each kind needs a last tile for any number of rows (up_to 0)")
     if any(tile.depth not in (32, 64, 128, 256) for tile in tiles["grouped"]) or len(_depths(tiles["grouped"])) > 1:
-        raise ValueError("grouped tiles need one depth for all, at most 256: it is the group of a constant")
+        raise ValueError("grouped tiles need one depth for all, at most 256: it is the group of a scale")
     if table.prefill not in PREFILLS or not 1 <= table.programs <= 2**20:
         raise ValueError(f"prefill is one of {', '.join(PREFILLS)} and programs between 1 and {2**20}")
     return table

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from bigrun_kernels.gpu.gemv import constants, put
+from bigrun_kernels.gpu.gemv import put, scales_and_bias
 
 MAGIC_BITS = tl.constexpr(
     0x4B400000
@@ -36,7 +36,7 @@ def tile_kernel(
     """One tile of yᵀ = q xᵀ, ROWS of x by COLUMNS of q; `sx` tells int8 x from 16/32-bit x.
 
     Transposed so that the converted weight is the left operand, which Hopper takes from registers, and so that few
-    rows of x pad the cheaper side. int8 x has a constant a row (then K is summed in int32 in CHUNKS of CHUNK entries, the
+    rows of x pad the cheaper side. int8 x has a scale a row (then K is summed in int32 in CHUNKS of CHUNK entries, the
     last taking what is left, and each sum turned into float32) or one for each GROUP entries of a row: then every group's
     int32 sum starts at the bits of a float whose fraction it fills, which spares a conversion.
 
@@ -51,13 +51,13 @@ def tile_kernel(
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
     if GROUP > 0:
         groups = tl.cdiv(Kp, GROUP)
-        constant = sx + m.to(tl.int64) * groups
+        first = sx + m.to(tl.int64) * groups
         for group in range(groups):
             k = group * GROUP + tl.arange(0, GROUP)
             w = tl.load(weights + k[None, :], mask=(n < N)[:, None] & (k < Kp)[None, :], other=0)
             v = tl.load(inputs + k.to(tl.int64)[:, None] * x_col, mask=(k < K)[:, None] & (m < M)[None, :], other=0)
             bits = tl.dot(w, v, tl.full([COLUMNS, ROWS], MAGIC_BITS, tl.int32), out_dtype=tl.int32)
-            s = tl.load(constant + group, mask=m < M, other=0.0)
+            s = tl.load(first + group, mask=m < M, other=0.0)
             total = tl.fma(bits.to(tl.float32, bitcast=True) - MAGIC, s[None, :] + tl.zeros_like(total), total)
     else:
         for chunk in tl.static_range(CHUNKS):
@@ -80,6 +80,6 @@ def tile_kernel(
             total = _outliers(wide_side, dense, columns, number, m, n, M, N, SIDE, total, SIDE, PIECE)
         else:
             total = _outliers(wide, weights, columns, number, m, n, M, N, wide_row, total, 0, PIECE)
-    s, b = constants(scale, bias, n, N)
+    s, b = scales_and_bias(scale, bias, n, N)
     at = out + m.to(tl.int64)[None, :] * out_row + n.to(tl.int64)[:, None] * out_col
     put(at, total * s[:, None] + b[:, None], (m < M)[None, :] & (n < N)[:, None], ADD)

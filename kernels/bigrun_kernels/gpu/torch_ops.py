@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 class TorchOps(Composed):
     """Plain torch on tensors of one GPU. `work`: the device's step buffers (bigrun/model/gpu_buffers.py). `group`: columns that
-    share an activation's constant in the mode "grouped"."""
+    share an activation's scale in the mode "grouped"."""
 
     name = "torch"
     capturable = False  # as one CUDA graph

@@ -89,8 +89,8 @@ class TritonOps(TorchOps):
         (rows, kp), n = (len(x), w.values.shape[1]), out.shape[1]
         xq = self.work["quantised"].flatten()[: rows * kp].view(rows, kp)
         groups = -(-kp // group) if group else 1
-        constants = self.work["constants"].flatten()[: rows * groups]
-        sx = constants.view(rows, groups) if group else constants
+        scales = self.work["scales"].flatten()[: rows * groups]
+        sx = scales.view(rows, groups) if group else scales
         quantise.quantise(x, marks, xq, sx, group)
         outliers, values = None, w.values[:n]
         if marks is not None:
