@@ -67,12 +67,12 @@ def contexts(model: str, lengths: list[int], count: int) -> None:
         with Runner(
             model, context=max(lengths) + 100, batch=len(lengths), kv=kv, gpus="none", progress=False
         ) as runner:
-            found: dict[int, list[float]] = {n: [] for n in lengths}
+            times: dict[int, list[float]] = {n: [] for n in lengths}
             fill(runner, lengths)
             for _ in range(5):
                 for s, length in enumerate(lengths):
-                    found[length].append(steps(runner, range(s, s + 1), count))
-            medians = [statistics.median(found[n]) for n in lengths]
+                    times[length].append(steps(runner, range(s, s + 1), count))
+            medians = [statistics.median(times[n]) for n in lengths]
             print(
                 f"| {kv} | " + " | ".join(f"{1e3 * t:.1f} ms" for t in medians) + f" | {medians[-1] / medians[0]:.2f} |"
             )
@@ -86,16 +86,16 @@ def batches(model: str, counts: list[int], count: int) -> None:
     with Runner(model, context=128, batch=max(counts), gpus="none", progress=False) as runner:
         fill(runner, [32] * max(counts))
         products = runner.spec.parameters - (0 if runner.spec.tied else runner.spec.vocab * runner.spec.hidden)
-        found: dict[int, list[float]] = {n: [] for n in counts}
+        times: dict[int, list[float]] = {n: [] for n in counts}
         roofs = []
         for _ in range(3):  # three rounds
             roofs.append((read_bandwidth(), multiply_rate()))
             for n in counts:
-                found[n].append(steps(runner, range(n), max(3, count // 3)))
+                times[n].append(steps(runner, range(n), max(3, count // 3)))
         read, rate = (statistics.median(r[i] for r in roofs) for i in (0, 1))
-        one = statistics.median(found[counts[0]]) / counts[0]
+        one = statistics.median(times[counts[0]]) / counts[0]
         for n in counts:
-            step = statistics.median(found[n])
+            step = statistics.median(times[n])
             by_bytes, by_work = decode_bytes(runner, 40) / read, products * n / rate
             print(
                 f"| {n} | {1e3 * step:.1f} ms | {n / step:.1f} | {one * n / step:.2f} | {1e3 * by_bytes:.1f} ms "

@@ -71,12 +71,12 @@ class Child:
         if not self._pid:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             try:
-                found = {"result": call(*args, **more)}
+                outcome = {"result": call(*args, **more)}
             except BigrunError as error:
-                found = {"error": str(error)}
+                outcome = {"error": str(error)}
             except BaseException as error:
-                found = {"bug": repr(error)}
-            os.pwrite(self._file, json.dumps(found).encode(), 0)
+                outcome = {"bug": repr(error)}
+            os.pwrite(self._file, json.dumps(outcome).encode(), 0)
             os._exit(0)
 
     def kill(self) -> None:
@@ -123,20 +123,20 @@ class Faults:
         """The same command again: it must finish, use what was there, and leave nothing else behind."""
         if broken := self.damaged(out):
             return self.count(fault, f"damaged under its own name: {broken[0]}")
-        found = Child(self.convert, out).wait()
-        if "result" not in found:
-            return self.count(fault, f"refused: {self._short(found, out)}")
+        outcome = Child(self.convert, out).wait()
+        if "result" not in outcome:
+            return self.count(fault, f"refused: {self._short(outcome, out)}")
         left = [file.name for file in out.glob(".*")]
-        if found["result"] != len(self.parts) - before:
-            what = f"converted {found['result']} parts again"
+        if outcome["result"] != len(self.parts) - before:
+            what = f"converted {outcome['result']} parts again"
         elif left or self.damaged(out) or len(list(out.glob("*.safetensors"))) != len(self.parts):
             what = f"not whole: {left}"
         else:
             what = FINISHED
         self.count(fault, what)
 
-    def _short(self, found: dict[str, Any], folder: Path) -> str:
-        return str(found.get("error") or found.get("bug")).replace(str(folder), "DIR").replace(str(self.home), "…")
+    def _short(self, outcome: dict[str, Any], folder: Path) -> str:
+        return str(outcome.get("error") or outcome.get("bug")).replace(str(folder), "DIR").replace(str(self.home), "…")
 
     def kills(self, times: int) -> None:
         """At random moments of a conversion from nothing, its beginning more often than its share of the time."""
@@ -167,11 +167,11 @@ class Faults:
         beside = whole - sum(map(len, self.parts.values()))
         for i in range(times):
             out, room = self.home / "full", self.draw.randrange(beside if i % 4 == 0 else whole)
-            found = Child(_with_room, room, self.convert, out).wait()
+            outcome = Child(_with_room, room, self.convert, out).wait()
             begun = (out / MANIFEST).exists()
             fault = f"disk full, {'after' if begun else 'before'} the manifest"
-            if str(out) not in found.get("error", ""):
-                self.count(fault, f"no error that names the folder: {self._short(found, out)}")
+            if str(out) not in outcome.get("error", ""):
+                self.count(fault, f"no error that names the folder: {self._short(outcome, out)}")
             else:
                 self.next_start(fault, out, self._there(out))
             shutil.rmtree(out, ignore_errors=True)
@@ -205,9 +205,9 @@ class Faults:
         for _ in range(times):
             out = self.home / "shared"
             both = [Child(self.answer, self.model, cache=out) for _ in range(2)]
-            for found in [child.wait() for child in both]:
-                right = found.get("result") == self.right
-                self.count("two at once", UNHARMED if right else self._short(found, out))
+            for outcome in [child.wait() for child in both]:
+                right = outcome.get("result") == self.right
+                self.count("two at once", UNHARMED if right else self._short(outcome, out))
             bad = [line for _, lines in [verify_all(out)] for line in lines] if out.exists() else ["no folder"]
             for folder in out.glob("*/"):
                 bad += self.damaged(folder)
@@ -255,24 +255,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for name, times in {"kills": 100, "bytes": 200, "cuts": 100, "full": 25, "pairs": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=times, metavar="N")
-    given = parser.parse_args()
+    options = parser.parse_args()
     started = time.perf_counter()
-    with scratch(given.work) as home:
-        model = given.model or str(home / "model")
-        if given.model is None:
+    with scratch(options.work) as home:
+        model = options.model or str(home / "model")
+        if options.model is None:
             write_model(home / "model")
-        faults = Faults(model, home, given.seed, given.cpu)
+        faults = Faults(model, home, options.seed, options.cpu)
         draw = faults.draw
 
         def flip(data: bytes) -> bytes:
             at = draw.randrange(min(len(data), draw.choice((600, 4200, len(data)))))
             return data[:at] + bytes([data[at] ^ draw.randrange(1, 256)]) + data[at + 1 :]
 
-        faults.kills(given.kills)
-        faults.full(given.full)
-        faults.damages("a byte", given.bytes, flip)
-        faults.damages("cut short", given.cuts, lambda data: data[: draw.randrange(len(data))])
-        faults.pairs(given.pairs)
+        faults.kills(options.kills)
+        faults.full(options.full)
+        faults.damages("a byte", options.bytes, flip)
+        faults.damages("cut short", options.cuts, lambda data: data[: draw.randrange(len(data))])
+        faults.pairs(options.pairs)
     text, good = table(faults.seen)
     print(text)
     print(f"{time.perf_counter() - started:.0f} s")

@@ -317,8 +317,8 @@ class Worker:
         self.pipe.send((kind, number))
         try:
             if self.pipe.poll(PATIENCE):
-                found: tuple[str, str, float] = self.pipe.recv()
-                return found
+                answer: tuple[str, str, float] = self.pipe.recv()
+                return answer
             self.process.kill()
             return "hang", f"no answer within {PATIENCE:.0f} seconds", PATIENCE
         except (EOFError, ConnectionError):
@@ -333,13 +333,13 @@ def main() -> int:
     parser.add_argument("--kind", choices=("all", *KINDS), default="all")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="Stop after so long.")
     parser.add_argument("--replay", metavar="SEED:N", help="One case again; --kind says of which kind.")
-    given = parser.parse_args()
-    kinds = KINDS if given.kind == "all" else (given.kind,)
-    seed, numbers = given.seed, range(given.cases)
-    if given.replay:
-        seed, number = map(int, given.replay.split(":"))
+    options = parser.parse_args()
+    kinds = KINDS if options.kind == "all" else (options.kind,)
+    seed, numbers = options.seed, range(options.cases)
+    if options.replay:
+        seed, number = map(int, options.replay.split(":"))
         numbers = range(number, number + 1)
-        kinds = (given.kind,) if given.kind != "all" else (KINDS[number % len(KINDS)],)
+        kinds = (options.kind,) if options.kind != "all" else (KINDS[number % len(KINDS)],)
     counts: Counter[tuple[str, str]] = Counter()
     slowest = (0.0, "")
     seen: Counter[str] = Counter()
@@ -348,13 +348,13 @@ def main() -> int:
         make_sources(Path(home))
         worker, started = Worker(Path(home), seed), time.perf_counter()
         for number in numbers:
-            if time.perf_counter() - started > given.seconds:
+            if time.perf_counter() - started > options.seconds:
                 break
             kind = kinds[number % len(kinds)]
             outcome, said, seconds = worker.ask(kind, number)
             counts[kind, outcome] += 1
             slowest = max(slowest, (seconds, f"--kind {kind} --replay {seed}:{number}"))
-            if given.replay:
+            if options.replay:
                 print(outcome, said)
             elif outcome not in ("loaded", "refused"):
                 places = [line for line in said.splitlines() if line.startswith("  File ")]

@@ -86,8 +86,8 @@ class Session:
         environment = dict(os.environ, TEARDOWN_CUPTI="0")  # profiled CUDA graphs need it with older drivers
         if self.emulate:  # read when torch, Triton and what uses them are imported
             environment |= {"BIGRUN_GPU": "emulate", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        given = ["--worker", ",".join(names), "--folder", str(self.folder), "--deadline", str(self.deadline)]
-        command = [sys.executable, str(SCRIPT), *given, *(["--emulate"] if self.emulate else [])]
+        arguments = ["--worker", ",".join(names), "--folder", str(self.folder), "--deadline", str(self.deadline)]
+        command = [sys.executable, str(SCRIPT), *arguments, *(["--emulate"] if self.emulate else [])]
         with tempfile.TemporaryFile("w+", dir=self.folder) as errors:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
             self._processes.append(process)
@@ -166,20 +166,20 @@ def commit() -> str:
     """The checkout's, with a + where files differ from it; "unknown" outside git."""
     asked = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=10)
     try:
-        found = asked(["git", "rev-parse", "--short=12", "HEAD"], check=True).stdout.strip()
+        revision = asked(["git", "rev-parse", "--short=12", "HEAD"], check=True).stdout.strip()
         changed = asked(["git", "status", "--porcelain", "--untracked-files=no"], check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found + ("+" if changed else "")
+    return revision + ("+" if changed else "")
 
 
 def room() -> str | None:
     """A folder in memory with room for checkpoints, if there is one: disks are slow."""
     try:
-        found = os.statvfs("/dev/shm")
+        filesystem = os.statvfs("/dev/shm")
     except OSError:
         return None
-    return "/dev/shm" if found.f_bavail * found.f_frsize > 24e9 and "TMPDIR" not in os.environ else None
+    return "/dev/shm" if filesystem.f_bavail * filesystem.f_frsize > 24e9 and "TMPDIR" not in os.environ else None
 
 
 def main() -> int:
@@ -190,19 +190,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the results go (docs/; with --emulate, nowhere)")
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
     parser.add_argument("--emulate", action="store_true", help="run every line, without a GPU, on tiny shapes")
-    given = parser.parse_args()
-    wanted = given.only.split(",") if given.only else list(MEASUREMENTS)
-    if unknown := [name for name in wanted if name not in MEASUREMENTS]:
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else list(MEASUREMENTS)
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
         parser.error(f"--only {','.join(unknown)}: choose of {', '.join(MEASUREMENTS)}")
-    if not given.emulate and (absent := no_gpu()):
+    if not options.emulate and (absent := no_gpu()):
         print(f"{absent}; --emulate runs this script without one", file=sys.stderr)
         return 2
-    wanted = [name for name in wanted if not (given.skip_7b and name in LARGE)]
-    phases = [[[name for name in lane if name in wanted] for lane in phase] for phase in PHASES]
-    if given.emulate:  # one process: imports would be most of it
+    names = [name for name in names if not (options.skip_7b and name in LARGE)]
+    phases = [[[name for name in lane if name in names] for lane in phase] for phase in PHASES]
+    if options.emulate:  # one process: imports would be most of it
         phases = [[[name for phase in phases for lane in phase for name in lane]]]
     with tempfile.TemporaryDirectory(prefix="bigrun-gpu-", dir=room()) as folder:
-        session = Session(given.emulate, Path(folder), given.limit_s)
+        session = Session(options.emulate, Path(folder), options.limit_s)
         try:
             for phase in phases:
                 session.phase(phase)
@@ -214,10 +214,10 @@ def main() -> int:
     rows = {name: session.rows[name] for name in MEASUREMENTS if name in session.rows}
     flat = [row for some in rows.values() for row in some]
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    known = {"date": now, "commit": given.commit or commit(), **session.about}
+    known = {"date": now, "commit": options.commit or commit(), **session.about}
     run = {**{name: known.get(name, "unknown") for name in ABOUT}, "rows": flat}
-    if given.out or not given.emulate:
-        append(run, given.out or ROOT / "docs")
+    if options.out or not options.emulate:
+        append(run, options.out or ROOT / "docs")
     print(f"\n{run['card']}; {', '.join(f'{name} {run[name]}' for name in ABOUT[2:])}")
     print(short_table(rows))
     print(f"{len(flat)} rows, {failures(flat)} failed, {time.time() - session.started:.0f} s")

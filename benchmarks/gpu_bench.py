@@ -142,11 +142,11 @@ class Bench:
         from torch.autograd.profiler import profile  # torch.profiler, built on it, imports the compiler: seconds
 
         self.sync()
-        with profile(use_cpu=self.emulate, use_device=self.pick("cuda", None), use_kineto=True) as found:
+        with profile(use_cpu=self.emulate, use_device=self.pick("cuda", None), use_kineto=True) as trace:
             call()
             self.sync()
         kind = DeviceType.CPU if self.emulate else DeviceType.CUDA
-        return sum(e.time_range.end - e.time_range.start for e in found.function_events if e.device_type == kind) / 1e6
+        return sum(e.time_range.end - e.time_range.start for e in trace.function_events if e.device_type == kind) / 1e6
 
     def idle(self, name: str, call: Callable[[], object], whole: float, turns: int) -> Row:
         """The share of the `whole` seconds that a call of so many turns takes, as measured before, in which the device
@@ -227,33 +227,33 @@ class Bench:
         return TritonOps(work, tables.current(self.device), batch)
 
 
-def on_host(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+def on_host(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """A definition's answer on the host, where torch divides by a number as IEEE says (on a GPU it multiplies by the number's
     reciprocal, so that a constant, and then an integer now and then, is not the definition's); back where the first is."""
-    device = given[0].device
-    given = tuple(each.cpu() if isinstance(each, Tensor) else each for each in given)
-    answer = function(*given, **options)
+    device = arguments[0].device
+    arguments = tuple(each.cpu() if isinstance(each, Tensor) else each for each in arguments)
+    answer = function(*arguments, **options)
     return answer.to(device) if isinstance(answer, Tensor) else tuple(each.to(device) for each in answer)
 
 
-def relative(got: Tensor, wanted: Tensor) -> float:
+def relative(got: Tensor, expected: Tensor) -> float:
     """The Frobenius norm of the difference over that of what was wanted, in float64."""
-    wanted = wanted.double()
-    return float((got.double() - wanted).norm() / wanted.norm())
+    expected = expected.double()
+    return float((got.double() - expected).norm() / expected.norm())
 
 
-def worst_row(got: Tensor, wanted: Tensor) -> float:
+def worst_row(got: Tensor, expected: Tensor) -> float:
     """The largest of the rows' relative errors: rows are of very different sizes where some attend to little."""
-    wanted = wanted.double()
-    return float(((got.double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max())
+    expected = expected.double()
+    return float(((got.double() - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
-def apart(got: Tensor, wanted: Tensor) -> float:
+def apart(got: Tensor, expected: Tensor) -> float:
     """The share of integers that are not equal; infinite where any is further off than one."""
-    difference = (got.int() - wanted.int()).abs()
+    difference = (got.int() - expected.int()).abs()
     return float("inf") if int(difference.max()) > 1 else float((difference > 0).double().mean())
 
 
-def unlike(got: Tensor, wanted: Tensor) -> float:
+def unlike(got: Tensor, expected: Tensor) -> float:
     """How many entries are not equal to the bit; NaN equals NaN."""
-    return float((~((got == wanted) | (got.isnan() & wanted.isnan()))).sum())
+    return float((~((got == expected) | (got.isnan() & expected.isnan()))).sum())

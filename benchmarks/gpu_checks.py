@@ -29,14 +29,14 @@ def exact(b: Bench) -> Iterator[Row]:
         dense = w.values[:, :k].double().T * w.scale.double()
         for path, rows, few in (("decode", 1, 1), ("decode", 3, 3), ("small", 16, 16), ("tile", 300, 17)):
             x = b.normal(b.pick(rows, few), k)
-            wanted = x.double() @ dense + w.bias.double()
-            out = b.poisoned(*wanted.shape)
+            expected = x.double() @ dense + w.bias.double()
+            out = b.poisoned(*expected.shape)
             linear_exact(x, w.values, w.scale, w.bias, out, path)  # type: ignore[arg-type]
-            yield b.checked(f"exact: {path} {list(shape)}, {rows} rows", relative(out, wanted), FULL)
-        held = b.normal(*wanted.shape)
-        wanted = wanted + held.double()
+            yield b.checked(f"exact: {path} {list(shape)}, {rows} rows", relative(out, expected), FULL)
+        held = b.normal(*expected.shape)
+        expected = expected + held.double()
         linear_exact(x, w.values, w.scale, w.bias, held, "tile", add=True)
-        yield b.checked(f"exact: tile {list(shape)}, onto float16", relative(held, wanted), HALF)
+        yield b.checked(f"exact: tile {list(shape)}, onto float16", relative(held, expected), HALF)
 
 
 def int8(b: Bench) -> Iterator[Row]:
@@ -54,16 +54,16 @@ def int8(b: Bench) -> Iterator[Row]:
         ones = torch.ones(max(m, n), device=b.device)
         out = b.poisoned(m, n)
         linear_int8(integers, ones[:m], w.values, ones[:n], None, out)
-        wanted = (integers.double() @ w.values.double().T).float()
-        yield b.checked(f"int8: integers of {list(shape)}", unlike(out, wanted), 0, "entries")
+        expected = (integers.double() @ w.values.double().T).float()
+        yield b.checked(f"int8: integers of {list(shape)}", unlike(out, expected), 0, "entries")
         ops, group = b.ops(m, k, n), tables.current(b.device).tile("grouped", 1).depth
         for outliers in (0, 8, 64, 200):
             x = b.activations(m, k, b.pick(outliers, min(outliers, k)))
-            wanted = {
+            expected = {
                 "llm.int8": on_host(reference.linear_llm_int8, x.float(), q, w.scale, w.bias),
                 "grouped": on_host(reference.linear_grouped, x.float(), q, w.scale, w.bias, group=group),
             }
-            for mode, right in wanted.items():
+            for mode, right in expected.items():
                 out = b.poisoned(m, n)
                 ops.linear(x, w, mode, 6.0, None, out, False)
                 yield b.checked(f"int8: {mode} {list(shape)}, {outliers} outliers", relative(out, right), FULL)
@@ -96,16 +96,16 @@ def elementwise(b: Bench) -> Iterator[Row]:
         out, marks = b.poisoned(t, h, dtype=torch.float16), torch.zeros(h, dtype=torch.int32, device=b.device)
         norm.norm(x, weight, offset, 1e-5, out, marks, 6.0)
         none = torch.empty(0, device=b.device, dtype=torch.float64)
-        wanted = reference.norm(x.double(), weight.double(), none if offset is None else bias.double(), 1e-5)
-        yield b.checked(f"elementwise: {name}", relative(out, wanted), HALF)
-        found = (out.float().abs() >= 6).any(dim=0)
-        yield b.checked(f"elementwise: {name}, outlier marks", unlike(marks, found.int()), 0, "columns")
+        expected = reference.norm(x.double(), weight.double(), none if offset is None else bias.double(), 1e-5)
+        yield b.checked(f"elementwise: {name}", relative(out, expected), HALF)
+        outlier_columns = (out.float().abs() >= 6).any(dim=0)
+        yield b.checked(f"elementwise: {name}, outlier marks", unlike(marks, outlier_columns.int()), 0, "columns")
     two = b.normal(t, 2 * inner)
     out = b.poisoned(t, inner, dtype=torch.float16)
     for kind in ("silu", "gelu", "gelu_tanh", "relu"):
         norm.activate(kind, two, True, out)
-        wanted = reference.activate(kind, two.double(), True)
-        yield b.checked(f"elementwise: {kind}, gated", relative(out, wanted), HALF)
+        expected = reference.activate(kind, two.double(), True)
+        yield b.checked(f"elementwise: {kind}, gated", relative(out, expected), HALF)
     k = b.pick(11008, 332)
     x, kp = b.activations(t, k, 9), ceil(k / ALIGN) * ALIGN
     marks, columns = (torch.zeros(k, dtype=torch.int32, device=b.device) for _ in range(2))
@@ -118,9 +118,9 @@ def elementwise(b: Bench) -> Iterator[Row]:
         xq = b.poisoned(t, kp, dtype=torch.int8)
         scale = b.poisoned(t, kp // group) if group else b.poisoned(t)
         quantise.quantise(x, marks, xq, scale, group)
-        wanted, unit = on_host(reference.quantise_rows, rest.reshape(-1, group or kp))
+        expected, unit = on_host(reference.quantise_rows, rest.reshape(-1, group or kp))
         name = f"elementwise: quantiser, a constant for {f'{group} columns' if group else 'a row'}"
-        yield b.checked(name, apart(xq, wanted.view(t, kp)), 1e-3, "of the integers")
+        yield b.checked(name, apart(xq, expected.view(t, kp)), 1e-3, "of the integers")
         yield b.checked(f"{name}, constants", relative(scale.flatten(), unit), 1e-6)
     quantise.compact(marks, columns, count)
     listed = outlier.nonzero().flatten().int()
@@ -142,17 +142,17 @@ def table(b: Bench) -> Iterator[Row]:
     out = b.poisoned(len(ids), k)
     out[:] = 7
     lookup(ids, q, scale, out)
-    wanted = reference.dequantise_table(q[ids.clamp(0, v - 1)], scale[ids.clamp(0, v - 1)])
-    wanted[(ids < 0) | (ids >= v)] = float("nan")
-    yield b.checked("table: look-up", unlike(out, wanted), 0, "entries")
+    expected = reference.dequantise_table(q[ids.clamp(0, v - 1)], scale[ids.clamp(0, v - 1)])
+    expected[(ids < 0) | (ids >= v)] = float("nan")
+    yield b.checked("table: look-up", unlike(out, expected), 0, "entries")
     for m in (1, 3):
-        x, logits, wanted = b.normal(m, k), b.poisoned(m, v), b.poisoned(m, v, dtype=torch.float64)
+        x, logits, expected = b.normal(m, k), b.poisoned(m, v), b.poisoned(m, v, dtype=torch.float64)
         table_linear(x, q, scale, None, logits)
         step = b.pick(16384, 48)
         for first in range(0, v, step):
             rows = slice(first, first + step)
-            wanted[:, rows] = x.double() @ reference.dequantise_table(q[rows], scale[rows]).double().T
-        yield b.checked(f"table: head, {m} rows", relative(logits, wanted), FULL)
+            expected[:, rows] = x.double() @ reference.dequantise_table(q[rows], scale[rows]).double().T
+        yield b.checked(f"table: head, {m} rows", relative(logits, expected), FULL)
 
 
 class Cache:
@@ -216,13 +216,13 @@ def attention_decode(b: Bench) -> Iterator[Row]:
                 partial, **extra,
             )  # fmt: skip
             queries = qkv[:, : heads * dim].view(count, 1, heads, dim)
-            wanted = torch.cat(
+            expected = torch.cat(
                 [
                     reference.attend(queries[i], *cache.known, cache.tables[i], n - 1, slopes, dim**-0.5, **extra)
                     for i, n in enumerate(lengths)
                 ]
             )
-            yield b.checked(f"decode attention: {shown(kind)} cache, {name}", worst_row(out, wanted.flatten(1)), HALF)
+            yield b.checked(f"decode attention: {shown(kind)} cache, {name}", worst_row(out, expected.flatten(1)), HALF)
 
 
 def attention_prompt(b: Bench) -> Iterator[Row]:
@@ -243,8 +243,8 @@ def attention_prompt(b: Bench) -> Iterator[Row]:
             kernels.attention_prompt(
                 qkv, heads, *cache.pages, *cache.scales, cache.tables[0], first, slopes, dim**-0.5, out, **extra
             )
-            wanted = reference.attend(queries, *cache.known, cache.tables[0], first, slopes, dim**-0.5, **extra)
-            yield b.checked(f"prompt attention: {shown(kind)} cache, {name}", worst_row(out, wanted.flatten(1)), HALF)
+            expected = reference.attend(queries, *cache.known, cache.tables[0], first, slopes, dim**-0.5, **extra)
+            yield b.checked(f"prompt attention: {shown(kind)} cache, {name}", worst_row(out, expected.flatten(1)), HALF)
 
 
 def store(b: Bench) -> Iterator[Row]:
@@ -259,7 +259,7 @@ def store(b: Bench) -> Iterator[Row]:
     slots = torch.randperm(count * PAGE, generator=torch.Generator().manual_seed(2))[:tokens].to(b.device)
     slots[1] = -1
     angles = b.normal(tokens, dim // 2, dtype=torch.float32) * 100
-    rotation = torch.cat([angles.cos(), angles.sin()], dim=1)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
     for kind in (torch.float16, torch.int8):
         qkv = b.normal(tokens, (heads + 2 * kv_heads) * dim)
         shape = (count, kv_heads, PAGE, dim)
@@ -271,9 +271,9 @@ def store(b: Bench) -> Iterator[Row]:
             return [Pages(v, u if kind == torch.int8 else None) for v, u in zip(values, units, strict=True)]
 
         theirs, mine = pages("cpu"), pages(b.device)
-        TorchOps({}).rope_and_store_kv(host, heads, kv_heads, dim, rotation.cpu(), slots.cpu(), *theirs)
+        TorchOps({}).rope_and_store_kv(host, heads, kv_heads, dim, cos_sin.cpu(), slots.cpu(), *theirs)
         kept = *(page.values for page in mine), *(page.scale for page in mine)
-        rope_and_store_kv(qkv, heads, kv_heads, dim, rotation, slots, *kept)
+        rope_and_store_kv(qkv, heads, kv_heads, dim, cos_sin, slots, *kept)
         queries = slice(0, heads * dim)
         yield b.checked(f"store: {shown(kind)} cache, queries", relative(qkv[:, queries].cpu(), host[:, queries]), HALF)
         for name, got, right in zip(("keys", "values"), mine, theirs, strict=True):

@@ -138,12 +138,12 @@ def pages(b: Bench, kv_heads: int, context: int, dim: int, kind: torch.dtype) ->
     """Copies of keys, values and their constants (None for float16), in pages."""
     shape = (-(-context // 64), kv_heads, 64, dim)
     int8 = kind == torch.int8
-    found: list[list[Any]] = []
+    copies: list[list[Any]] = []
     for _ in range(b.copies(2 * kv_heads * context * dim * kind.itemsize)):
         both = [b.integers(-127, 128, *shape) if int8 else b.normal(*shape) for _ in "kv"]
         units = [b.constants(*shape[:3], dtype=torch.float16) if int8 else None for _ in "kv"]
-        found.append([*both, *units])
-    return found
+        copies.append([*both, *units])
+    return copies
 
 
 def attention(b: Bench) -> Iterator[Row]:
@@ -236,7 +236,7 @@ class SomeBlock:
         positions = torch.arange(context - tokens, context, device=b.device)
         sequences, slots = torch.zeros_like(positions), positions
         angles = b.normal(tokens, dim // 2, dtype=torch.float32)
-        rotation = torch.cat([angles.cos(), angles.sin()], dim=1)
+        cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
 
         def cache(turn: int) -> Any:
             return kept[turn % len(kept)]
@@ -251,7 +251,7 @@ class SomeBlock:
 
         self.calls: dict[str, Callable[[int], object]] = {
             "norm, q, k, v": normed_linear("qkv", qkv),
-            "rotate and store": lambda turn: ops.rope_and_store_kv(qkv, heads, heads, dim, rotation, slots, *cache(turn)),
+            "rope and store": lambda turn: ops.rope_and_store_kv(qkv, heads, heads, dim, cos_sin, slots, *cache(turn)),
             "attention": lambda turn: ops.attention(
                 qkv, heads, *cache(turn), table, sequences, positions, none, dim**-0.5, attended
             ),

@@ -67,8 +67,8 @@ def opened(b: Bench, size: str, gpu: bool = True, context: int = 0, **options: A
     emptied(b)
     room = {"0.1b": "2GB", "7b": "12GB"}[size]
     place = {0: b.pick(room, "200MB")} if gpu else {"cpu": room}
-    given = {"max_memory": place, "context": context or b.pick(640, 80), "kernels": b.pick("triton", "reference")}
-    return Runner(str(folder), progress=False, **(given | options))
+    defaults = {"max_memory": place, "context": context or b.pick(640, 80), "kernels": b.pick("triton", "reference")}
+    return Runner(str(folder), progress=False, **(defaults | options))
 
 
 def emptied(b: Bench) -> None:
@@ -95,17 +95,17 @@ def gpu_engine(runner: Any) -> Any:
 
 def logits_of_modes(runner: Any, ids: list[int]) -> dict[str, np.ndarray]:
     """float32 [tokens, vocabulary] of one Runner in each mode."""
-    found, engine = {}, gpu_engine(runner)
+    logits, engine = {}, gpu_engine(runner)
     known = arithmetics(runner)
     for mode in BARS:
         engine.arithmetic = known[mode]
-        found[mode] = runner.logits(np.array([ids]))[0]
+        logits[mode] = runner.logits(np.array([ids]))[0]
     engine.arithmetic = known["auto"]
-    return found
+    return logits
 
 
-def compared(b: Bench, size: str, found: Mapping[str, np.ndarray], reference: torch.Tensor) -> Iterator[Row]:
-    for mode, logits in found.items():
+def compared(b: Bench, size: str, logits_by_mode: Mapping[str, np.ndarray], reference: torch.Tensor) -> Iterator[Row]:
+    for mode, logits in logits_by_mode.items():
         far, kl = apart(logits, reference)
         most, most_kl = BARS[mode]
         yield b.checked(f"{size}: logits, {mode}, from float32", far, most)
@@ -157,15 +157,15 @@ def small_model(b: Bench) -> Iterator[Row]:
     made = config(b, "0.1b")
     ids = list(tokens(made, b.pick(512, 3)))
     with opened(b, "0.1b") as runner:
-        found = logits_of_modes(runner, ids)
+        logits = logits_of_modes(runner, ids)
         speed = decode_speed(b, runner, b.pick(512, 2))
         yield within_plan(b, "0.1b", runner, None)
         yield from decoded(b, "0.1b", runner)
     yield b.timed("0.1b: decode", speed, "tokens/s")
     with opened(b, "0.1b", gpu=False, mode="exact") as runner:
         host = runner.logits(np.array([ids]))[0]
-    yield b.checked("0.1b: logits, exact, from the host's", apart(found["exact"], torch.from_numpy(host))[0], HOST)
-    yield from compared(b, "0.1b", found, reference_logits(b, made, torch.tensor(ids, device=b.device)))
+    yield b.checked("0.1b: logits, exact, from the host's", apart(logits["exact"], torch.from_numpy(host))[0], HOST)
+    yield from compared(b, "0.1b", logits, reference_logits(b, made, torch.tensor(ids, device=b.device)))
 
 
 def decode_speed(b: Bench, runner: Any, context: int) -> float:
@@ -196,8 +196,8 @@ def large_model(b: Bench) -> Iterator[Row]:
     room = b.pick(2304, 80)
     with opened(b, "7b", context=room, prompt_tokens=prompt) as runner:
         yield b.timed("7b: loaded", runner.load_seconds, "s", note="; ".join([runner.kernels, *runner.notes]))
-        found = logits_of_modes(runner, ids[:count])
-        np.save(b.folder / "exact.npy", found["exact"][: b.pick(EXACT_TOKENS, 3)])
+        logits = logits_of_modes(runner, ids[:count])
+        np.save(b.folder / "exact.npy", logits["exact"][: b.pick(EXACT_TOKENS, 3)])
         speed = decode_speed(b, runner, context)
         note = f"{1e3 / speed:.2f} ms; {predicted(b, runner, room):.0f} tokens/s predicted"
         yield b.timed("7b: decode at 512 positions", speed, "tokens/s", 300, note=note)
@@ -215,7 +215,7 @@ def large_model(b: Bench) -> Iterator[Row]:
         yield gaps(b, runner, context, speed)
     del runner, engine
     emptied(b)
-    yield from compared(b, "7b", found, reference_logits(b, made, torch.tensor(ids[:count], device=b.device)))
+    yield from compared(b, "7b", logits, reference_logits(b, made, torch.tensor(ids[:count], device=b.device)))
     emptied(b)
     yield from peers(b, made, ids, context, speed, prefills)
 

@@ -42,20 +42,20 @@ class Config:
         """Every tensor's shape and standard deviation (0: a norm). A block adds a little to a stream of about one; gates
         and ups are small, so that no column of their product is an outlier; logits spread by two."""
         h, kv, deep = self.hidden, self.kv_heads * self.dim, (2 * self.layers) ** -0.5
-        found: dict[str, tuple[tuple[int, ...], float]] = {"model.embed_tokens.weight": ((self.vocab, h), 1.0)}
+        tensors: dict[str, tuple[tuple[int, ...], float]] = {"model.embed_tokens.weight": ((self.vocab, h), 1.0)}
         for i in range(self.layers):
             block = f"model.layers.{i}."
-            found[f"{block}input_layernorm.weight"] = ((h,), 0.0)
+            tensors[f"{block}input_layernorm.weight"] = ((h,), 0.0)
             for name, rows in (("q", h), ("k", kv), ("v", kv)):
-                found[f"{block}self_attn.{name}_proj.weight"] = ((rows, h), h**-0.5)
-            found[f"{block}self_attn.o_proj.weight"] = ((h, h), 4 * deep * h**-0.5)
-            found[f"{block}post_attention_layernorm.weight"] = ((h,), 0.0)
+                tensors[f"{block}self_attn.{name}_proj.weight"] = ((rows, h), h**-0.5)
+            tensors[f"{block}self_attn.o_proj.weight"] = ((h, h), 4 * deep * h**-0.5)
+            tensors[f"{block}post_attention_layernorm.weight"] = ((h,), 0.0)
             for name in ("gate", "up"):
-                found[f"{block}mlp.{name}_proj.weight"] = ((self.inner, h), 0.4 * h**-0.5)
-            found[f"{block}mlp.down_proj.weight"] = ((h, self.inner), 8 * deep * self.inner**-0.5)
-        found["model.norm.weight"] = ((h,), 0.0)
-        found["lm_head.weight"] = ((self.vocab, h), 2 * h**-0.5)
-        return found
+                tensors[f"{block}mlp.{name}_proj.weight"] = ((self.inner, h), 0.4 * h**-0.5)
+            tensors[f"{block}mlp.down_proj.weight"] = ((h, self.inner), 8 * deep * self.inner**-0.5)
+        tensors["model.norm.weight"] = ((h,), 0.0)
+        tensors["lm_head.weight"] = ((self.vocab, h), 2 * h**-0.5)
+        return tensors
 
     def tensor(self, name: str, device: torch.device) -> Tensor:
         """bfloat16."""
@@ -203,8 +203,8 @@ def llm_int8(w: Tensor) -> Linear:
 def apart(ours: Any, theirs: Tensor) -> tuple[float, float]:
     """(relative Frobenius error, mean KL from theirs) of logits [tokens, vocabulary]."""
     ours, theirs = torch.as_tensor(ours).double(), theirs.double()
-    wanted, got = theirs.log_softmax(dim=-1), ours.log_softmax(dim=-1)
-    kl = (wanted.exp() * (wanted - got)).sum(dim=-1).mean()
+    expected, got = theirs.log_softmax(dim=-1), ours.log_softmax(dim=-1)
+    kl = (expected.exp() * (expected - got)).sum(dim=-1).mean()
     return float((ours - theirs).norm() / theirs.norm()), float(kl)
 
 

@@ -21,8 +21,8 @@ WINDOW = 512
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
+    log_probabilities: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_probabilities
 
 
 def closeness(runner: Any, windows: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
@@ -40,14 +40,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("tests/data/english.txt"))
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--gpus", default="1x1GB")
-    given = parser.parse_args()
+    options = parser.parse_args()
     common: dict[str, Any] = {"context": WINDOW, "progress": False}
-    with Runner(given.model, weights="float32", gpus="none", **common) as peer:
-        ids = np.array(peer.tokenizer.encode(given.text.read_text(encoding="utf-8")))[: given.tokens]
+    with Runner(options.model, weights="float32", gpus="none", **common) as peer:
+        ids = np.array(peer.tokenizer.encode(options.text.read_text(encoding="utf-8")))[: options.tokens]
         windows = np.split(ids, range(WINDOW, len(ids), WINDOW))
         expected = [log_softmax(peer.logits(window[None])[0]) for window in windows]
     kernels = "reference" if os.environ.get("BIGRUN_GPU") == "emulate" else "auto"
-    with Runner(given.model, gpus=given.gpus, kernels=kernels, **common) as runner:
+    with Runner(options.model, gpus=options.gpus, kernels=kernels, **common) as runner:
         engine: Any = next(e for name, e in runner.executor.engines.items() if runner.memories[name].is_gpu)
         print(f"{runner.plan.model}, {len(ids)} tokens in windows of {WINDOW}, {runner.kernels}")
         for mode, threshold in (

@@ -92,7 +92,9 @@ def short_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         barred = [row for row in some if row not in free]
         if name.startswith(CHECKS):
             good = sum(row["met"] is True for row in barred)
-            lines.append(f"{name:70} {f'{good}/{len(barred)}':>9} {'rows':16} {'all':8} {_told(good == len(barred))}")
+            lines.append(
+                f"{name:70} {f'{good}/{len(barred)}':>9} {'rows':16} {'all':8} {_verdict(good == len(barred))}"
+            )
             barred = [row for row in barred if row["met"] is not True]
         lines += [_line(row) for row in barred]
     return "\n".join(lines)
@@ -100,11 +102,11 @@ def short_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def _line(row: Mapping[str, Any]) -> str:
     note = f"  {row['note']}" if row["figure"] is None else ""
-    told = _told(row["met"])
-    return f"{row['name']:70} {shown(row['figure']):>9} {row['unit']:16} {row['bar']:8} {told}{note}".rstrip()
+    verdict = _verdict(row["met"])
+    return f"{row['name']:70} {shown(row['figure']):>9} {row['unit']:16} {row['bar']:8} {verdict}{note}".rstrip()
 
 
-def _told(met: bool | None) -> str:
+def _verdict(met: bool | None) -> str:
     return {None: "", True: "yes", False: "NO"}[met]
 
 

@@ -64,12 +64,12 @@ MEASUREMENTS = {
 
 def work(names: Sequence[str], emulate: bool, folder: Path, deadline: float) -> int:
     """Runs measurements, telling each event as a line of JSON on what was standard output."""
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path[1:1] = [str(ROOT), str(ROOT / "kernels")]
 
     def tell(**event: Any) -> None:
-        print(json.dumps(event), file=told, flush=True)
+        print(json.dumps(event), file=events, flush=True)
 
     import torch
 
@@ -113,16 +113,16 @@ def about(emulate: bool) -> dict[str, str]:
     import torch
     import triton
 
-    found = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     if emulate:
-        return {"card": EMULATED, "capability": "none", "driver": "none", **found}
+        return {"card": EMULATED, "capability": "none", "driver": "none", **versions}
     major, minor = torch.cuda.get_device_capability()
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = "unknown"
-    return {"card": torch.cuda.get_device_name(), "capability": f"{major}.{minor}", "driver": driver, **found}
+    return {"card": torch.cuda.get_device_name(), "capability": f"{major}.{minor}", "driver": driver, **versions}
 
 
 def empty(name: str, note: str, met: bool | None = None) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def main() -> int:
     for name in ("--worker", "--folder", "--deadline"):
         parser.add_argument(name, required=True)
     parser.add_argument("--emulate", action="store_true")
-    given = parser.parse_args()
-    status = work(given.worker.split(","), given.emulate, Path(given.folder), float(given.deadline))
+    options = parser.parse_args()
+    status = work(options.worker.split(","), options.emulate, Path(options.folder), float(options.deadline))
     if (
         status == GO_ON
     ):  # what ends a process in order would ask the GPU, and abort: that would cost the next one its row

@@ -42,12 +42,12 @@ def huge(nbytes: int) -> np.ndarray:
 def weights(rows: int, columns: int) -> list[Weight]:
     shape = lanes.shape(rows, columns)
     size = int(np.prod(shape))
-    found = []
+    copies = []
     for _ in range(max(1, ROTATED // size)):
         values = huge(size).view(np.int8)
         values[:] = np.resize(np.random.default_rng(0).integers(-127, 128, 1 << 16, np.int8), size)
-        found.append(Weight("int8", values.reshape(shape), np.full(rows, 1e-3, np.float32), NOTHING, columns))
-    return found
+        copies.append(Weight("int8", values.reshape(shape), np.full(rows, 1e-3, np.float32), NOTHING, columns))
+    return copies
 
 
 def in_turn(rounds: int, *calls: Callable[[int], object]) -> list[float]:
@@ -79,18 +79,18 @@ def linear_call(ops: CpuOps, some: list[Weight], tokens: int, rows: int) -> Call
 def torch_calls(some: list[Weight], tokens: int, rows: int) -> dict[str, Callable[[int], object]]:
     columns = some[0].columns
     x = torch.randn(tokens, columns)
-    found: dict[str, Callable[[int], object]] = {}
+    calls: dict[str, Callable[[int], object]] = {}
     q = [torch.from_numpy(w.values.reshape(-1)[: rows * columns]).view(rows, columns) for w in some]
     if tokens > 16:
         whole = torch.randint(-127, 128, (tokens, columns), dtype=torch.int8)
-        found["_int_mm"] = lambda turn: torch._int_mm(whole, q[turn % len(q)].t())
+        calls["_int_mm"] = lambda turn: torch._int_mm(whole, q[turn % len(q)].t())
     else:
         half, unit = x.bfloat16(), torch.full((rows,), 1e-3, dtype=torch.bfloat16)
-        found["_weight_int8pack_mm"] = lambda turn: torch._weight_int8pack_mm(half, q[turn % len(q)], unit)
+        calls["_weight_int8pack_mm"] = lambda turn: torch._weight_int8pack_mm(half, q[turn % len(q)], unit)
     dense = torch.randn(rows, columns).bfloat16()
     half = x.bfloat16()
-    found["bfloat16 linear"] = lambda turn: torch.nn.functional.linear(half, dense)
-    return found
+    calls["bfloat16 linear"] = lambda turn: torch.nn.functional.linear(half, dense)
+    return calls
 
 
 def linears(shape: str, ops: CpuOps, rounds: int, read: float, rate: float) -> list[dict]:

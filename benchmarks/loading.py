@@ -183,7 +183,7 @@ def child_decode(model: str, conversion: str, steps: int) -> dict[str, Any]:
             started = time.perf_counter()
             runner.executor.forward({0: [10 + i]})
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
+    return {name: statistics.median(seconds[2:]) for name, seconds in times.items()}
 
 
 def in_turn(model: Path, work: Path, rounds: int, peers: bool) -> None:
@@ -197,16 +197,16 @@ def in_turn(model: Path, work: Path, rounds: int, peers: bool) -> None:
     if peers:
         kinds["transformers + bitsandbytes int8"] = (model, ["transformers", str(model), "int8"])
         kinds["transformers bfloat16"] = (model, ["transformers", str(model), ""])
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+    measurements: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, (files, arguments) in kinds.items():
             shutil.rmtree(work / "cache", ignore_errors=True)
             warm(files)
-            found[name].append(run(arguments))
-            print(f"  {name}: {json.dumps(found[name][-1])}", flush=True)
+            measurements[name].append(run(arguments))
+            print(f"  {name}: {json.dumps(measurements[name][-1])}", flush=True)
     shutil.rmtree(work / "cache", ignore_errors=True)
     print(f"\n{'':50} {'loaded':>8} {'first token':>12} {'peak':>9} {'planned':>9}")
-    for name, results in found.items():
+    for name, results in measurements.items():
         if any("failed" in result for result in results):
             print(f"{name:50} failed: {next(r['failed'] for r in results if 'failed' in r)}")
             continue
@@ -310,9 +310,9 @@ def main() -> None:
     for flag in ("--peers", "--limits", "--decode", "--cold"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        kind, model, *rest = given.child
+    options = parser.parse_args()
+    if options.child:
+        kind, model, *rest = options.child
         if kind == "decode":
             print(json.dumps(child_decode(model, rest[0], 15)))
         else:
@@ -321,21 +321,19 @@ def main() -> None:
             )
         return
     quantiser()
-    subprocess.run(
-        [sys.executable, "-m", "bigrun.cli.app", "convert", "--model", given.model, "--out", given.work / "conversion"],
-        check=True,
-    )
-    in_turn(given.model, given.work, given.rounds, given.peers)
-    if given.decode:
-        found = run(["decode", str(given.model), str(given.work / "conversion")])
+    command = [sys.executable, "-m", "bigrun.cli.app", "convert"]
+    subprocess.run([*command, "--model", options.model, "--out", options.work / "conversion"], check=True)
+    in_turn(options.model, options.work, options.rounds, options.peers)
+    if options.decode:
+        medians = run(["decode", str(options.model), str(options.work / "conversion")])
         print(
-            f"\ndecode, medians: {json.dumps(found)}; mapped is {found['anonymous'] / found['mapped']:.3f} of anonymous"
+            f"\ndecode, medians: {json.dumps(medians)}; mapped is {medians['anonymous'] / medians['mapped']:.3f} of anonymous"
         )
-    if given.cold:
-        cold(given.model, given.work, given.rounds)
-    if given.limits:
-        limits(given.model, given.work)
-    shutil.rmtree(given.work)
+    if options.cold:
+        cold(options.model, options.work, options.rounds)
+    if options.limits:
+        limits(options.model, options.work)
+    shutil.rmtree(options.work)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--host", type=Path, help="write what the last round learned to this host file")
     options = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {}
+    comparisons: dict[str, list[tuple[float, float]]] = {}
     memory: dict[str, list[tuple[float, float]]] = {}
     host: Host | None = None
     for round_ in range(options.rounds):
@@ -111,9 +111,9 @@ def main() -> None:
             all_runs += runs
             memory.setdefault(Path(model).name, []).append(both)
         for run in all_runs:
-            found.setdefault(run.name, []).append((run.predicted(rates), run.seconds))
+            comparisons.setdefault(run.name, []).append((run.predicted(rates), run.seconds))
     print("\n| run | predicted | measured | ratio, each round | median |\n|---|---|---|---|---|")
-    for name, pairs in found.items():
+    for name, pairs in comparisons.items():
         ratios = [predicted / measured for predicted, measured in pairs]
         middle = statistics.median_low(ratios)
         predicted, measured = pairs[ratios.index(middle)]

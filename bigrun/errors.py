@@ -1,4 +1,4 @@
-"""Everything that can go wrong, by whose it is to mend. Each kind carries the exit status that the command line ends with.
+"""Errors, by who can fix them. Each class carries the exit status of the command line.
 
 A message says what is wrong, where (the file, field, device or flag), and what to do about it, in one or two lines. It is
 written with the flags of the command line; a caller in Python reads the names of the parameters in their place.
@@ -40,7 +40,7 @@ class BigrunError(Exception):
     exit_status = 1
 
     def __init__(self, message: str):
-        """Names that a message quotes may hold anything: what would break its line, or the terminal, is escaped."""
+        """Escapes control characters: names quoted in a message may hold anything."""
         message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         super().__init__(message if _on_command_line else _FLAG.sub(_named, message))
 

@@ -10,7 +10,7 @@ from bigrun.errors import BigrunError
 
 
 class Report:
-    """What a long task tells of itself. This one keeps the notes and shows nothing."""
+    """Receives the progress of a long task. This one keeps the notes and shows nothing."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -22,7 +22,7 @@ class Report:
         """`nbytes` more are done; `what` is at hand."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know and that does not end the task."""
+        """A message for the user that does not end the task."""
         self.notes.append(text)
 
 
@@ -92,13 +92,13 @@ def compiling(shown: bool) -> Iterator[None]:
     started, done, live = time.perf_counter(), 0, sys.stderr.isatty()
 
     class Listener(event.Listener):
-        def on_start(self, found: event.Event) -> None:
+        def on_start(self, compilation: event.Event) -> None:
             if live:
-                name = getattr(found.data.get("dispatcher"), "__name__", "")
+                name = getattr(compilation.data.get("dispatcher"), "__name__", "")
                 passed = time.perf_counter() - started
                 print(f"\r\x1b[K  {passed:3.0f} s, {done} compiled, now {name}", end="", file=sys.stderr, flush=True)
 
-        def on_end(self, found: event.Event) -> None:
+        def on_end(self, compilation: event.Event) -> None:
             nonlocal done
             done += 1
 

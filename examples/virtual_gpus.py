@@ -10,8 +10,8 @@ with Runner(progress=False) as alone:
     expected = alone.generate(PROMPT, max_new_tokens=40)
 with Runner(gpus="2x60MB", virtual=True, progress=False) as spread:
     print(spread.plan)
-    found = spread.generate(PROMPT, max_new_tokens=40)
+    result = spread.generate(PROMPT, max_new_tokens=40)
     for name, memory in spread.memories.items():
         print(f"{name}: allocated {memory.peak_bytes:,} of a budget of {memory.budget_bytes:,} bytes")
-print(found.text)
-assert found.token_ids == expected.token_ids
+print(result.text)
+assert result.token_ids == expected.token_ids

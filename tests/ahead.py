@@ -77,9 +77,9 @@ def usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told)}
-    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    counts = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return {"registers": counts["REG"], "spilled": counts["STACK"] + counts["LOCAL"]}
 
 
 Begun = list[tuple[Path, "subprocess.Popen[str]"]]
@@ -102,12 +102,12 @@ def begin(work: Sequence[tuple[Specimen, int]], folder: Path, processes: int = 2
 
 def compiled(begun: Begun) -> dict[tuple[str, int], Any]:
     """(name, capability) → facts, or the error's text."""
-    found: dict[tuple[str, int], Any] = {}
+    facts: dict[tuple[str, int], Any] = {}
     for answers, process in begun:
         output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output[-4000:]
-        found |= pickle.loads(answers.read_bytes())
-    return found
+        facts |= pickle.loads(answers.read_bytes())
+    return facts
 
 
 if __name__ == "__main__":

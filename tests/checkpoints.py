@@ -35,13 +35,13 @@ def llama(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
-    given = LlamaConfig(
+    full_config = LlamaConfig(
         **{
             "vocab_size": VOCAB, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "rms_norm_eps": 2.0**-17,
             "max_position_embeddings": context, "tie_word_embeddings": tied, "attention_bias": bias, "mlp_bias": bias,
         } | shape | config
     )  # fmt: skip
-    return _save(LlamaForCausalLM(given), folder, dtype, max_shard_size, tokenizer, seed)
+    return _save(LlamaForCausalLM(full_config), folder, dtype, max_shard_size, tokenizer, seed)
 
 
 def bloom(
@@ -51,8 +51,10 @@ def bloom(
     """A BloomForCausalLM in `folder`: tied, as all published ones are."""
     from transformers import BloomConfig, BloomForCausalLM
 
-    given = BloomConfig(**{"vocab_size": VOCAB, "hidden_size": hidden, "n_layer": layers, "n_head": heads} | config)
-    return _save(BloomForCausalLM(given), folder, dtype, max_shard_size, tokenizer, seed)
+    full_config = BloomConfig(
+        **{"vocab_size": VOCAB, "hidden_size": hidden, "n_layer": layers, "n_head": heads} | config
+    )
+    return _save(BloomForCausalLM(full_config), folder, dtype, max_shard_size, tokenizer, seed)
 
 
 def opt(

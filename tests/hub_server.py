@@ -98,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         answers = self.server.answers
-        wanted = self.headers["Range"]
-        self.request_ = Request(self.command, self.path, wanted, self.headers["Authorization"])
+        byte_range = self.headers["Range"]
+        self.request_ = Request(self.command, self.path, byte_range, self.headers["Authorization"])
         self.server.log.append(self.request_)
         self.commit = COMMIT
         if api := API.fullmatch(self.path):
@@ -126,8 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             route = f"{self.server.url}/api/models/{repo}/xet-read-token/{revision}"
             tag |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": route}
         start, stop, status, extra = 0, size, 200, tag
-        if wanted and not answers.ignores_ranges:
-            low, high = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted).groups()  # type: ignore[union-attr]
+        if byte_range and not answers.ignores_ranges:
+            low, high = re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range).groups()  # type: ignore[union-attr]
             start, stop, status = int(low), min(int(high or size) + 1, size), 206
             if start >= size:
                 return self._error(416, "")

@@ -18,7 +18,7 @@ def _pair(pages: str) -> list[Specimen]:
     numbers = dict.fromkeys(("sequences", "positions"), "*i64")
     span = {"qkv": "*fp16", "tables": "*i32", "partial": "*fp32", "scale": "fp32", **numbers, **types}
     prompt = {"qkv": "*fp16", "table": "*i32", "out": "*fp16", "scale": "fp32", **types}
-    store = {"qkv": "*fp16", "rotation": "*fp32", "slots": "*i64"}
+    store = {"qkv": "*fp16", "cos_sin": "*fp32", "slots": "*i64"}
     store |= {f"{name[0]}_pages" if name in "kv" else name: kind for name, kind in types.items()}
     vectors = {"HEADS": 32, "DIMS": 128, "FIRST": 0, **SHAPE}
     return [

@@ -26,27 +26,27 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def specimen(name: str, kernel: str, warps: int, given: dict[str, Any]) -> Specimen:
-    """`given`: constants, and types other than the usual ones (as text that begins with a star)."""
-    types = {key: value for key, value in given.items() if str(value).startswith("*")}
-    constants = SIZES.get(kernel, {}) | {key: value for key, value in given.items() if key not in types}
+def specimen(name: str, kernel: str, warps: int, options: dict[str, Any]) -> Specimen:
+    """`options`: constants, and types other than the usual ones (as text that begins with a star)."""
+    types = {key: value for key, value in options.items() if str(value).startswith("*")}
+    constants = SIZES.get(kernel, {}) | {key: value for key, value in options.items() if key not in types}
     types = {key: value for key, value in (TYPES[kernel] | types).items() if key not in constants}
     head = kernel == "table:head_kernel"
     return Specimen(name, kernel, types, constants, warps, stages=1 if head else 3, odd=("M",) if head else ())
 
 
-def norm(name: str, warps: int, block: int, whole: bool, **given: Any) -> Specimen:
-    return specimen(f"norm {name}", "norm:norm_kernel", warps, {"BLOCK": block, "WHOLE": whole, **given})
+def norm(name: str, warps: int, block: int, whole: bool, **options: Any) -> Specimen:
+    return specimen(f"norm {name}", "norm:norm_kernel", warps, {"BLOCK": block, "WHOLE": whole, **options})
 
 
-def activate(name: str, kind: str, gated: bool, **given: Any) -> Specimen:
-    return specimen(f"activate {name}", "norm:activate_kernel", 4, {"KIND": kind, "GATED": gated, **given})
+def activate(name: str, kind: str, gated: bool, **options: Any) -> Specimen:
+    return specimen(f"activate {name}", "norm:activate_kernel", 4, {"KIND": kind, "GATED": gated, **options})
 
 
-def quantise(name: str, warps: int, block: int, group: int, whole: bool = True, **given: Any) -> Specimen:
+def quantise(name: str, warps: int, block: int, group: int, whole: bool = True, **options: Any) -> Specimen:
     row = {} if group else {"scale_row": 1}  # Triton compiles a stride of one in
-    given = {"BLOCK": block, "GROUP": group, "WHOLE": whole, **row, **given}
-    return specimen(f"quantise {name}", "quantise:quantise_kernel", warps, given)
+    options = {"BLOCK": block, "GROUP": group, "WHOLE": whole, **row, **options}
+    return specimen(f"quantise {name}", "quantise:quantise_kernel", warps, options)
 
 
 SPECIMENS: list[Specimen] = [

@@ -20,29 +20,29 @@ def _size(tile: tables.Tile, **more: object) -> dict[str, object]:
 
 def few(capability: int, everything: bool) -> list[Specimen]:
     """Decode: multiply-adds for one to four rows, tensor cores for up to sixteen, the sums of both put together."""
-    table, found = tables.for_capability(capability), []
+    table, row_specimens = tables.for_capability(capability), []
     decode, small = table.decode, table.small
     for rows in (1, 2, 4) if everything else (4,):
         split = rows == 2  # the form that splits K
         types = {name: kind for name, kind in HALF.items() if split or name != "partial"}
         constants = _size(decode, ROWS=rows, ADD=not split, **({} if split else {"partial": None}))
-        found.append(
+        row_specimens.append(
             Specimen(f"decode {rows}", "gemv:decode_kernel", types, constants, decode.warps, decode.stages, odd=("M",))
         )
     if capability >= 80:
         constants = _size(small, ADD=False)
-        found.append(
+        row_specimens.append(
             Specimen("small", "gemv:small_kernel", HALF, constants, small.warps, small.stages, "fp16", odd=("M",))
         )
     types = {name: kind for name, kind in HALF.items() if name not in ("x", "q")} | {"out": "*fp32"}
     constants = {"COLUMNS": linear.COMBINE_COLUMNS, "ADD": True, "out_col": 1}
-    found.append(Specimen("combine", "gemv:combine_kernel", types, constants, 4, odd=("M", "splits")))
-    return found
+    row_specimens.append(Specimen("combine", "gemv:combine_kernel", types, constants, 4, odd=("M", "splits")))
+    return row_specimens
 
 
 def many(capability: int, everything: bool) -> list[Specimen]:
     """Prefill: the largest tiles of each kind, and with `everything` the others as well."""
-    table, found = tables.for_capability(capability), []
+    table, tile_specimens = tables.for_capability(capability), []
     if capability < 80:
         return []
     for kind in tables.KINDS:
@@ -55,14 +55,14 @@ def many(capability: int, everything: bool) -> list[Specimen]:
             else:
                 types, products = WIDE, "int8"
                 constants = _size(tile, **PIECES, GROUP=tile.depth if kind == "grouped" else 0, ADD=kind == "int8")
-            found.append(
+            tile_specimens.append(
                 Specimen(name, "tiles:tile_kernel", types, constants, tile.warps, tile.stages, products, odd=("M",))
             )
     if everything:
         types = {**{name: kind for name, kind in HALF.items() if name != "partial"}, "x": "*fp32", "out": "*fp32"}
         constants = _size(linear.FLOAT32_TILE, **NO_OUTLIERS, **PIECES, sx=None, GROUP=0, ADD=False)
-        found.append(Specimen("float32", "tiles:tile_kernel", types, constants, 4, 2, odd=("M",)))
-    return found
+        tile_specimens.append(Specimen("float32", "tiles:tile_kernel", types, constants, 4, 2, odd=("M",)))
+    return tile_specimens
 
 
 def specimens(capability: int, everything: bool) -> list[Specimen]:

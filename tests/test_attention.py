@@ -84,13 +84,13 @@ def as_torch(pages: Pages) -> torch.Tensor:
 def defined(cache: Cache, rows: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
     """The reference, token by token."""
     pages, slopes = (as_torch(cache.k), as_torch(cache.v)), torch.from_numpy(cache.slopes)
-    found = [
+    outputs = [
         reference.attention(
             torch.from_numpy(row[: cache.heads * DIM]), *pages, torch.from_numpy(cache.tables[s]), int(p), slopes, SCALE
         )
         for row, s, p in zip(rows, sequences, positions, strict=True)
     ]
-    return torch.stack(found).numpy()
+    return torch.stack(outputs).numpy()
 
 
 @kv_of

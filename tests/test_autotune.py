@@ -93,31 +93,31 @@ def test_a_kept_table_is_found_again_by_its_card(home: Path) -> None:
 
 
 def test_tuning_takes_the_quickest_tile_of_each_place() -> None:
-    wanted = {
+    best_tiles = {
         "decode": Tile(4, 16, 128, 2, 1), "small": Tile(16, 32, 256, 4, 5), "16bit": (256, 128), "int8": (64, 256),
         "grouped": (128, 256),
     }  # fmt: skip
 
     def timer(what: str, tile: Tile, table: Table) -> float:
-        """As slow as it is far from what is wanted; 2,048 programs are best, and int8 is twice as fast as 16 bits."""
+        """As slow as it is far from the best tile; 2,048 programs are best, and int8 is twice as fast as 16 bits."""
         slow = {"16bit": 2.0, "grouped": 1.0}.get(what, 1.0)
         if what in ("decode", "small"):
-            return 1.0 + (tile != wanted[what]) + 0.1 * (table.programs != 2048)
+            return 1.0 + (tile != best_tiles[what]) + 0.1 * (table.programs != 2048)
         if tile.up_to:
             return slow * (1.0 + tile.columns + tile.stages)
         if tile.stages == 4 and tile.warps == 4:
             return float("inf")  # no room for it
-        return slow * (1.0 + ((tile.rows, tile.columns) != wanted[what]) + 0.01 * tile.stages)
+        return slow * (1.0 + ((tile.rows, tile.columns) != best_tiles[what]) + 0.01 * tile.stages)
 
     heard: list[str] = []
     start = tables.for_capability(90)
     tuned = autotune.tune(start, timer, "a test", heard.append)
-    assert tuned.decode == wanted["decode"]
-    assert replace(tuned.small, up_to=0) == wanted["small"]
+    assert tuned.decode == best_tiles["decode"]
+    assert replace(tuned.small, up_to=0) == best_tiles["small"]
     assert tuned.programs == 2048
     for kind in KINDS:
         last = tuned.tiles[kind][-1]
-        assert (last.rows, last.columns, last.stages) == (*wanted[kind], 2)
+        assert (last.rows, last.columns, last.stages) == (*best_tiles[kind], 2)
         assert [tile.up_to for tile in tuned.tiles[kind]] == [tile.up_to for tile in start.tiles[kind]]
         assert tuned.tiles[kind][0].columns == 32
     assert tuned.prefill == "grouped"
@@ -137,9 +137,9 @@ def test_prompts_are_exact_where_groups_gain_nothing() -> None:
 @pytest.mark.parametrize("what", ["decode", "small", *KINDS])
 def test_candidates_are_tiles_that_kernels_take(what: str) -> None:
     for up_to in (16, 64, 512, 0) if what in KINDS else (0,):
-        found = list(autotune.candidates(what, up_to))
-        assert len(found) == len(set(found)) >= 4
-        for tile in found:
+        tiles = list(autotune.candidates(what, up_to))
+        assert len(tiles) == len(set(tiles)) >= 4
+        for tile in tiles:
             tables.check_tile(tile)
             assert tile.up_to == up_to
             assert what != "grouped" or tile.depth == 64

@@ -185,9 +185,9 @@ def forked(source: Path) -> Iterator[Forked]:
     stdout: Any = process.stdout
 
     def run(*args: Any, calls: Any = None, **fault: Any) -> Any:
-        given = [{"args": args, **fault}] if calls is None else calls
-        given = [{**call, "args": [str(a) for a in call["args"]]} for call in given]
-        print(json.dumps(given), file=stdin, flush=True)
+        requests = [{"args": args, **fault}] if calls is None else calls
+        requests = [{**call, "args": [str(a) for a in call["args"]]} for call in requests]
+        print(json.dumps(requests), file=stdin, flush=True)
         answers = json.loads(stdout.readline())
         return answers[0] if calls is None else answers
 
@@ -250,7 +250,7 @@ def test_the_cache_changes_no_bit(models: dict[str, Path], name: str, forms: dic
     assert made["parts"] == made["converted_parts"] == len(before)
     shutil.rmtree(source) if source.is_dir() else source.unlink()
     assert logits(tmp_path / "alone", **forms) == expected, "a conversion is a model by itself"
-    assert convert_error(tmp_path / "alone", tmp_path / "again").startswith("--model")
+    assert convert_error(tmp_path / "alone", tmp_path / "again").startswith("model")
 
 
 def convert_error(model: Path, out: Path, **forms: Any) -> str:
@@ -314,11 +314,11 @@ def check_kills(records: list[Any], pristine: Path) -> None:
     expected = contents(pristine)
     stuck = [f"call {at}: {again['err']}" for at, *_, again, _ in records if again["status"] != 0]
     assert not stuck, f"{len(stuck)} of {len(records)}: {stuck[0]}"
-    for at, damaged, count, kept, again, found in records:
+    for at, damaged, count, kept, again, files in records:
         assert not damaged, f"call {at}: a part under its own name is whole, always"
         anew = json.loads(again["out"])["converted_parts"]
         assert (kept, anew) == (True, 5 - count), f"call {at}: what was finished is not made again"
-        assert found == expected, f"call {at}: other bytes, or temporary files"
+        assert files == expected, f"call {at}: other bytes, or temporary files"
 
 
 def test_killed_at_any_call_the_next_convert_finishes(kills: dict[bool, list[Any]], pristine: Path) -> None:
@@ -388,9 +388,9 @@ def test_a_disk_that_fills_up_does_not_keep_generate_from_answering(
 ) -> None:
     expected = forked(*run("--model", source))["out"]
     for at in (35, 40, 52, 60):
-        found = forked(*run("--model", source, "--cache", tmp_path / str(at)), kind="full", at=at)
-        one_line(found, 0, tmp_path / str(at), "No space")
-        assert found["out"] == expected
+        result = forked(*run("--model", source, "--cache", tmp_path / str(at)), kind="full", at=at)
+        one_line(result, 0, tmp_path / str(at), "No space")
+        assert result["out"] == expected
     assert forked(*run("--model", source, "--cache", tmp_path / "40"))["out"] == expected
 
 
@@ -403,13 +403,13 @@ def test_a_disk_that_takes_nothing_does_not_keep_generate_from_answering(
 
 def test_a_read_only_cache(source: Path, conversion: Path, forked: Forked) -> None:
     expected = forked(*run("--model", source))["out"]
-    found = forked(*run("--model", source, "--cache", conversion), kind="readonly")
-    assert (found["status"], found["out"], found["err"]) == (0, expected, "")
+    result = forked(*run("--model", source, "--cache", conversion), kind="readonly")
+    assert (result["status"], result["out"], result["err"]) == (0, expected, "")
     assert forked(*run("--model", conversion), kind="readonly")["out"] == expected
     (conversion / "norm.safetensors").unlink()
-    found = forked(*run("--model", source, "--cache", conversion), kind="readonly")
-    one_line(found, 0, conversion, "Read-only")
-    assert found["out"] == expected
+    result = forked(*run("--model", source, "--cache", conversion), kind="readonly")
+    one_line(result, 0, conversion, "Read-only")
+    assert result["out"] == expected
 
 
 # Damage
@@ -471,8 +471,8 @@ def test_a_damaged_part_is_named_and_made_anew(
     DAMAGES[damage](path)
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         logits(conversion)
-    found, notes = noted(source, cache=conversion)
-    assert found == right
+    answer, notes = noted(source, cache=conversion)
+    assert answer == right
     assert re.search(f"{re.escape(str(path))}.* anew", notes)
     assert contents(conversion) == contents(pristine)
 
@@ -499,8 +499,8 @@ def test_what_is_no_part_of_this_conversion_is_named_and_made_anew(
         damage(path)
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
         logits(conversion)
-    found, notes = noted(source, cache=conversion)
-    assert found == right, "whatever else: the right answer"
+    answer, notes = noted(source, cache=conversion)
+    assert answer == right, "whatever else: the right answer"
     assert "not finished" not in str(caught.value), "it was"
     assert str(path) in notes
     assert contents(conversion) == contents(pristine)
@@ -668,9 +668,9 @@ def test_a_file_of_the_users_with_the_manifests_name_stays(source: Path, forked:
 
 
 def listed(forked: Forked, cache: Path, *command: str) -> dict[str, dict[str, Any]]:
-    found = forked("cache", *(command or ["list"]), cache, "--json")
-    assert found["status"] == 0, found
-    return {Path(entry["folder"]).name: entry for entry in json.loads(found["out"])}
+    result = forked("cache", *(command or ["list"]), cache, "--json")
+    assert result["status"] == 0, result
+    return {Path(entry["folder"]).name: entry for entry in json.loads(result["out"])}
 
 
 def test_list_and_prune(source: Path, pristine: Path, forked: Forked, tmp_path: Path) -> None:
@@ -688,11 +688,11 @@ def test_list_and_prune(source: Path, pristine: Path, forked: Forked, tmp_path: 
     (cache / "link").symlink_to(tmp_path / "elsewhere")
     (cache / "photos").mkdir()
     (cache / "photos" / "a.jpg").write_bytes(b"mine")
-    found = listed(forked, cache)
-    states = {name: entry["source_state"] for name, entry in found.items()}
+    entries = listed(forked, cache)
+    states = {name: entry["source_state"] for name, entry in entries.items()}
     assert states == {"current": "current", "changed": "changed", "gone": "gone", "old": "current"}
-    assert (found["gone"]["parts_there"], found["gone"]["parts"]) == (4, 5)
-    assert 39 < found["old"]["idle_days"] < 41
+    assert (entries["gone"]["parts_there"], entries["gone"]["parts"]) == (4, 5)
+    assert 39 < entries["old"]["idle_days"] < 41
     text = forked("cache", "list", cache)["out"]
     assert all(words in text for words in ("4 of 5 parts", "(changed)", "40 days ago"))
     everything = sorted(cache.rglob("*"))

@@ -178,9 +178,9 @@ def test_the_memory_that_a_driver_reports_tells_cards_of_one_name_apart() -> Non
     reported |= {"A100-SXM4": {40: "A100-40GB", 80: "A100-80GB"}, "RTX 4060 Ti": {8: "RTX4060Ti-8GB"}}
     for name, names in reported.items():
         for gigabytes, expected in names.items():
-            found = find(f"NVIDIA {name}", round(gigabytes * 0.985 * 2**30))
-            assert found is not None
-            assert found.name == expected
+            matched_card = find(f"NVIDIA {name}", round(gigabytes * 0.985 * 2**30))
+            assert matched_card is not None
+            assert matched_card.name == expected
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_an_unknown_card_is_refused_with_the_nearest_names(name: str, nearest: s
     assert find(name) is None
     with pytest.raises(CallError) as caught:
         card(name)
-    assert str(caught.value).startswith(f"--gpus: no card {name!r}")
+    assert str(caught.value).startswith(f"gpus: no card {name!r}")
     assert re.search(rf"\b{nearest}\b(?!-)", str(caught.value))
     assert "give its memory (24GB)" in str(caught.value)
 

@@ -100,9 +100,9 @@ def test_what_a_published_count_holds_beside_the_model() -> None:
 
 
 def test_the_bytes_of_weights_that_are_not_of_16_bits() -> None:
-    given = {name: entry.checkpoint_bytes for name, entry in ENTRIES.items() if entry.checkpoint_bytes}
-    assert set(given) == {"deepseek-v3", "deepseek-r1", "kimi-k2", "gpt-oss-20b", "gpt-oss-120b"}
-    for name, count in given.items():
+    byte_counts = {name: entry.checkpoint_bytes for name, entry in ENTRIES.items() if entry.checkpoint_bytes}
+    assert set(byte_counts) == {"deepseek-v3", "deepseek-r1", "kimi-k2", "gpt-oss-20b", "gpt-oss-120b"}
+    for name, count in byte_counts.items():
         entry = ENTRIES[name]
         assert entry.spec().checkpoint_bytes == count
         assert 0.5 * entry.spec().parameters < count < 1.1 * entry.spec().parameters
@@ -110,9 +110,9 @@ def test_the_bytes_of_weights_that_are_not_of_16_bits() -> None:
         assert entry.spec().checkpoint_dtype == "bfloat16"
     wide, blocks, small = 3_918_786_560, 680_571_043_840, 41_555_600  # as the hub counts DeepSeek-V3's dtypes
     assert wide + blocks + small == ENTRIES["deepseek-v3"].published
-    assert 2 * wide + blocks + 4 * small == given["deepseek-v3"]
+    assert 2 * wide + blocks + 4 * small == byte_counts["deepseek-v3"]
     # gpt-oss (arXiv 2508.10925, table 1): 12.8 and 60.8 GiB
-    assert [round(given[f"gpt-oss-{size}"] / 2**30, 1) for size in ("20b", "120b")] == [12.8, 60.8]
+    assert [round(byte_counts[f"gpt-oss-{size}"] / 2**30, 1) for size in ("20b", "120b")] == [12.8, 60.8]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -162,7 +162,7 @@ def test_a_kind_asks_for_weights_of_that_kind_or_for_a_plan_alone(written: str, 
 
 
 def test_a_tuned_model_has_its_own_context() -> None:
-    contexts = [found.spec().context_limit for name in ("qwen2.5-7b", "qwen2.5-7b-instruct") if (found := find(name))]
+    contexts = [entry.spec().context_limit for name in ("qwen2.5-7b", "qwen2.5-7b-instruct") if (entry := find(name))]
     assert contexts == [131072, 32768]
     assert by_repo()["qwen/qwen2.5-7b-instruct"].spec().context_limit == 32768
 

@@ -59,10 +59,10 @@ def directly(model: str, budgets: dict[Any, int], dtype: str = "int8") -> dict[s
     whole = list(made._no_split_modules)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = infer_auto_device_map(
+        device_map = infer_auto_device_map(
             made, max_memory=budgets, no_split_module_classes=whole, dtype=getattr(torch, dtype)
         )
-    return dict(found)
+    return dict(device_map)
 
 
 def row(other: dict[str, Any], name: str) -> dict[str, Any]:
@@ -226,9 +226,9 @@ def test_the_speeds_of_a_map_on_one_card_are_those_of_the_same_placement() -> No
 
 def test_json_has_all_of_the_comparison_beside_the_plan(tiny: Path) -> None:
     result = run("--model", str(tiny), "--gpus", "1x120KB", "--cpu", "1MB", "--compare", "accelerate", "--json")
-    found = json.loads(result.stdout)
-    other = found.pop("accelerate")
-    assert found == json.loads(plan(str(tiny), gpus="1x120KB", cpu="1MB").to_json())
+    printed = json.loads(result.stdout)
+    other = printed.pop("accelerate")
+    assert printed == json.loads(plan(str(tiny), gpus="1x120KB", cpu="1MB").to_json())
     assert set(other) == {"device_map", "devices", "fits", "decode_tokens_per_s", "summary"}
     fields = {"name", "budget_bytes", "counted_bytes", "needed_bytes", "parts"}
     assert all(set(device) == fields for device in other["devices"])

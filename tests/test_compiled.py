@@ -13,7 +13,7 @@ from test_decoder import BLOCK, BLOCKS
 
 from bigrun.execute.block_weights import BlockWeights, NormWeights
 from bigrun.execute.compiled import CompiledBlocks
-from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block
 from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, pages_per_sequence, step_buffers
 from bigrun.model.spec import Block, ModelSpec, block_tensors
 from bigrun_kernels import lanes
@@ -88,8 +88,8 @@ class Model:
     def step(self, x: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
         where, place = np.asarray(sequences, np.int64), np.asarray(positions, np.int64)
         slots = self.tables[where, place // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + place % PAGE_TOKENS
-        turn = rotation(rope_frequencies(self.block.rope), place) if self.block.rope else None
-        step = StepArrays(place, where, slots, self.tables, turn, "exact", 0.0)
+        cos_sin = rope_cos_sin(rope_frequencies(self.block.rope), place) if self.block.rope else None
+        step = StepArrays(place, where, slots, self.tables, cos_sin, "exact", 0.0)
         x = x.copy()
         if self.compiled:
             self.run_compiled.run(x, step)

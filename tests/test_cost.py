@@ -87,9 +87,9 @@ def test_what_is_streamed_takes_the_longer_of_the_copy_and_the_step_and_one_laun
 
 
 def test_a_hop_carries_the_residual_stream_of_every_row_in_32_bits() -> None:
-    found = costs(toy(), decode_phase(3, 100))
-    assert found.hop(64) == pytest.approx(3 * 64 * 4 / 64 + LAUNCH)
-    assert found.hop(math.inf) == LOCAL
+    step_costs = costs(toy(), decode_phase(3, 100))
+    assert step_costs.hop(64) == pytest.approx(3 * 64 * 4 / 64 + LAUNCH)
+    assert step_costs.hop(math.inf) == LOCAL
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -271,8 +271,8 @@ def test_more_context_more_sequences_and_a_longer_prompt_never_take_less_time(
 
     def step(options: PlanOptions) -> tuple[float, float]:
         problem = Problem(Ledger(spec, options), Rig((cpu,)), 64)
-        found = [problem.part_seconds(part.name, cpu) for part in spec.parts]
-        return sum(times[0] for times in found), sum(times[1] for times in found)
+        part_times = [problem.part_seconds(part.name, cpu) for part in spec.parts]
+        return sum(times[0] for times in part_times), sum(times[1] for times in part_times)
 
     options = PlanOptions(context=context, batch=batch, prompt=prompt)
     decode, prefill = step(options)

@@ -13,7 +13,7 @@ import torch
 
 from bigrun import Runner
 from bigrun.execute.block_weights import BlockWeights, NormWeights
-from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_frequencies, rotation, run_block
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block
 from bigrun.model.buffers import PAGE_TOKENS, step_buffers
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors
 from bigrun_kernels import lanes
@@ -118,7 +118,7 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
     x = torch.randn(tokens, block.hidden, generator=generator)
     positions, dtypes = np.arange(tokens), {"int8": torch.int8, "int32": torch.int32, "float64": torch.float64}
     slots = np.where(positions < PAGE_TOKENS, positions + PAGE_TOKENS, positions - PAGE_TOKENS)  # pages 1, then 0
-    turn = None if block.rope is None else rotation(rope_frequencies(block.rope), positions)
+    cos_sin = None if block.rope is None else rope_cos_sin(rope_frequencies(block.rope), positions)
     slopes = alibi_slopes(block.heads) if block.positions == "alibi" else np.zeros(block.heads, np.float32)
     results = []
     for ops, to_numpy in ((CpuOps(), True), (ReferenceOps(), False)):
@@ -132,7 +132,7 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
             torch.full((2, block.kv_heads, PAGE_TOKENS, block.head_dim), torch.nan, dtype=torch.float16) for _ in "kv"
         ]
         kept = [p.view(torch.uint16).numpy() if to_numpy else p for p in pages]
-        rotated = None if turn is None else make(turn)
+        rotated = None if cos_sin is None else make(cos_sin)
         step = StepArrays(
             make(positions),
             make(np.zeros(tokens, np.int64)),

@@ -105,12 +105,12 @@ def call(worker: "subprocess.Popen[str]", tmp_path: Path) -> Call:
     """Fetch some/model, or another, into a cache of the test's own: what came back, or the error."""
 
     def call(repo: str = "some/model", revision: str | None = None, **more: Any) -> dict[str, Any]:
-        given = {"free": None, "interrupt": None, "only_list": False, "pauses": [], "copies": False, "xet": False}
-        given |= {"cache": str(tmp_path / "cache"), "repo": repo, "revision": revision}
-        assert not more.keys() - given.keys()
+        request = {"free": None, "interrupt": None, "only_list": False, "pauses": [], "copies": False, "xet": False}
+        request |= {"cache": str(tmp_path / "cache"), "repo": repo, "revision": revision}
+        assert not more.keys() - request.keys()
         assert worker.stdin is not None
         assert worker.stdout is not None
-        worker.stdin.write(json.dumps(given | more) + "\n")
+        worker.stdin.write(json.dumps(request | more) + "\n")
         worker.stdin.flush()
         answer: dict[str, Any] = json.loads(worker.stdout.readline())
         return answer
@@ -299,10 +299,10 @@ def test_no_room(hub: Hub, call: Call, tmp_path: Path) -> None:
     fetched(call(free=200_000), model_folder(hub))
 
 
-def offline(hub: Hub, cache: Path, *given: dict[str, Any], **more: str) -> list[dict[str, Any]]:
+def offline(hub: Hub, cache: Path, *requests: dict[str, Any], **more: str) -> list[dict[str, Any]]:
     """What a process of its own says to these calls."""
     usual = {"free": None, "interrupt": None, "only_list": False, "pauses": [], "copies": False, "xet": False}
-    calls = [usual | {"cache": str(cache), "repo": "some/model", "revision": None} | one for one in given]
+    calls = [usual | {"cache": str(cache), "repo": "some/model", "revision": None} | one for one in requests]
     text = "".join(json.dumps(one) + "\n" for one in calls)
     env = environment(hub, cache, **more)
     run = [sys.executable, "-c", WORKER]
@@ -359,9 +359,9 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 def test_a_hub_that_says_no(
     hub: Hub, call: Call, case: tuple[dict[str, Any], dict[str, Any], str, str], tmp_path: Path
 ) -> None:
-    faults, given, kind, words = case
+    faults, arguments, kind, words = case
     vars(hub.answers).update(faults)
-    failed(call(**given), kind, words)
+    failed(call(**arguments), kind, words)
     assert not partials(tmp_path)
 
 
@@ -373,16 +373,16 @@ def test_what_is_needed_of_repositories_of_each_kind(hub: Hub, call: Call, tmp_p
     }
     for name, (files, shards, index) in kinds.items():
         hub.answers.repos[f"kind/{name}", "main"] = repository(tmp_path / name, *files, shards=shards, index=index)
-    found = {name: call(f"kind/{name}", only_list=True) for name in kinds}
+    answers = {name: call(f"kind/{name}", only_list=True) for name in kinds}
     assert weights_sent(hub) == 0
-    names = {kind: [file for file, _ in answer["files"]] for kind, answer in found.items()}
+    names = {kind: [file for file, _ in answer["files"]] for kind, answer in answers.items()}
     assert names == {
         "one": [CONFIG, "model.safetensors"],
         "torch": [CONFIG, "tokenizer.model", "pytorch_model.bin"],
         "parts": [CONFIG, download.TORCH_INDEX, "p-1.bin", "p-2.bin"],
     }
-    assert [answer["weights"] for answer in found.values()] == ["safetensors", "torch", "torch"]
-    assert found["one"]["files"][1] == ["model.safetensors", SIZE]
+    assert [answer["weights"] for answer in answers.values()] == ["safetensors", "torch", "torch"]
+    assert answers["one"]["files"][1] == ["model.safetensors", SIZE]
     assert {path.name for path in fetched(call("kind/torch"), tmp_path / "torch").iterdir()} == set(names["torch"])
 
 

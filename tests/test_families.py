@@ -275,8 +275,8 @@ def test_the_sources_of_all_parts_are_the_tensors_of_transformers_model(case: st
     config, model = theirs(family, {**SHAPE, **fields})
     spec, sources = spec_from_config(config, "toy"), BY_NAME[family].sources
     assert sources is not None
-    found = [sources(spec, part.name, "hf") for part in spec.parts]
-    ours = {source.name: prod(source.shape) for part in found for group in part.values() for source in group}
+    part_sources = [sources(spec, part.name, "hf") for part in spec.parts]
+    ours = {source.name: prod(source.shape) for part in part_sources for group in part.values() for source in group}
     assert ours == counts(model, spec.tied)
 
 

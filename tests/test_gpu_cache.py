@@ -29,9 +29,9 @@ def angles(rows: int, dims: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-def turned(part: Tensor, rotation: Tensor | None) -> Tensor:
+def turned(part: Tensor, cos_sin: Tensor | None) -> Tensor:
     """Float32, each product and each sum rounded as the definition's are."""
-    return part.float() if rotation is None else reference.rotate(part.float(), rotation)
+    return part.float() if cos_sin is None else reference.rope(part.float(), cos_sin)
 
 
 def stored(vectors: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -49,18 +49,18 @@ def check(
     qkv: Tensor, heads: int, kv_heads: int, dim: int, dims: int, kind: torch.dtype, slots: list[int] = SLOTS
 ) -> tuple[Tensor, ...]:
     padded, rows = -(-dim // 8) * 8, len(qkv)
-    rotation = angles(rows, dims) if dims else None
+    cos_sin = angles(rows, dims) if dims else None
     (k, k_scale), (v, v_scale) = empty_pages(kind, kv_heads, padded), empty_pages(kind, kv_heads, padded)
     after = qkv.clone()
     rope_and_store_kv(
-        after, heads, kv_heads, dim, rotation, torch.tensor(slots, dtype=torch.int64), k, v, k_scale, v_scale
+        after, heads, kv_heads, dim, cos_sin, torch.tensor(slots, dtype=torch.int64), k, v, k_scale, v_scale
     )
 
     vectors = qkv.view(rows, heads + 2 * kv_heads, dim)
     q, keys, values = vectors.split([heads, kv_heads, kv_heads], dim=1)
-    assert same(after[:, : heads * dim], turned(q, rotation).to(qkv.dtype).flatten(1))
+    assert same(after[:, : heads * dim], turned(q, cos_sin).to(qkv.dtype).flatten(1))
     assert same(after[:, heads * dim :], qkv[:, heads * dim :])
-    for pages, scale, part in ((k, k_scale, turned(keys, rotation)), (v, v_scale, values.float())):
+    for pages, scale, part in ((k, k_scale, turned(keys, cos_sin)), (v, v_scale, values.float())):
         want, want_scale = empty_pages(kind, kv_heads, padded)
         numbers, units = stored(part, kind)
         for t, slot in enumerate(slots):
@@ -121,7 +121,7 @@ def test_nothing_is_done_for_no_tokens() -> None:
     [
         ({"qkv": torch.zeros(2, 47)}, r"qkv is \[2, 47\] .* must be \[T, 48\]"),
         ({"slots": torch.zeros(2, dtype=torch.int32)}, "slots is .* torch.int64"),
-        ({"rotation": torch.zeros(2, 18)}, "rotation is"),
+        ({"cos_sin": torch.zeros(2, 18)}, "cos_sin is"),
         ({"k_pages": torch.zeros(4, 1, 64, 24)}, "k_pages is .* must be"),
         ({"v_pages": torch.zeros(4, 1, 64, 16).half()}, "v_pages is torch.float16; both"),
         ({"k_scale": torch.zeros(4, 1, 64).half()}, "int8 pages, and no others"),
@@ -129,7 +129,7 @@ def test_nothing_is_done_for_no_tokens() -> None:
 )
 def test_a_wrong_call_says_what_is_wrong(wrong: dict[str, Tensor], message: str) -> None:
     pages = torch.zeros(4, 1, 64, 16)
-    right = {"qkv": torch.zeros(2, 48), "rotation": None, "slots": torch.zeros(2, dtype=torch.int64)}
+    right = {"qkv": torch.zeros(2, 48), "cos_sin": None, "slots": torch.zeros(2, dtype=torch.int64)}
     right |= {"k_pages": pages, "v_pages": pages.clone(), "k_scale": None, "v_scale": None}
     with pytest.raises(ValueError, match=message):
         rope_and_store_kv(heads=1, kv_heads=1, head_dim=16, **{**right, **wrong})

@@ -38,9 +38,9 @@ def specimens(capability: int) -> list[Specimen]:
     others = [s for s in specimens_elementwise.SPECIMENS if capability == 80 or s.name in USUAL]
     # below 8.0 there are no matrix instructions: torch attends there
     attention = [s for s in specimens_attention.SPECIMENS if capability >= 80 or s.name.startswith("turn")]
-    found = [*specimens_linear.specimens(capability, capability == WHOLE), *attention, *others]
+    all_specimens = [*specimens_linear.specimens(capability, capability == WHOLE), *attention, *others]
     # the instructions of 8.6 and 8.9 are those of 8.0: every kernel, but not every form of it again
-    return found if capability not in (86, 89) else [s for s in found if s.name not in TWINS]
+    return all_specimens if capability not in (86, 89) else [s for s in all_specimens if s.name not in TWINS]
 
 
 BEGUN: dict[str, Any] = {}
@@ -55,10 +55,10 @@ def begin() -> None:
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[dict[tuple[str, int], Any]]:
-    found = compiled(BEGUN["processes"])
-    for key, facts in found.items():
+    results = compiled(BEGUN["processes"])
+    for key, facts in results.items():
         assert isinstance(facts, dict), f"{key}: {facts}"
-    yield found
+    yield results
     BEGUN["folder"].cleanup()
 
 
@@ -70,12 +70,14 @@ def test_products_are_matrix_instructions(built: dict[Any, Any], capability: int
         if not specimen.products:
             assert not mma, f"{specimen.name} must round nothing to a matrix instruction's input"
             continue
-        found = {re.sub(r"m64n\d+", "m64n#", name) for name in mma}
+        instructions = {re.sub(r"m64n\d+", "m64n#", name) for name in mma}
         one = MATRIX[family][specimen.products]
         # few rows fill no warp group, so a kernel for Hopper may keep the older instruction
-        assert one in found or MATRIX["mma.sync"][specimen.products] in found, f"{specimen.name}: {found}"
+        assert one in instructions or MATRIX["mma.sync"][specimen.products] in instructions, (
+            f"{specimen.name}: {instructions}"
+        )
         if specimen.kernel == "tiles:tile_kernel":
-            assert one in found, f"{specimen.name}: {found}"
+            assert one in instructions, f"{specimen.name}: {instructions}"
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)

@@ -42,8 +42,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runner(folder: Path, gpus: str | None = "1x100MB", **options: Any) -> Runner:
-    given = {"context": CONTEXT, "cpu": "200MB", "progress": False, "kernels": "reference", "mode": "exact"}
-    return Runner(str(folder), gpus=gpus, **{**given, **options})
+    defaults = {"context": CONTEXT, "cpu": "200MB", "progress": False, "kernels": "reference", "mode": "exact"}
+    return Runner(str(folder), gpus=gpus, **{**defaults, **options})
 
 
 def both(made: Runner) -> tuple[np.ndarray, np.ndarray]:
@@ -58,11 +58,11 @@ def distance(ours: Any, theirs: Any) -> float:
 
 @pytest.fixture(scope="module")
 def on_the_cpu(folders: dict[str, Path]) -> dict[str, Any]:
-    found = {}
+    outputs = {}
     for name, folder in folders.items():
         with runner(folder, gpus="none") as made:
-            found[name] = both(made)
-    return found
+            outputs[name] = both(made)
+    return outputs
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "bloom", "opt"])
@@ -84,8 +84,8 @@ def test_a_hybrid_runs_as_one(cards: int, folders: dict[str, Path], on_the_cpu: 
         710 if cards == 1 else 760, 900, 5
     ):  # kB: a few of the four blocks have room beside a step's buffers
         room = {0: f"{budget}KB", **({"cpu": "200MB"} if cards == 1 else {1: f"{budget}KB"})}
-        found = plan(str(folders["llama"]), max_memory=room, context=CONTEXT)
-        if found.fits and {p.decode_on for p in found.blocks} == {"cuda:0", other}:
+        candidate = plan(str(folders["llama"]), max_memory=room, context=CONTEXT)
+        if candidate.fits and {p.decode_on for p in candidate.blocks} == {"cuda:0", other}:
             break
     with runner(folders["llama"], gpus=None, cpu=None, max_memory=room) as made:
         assert {p.decode_on for p in made.plan.blocks} == {"cuda:0", other}
@@ -130,16 +130,16 @@ def test_sequences_of_one_step_do_not_touch_each_other(folders: dict[str, Path])
 @pytest.mark.parametrize("mode", ["exact", "auto", "llm.int8"])
 def test_triton_computes_what_torch_does(mode: str, folders: dict[str, Path]) -> None:
     ids = IDS[:3]
-    found = []
+    outputs = []
     for kernels in ("triton", "reference"):
         with runner(folders["tied"], kernels=kernels, mode=mode, threshold=1.5) as made:
             engine: Any = made.executor.engines["cuda:0"]
             if mode == "auto":  # the reference has no table of its own
                 engine.arithmetic = replace(engine.arithmetic, prefill="grouped")
-            found.append([made.executor.forward({0: ids})[0], made.executor.forward({0: [7]})[0]])
+            outputs.append([made.executor.forward({0: ids})[0], made.executor.forward({0: [7]})[0]])
             assert made.kernels.startswith("Triton" if kernels == "triton" else "torch")
     # an int8 rounded the other way by a last bit of its float16 input is a 250th of that entry
-    assert distance(*found) < (2e-3 if mode == "exact" else 2e-2)
+    assert distance(*outputs) < (2e-3 if mode == "exact" else 2e-2)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 3}, {"temperature": 1.5, "top_k": 7, "seed": 4}])
@@ -159,10 +159,10 @@ def test_tokens_that_the_device_chooses_are_the_hosts(
 def test_a_full_context_ends_what_the_device_chooses(folders: dict[str, Path]) -> None:
     with runner(folders["tied"]) as made:
         made.tokenizer.stop_ids = frozenset()
-        found = made.generate(list(IDS), 1000)
-        assert len(found.token_ids) == CONTEXT - len(IDS) + 1
+        result = made.generate(list(IDS), 1000)
+        assert len(result.token_ids) == CONTEXT - len(IDS) + 1
         tokens = made.executor.generate(list(IDS), Sampling(), 1000)
-        assert tuple(islice(tokens, len(found.token_ids))) == found.token_ids
+        assert tuple(islice(tokens, len(result.token_ids))) == result.token_ids
         with pytest.raises(RunError, match="context of 100 tokens is full"):
             next(tokens)
 
@@ -177,11 +177,11 @@ def test_the_device_chooses_as_the_host_does(case: str) -> None:
         logits[50:90] = np.float32(1.25)
     if case == "barred":
         logits[::2] = -np.inf
-    found = torch.zeros(3, dtype=torch.int64)
+    choice = torch.zeros(3, dtype=torch.int64)
     for position in range(40 if case != "ties" else 1):
         sampling = Sampling(0.0 if case == "ties" else 1.3, 30 if "top_k" in case else 0, 1.0, seed=11)
-        chosen_on_device(torch.from_numpy(logits), sampling, 2, position, found)
-        assert found.tolist()[:2] == [choose(logits, sampling, 2, position), 1]
+        chosen_on_device(torch.from_numpy(logits), sampling, 2, position, choice)
+        assert choice.tolist()[:2] == [choose(logits, sampling, 2, position), 1]
 
 
 def test_logits_that_are_no_numbers_are_told(folders: dict[str, Path]) -> None:
@@ -230,8 +230,8 @@ def test_the_second_decode_step_is_captured_and_later_ones_replayed(
         monkeypatch.setattr(engine, "_capture", lambda *_: None)  # a driver that will not have it
         engine._graphs.clear()
         made.executor.clear(0)
-        found = [made.executor.forward({0: IDS})[0], *(made.executor.forward({0: [t]})[0] for t in (7, 8, 9))]
-        assert distance(found, usual) == 0
+        outputs = [made.executor.forward({0: IDS})[0], *(made.executor.forward({0: [t]})[0] for t in (7, 8, 9))]
+        assert distance(outputs, usual) == 0
 
 
 # --------------------------------------------------------------------------------------------------------- what fails
@@ -383,8 +383,8 @@ def test_a_graph_is_captured_on_a_stream_of_its_own_card(
     seen: list[Any] = []
 
     class Nothing:
-        def __init__(self, *given: Any, **named: Any) -> None:
-            seen.append((given, named))
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            seen.append((arguments, named))
 
         def __enter__(self) -> None:
             if seen[-1][1].get("stream") == "broken":
@@ -451,20 +451,20 @@ def test_the_grouped_reference_is_a_sum_over_groups(group: int) -> None:
         integers = torch.round(part / torch.where(unit > 0, unit, 1.0)[:, None])
         expected += (integers.double() @ q[:, columns].double().T) * unit.double()[:, None]
     expected += x[:, outliers].double() @ q[:, outliers].double().T
-    found = reference.linear_grouped(x, q, scale, None, 6.0, group)
-    assert torch.allclose(found.double(), expected * scale.double(), rtol=1e-6)
+    actual = reference.linear_grouped(x, q, scale, None, 6.0, group)
+    assert torch.allclose(actual.double(), expected * scale.double(), rtol=1e-6)
 
 
 def test_rotations_are_those_of_the_host_whichever_way_they_come(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    rotations = []
     for limit in (0, 2**15):  # all made on the device; copied
         monkeypatch.setattr("bigrun.execute.gpu_engine.SMALL_COPY", limit)
         with runner(folders["tied"]) as made:
             engine: Any = made.executor.engines["cuda:0"]
             positions = np.arange(90, dtype=np.int64)
             engine.work["positions"][:90] = torch.from_numpy(positions)
-            found.append(engine._cos_sin(positions).clone())
-    assert torch.allclose(*found, rtol=0, atol=1e-7)
-    assert found[0][0, :8].tolist() == [1.0] * 8
+            rotations.append(engine._cos_sin(positions).clone())
+    assert torch.allclose(*rotations, rtol=0, atol=1e-7)
+    assert rotations[0][0, :8].tolist() == [1.0] * 8

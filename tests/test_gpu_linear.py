@@ -258,18 +258,18 @@ def test_int8_with_outliers_is_the_paper(group: int, outliers: int) -> None:
     x[2] = 0.0
     x[5, 1] = torch.inf
     x = x.half().float()
-    xq, sx, found = quantised(x.half(), group, 6.0)
-    assert found is not None
+    xq, sx, outlier_columns = quantised(x.half(), group, 6.0)
+    assert outlier_columns is not None
     side = torch.full((n, tables.SIDE), 99, dtype=torch.int8)
-    quantise.gather(layer["q"], found.columns, found.number, side)
+    quantise.gather(layer["q"], outlier_columns.columns, outlier_columns.number, side)
     out = torch.full((m, n), NAN)
-    linear.linear_int8(xq, sx, **layer, out=out, group=group, outliers=found._replace(w_side=side))
+    linear.linear_int8(xq, sx, **layer, out=out, group=group, outliers=outlier_columns._replace(w_side=side))
     reference_of = definition.linear_grouped if group else definition.linear_llm_int8
     more = {"group": group} if group else {}
     expected = reference_of(x, layer["q"][:, :k], layer["scale"], layer["bias"], 6.0, **more)
     assert expected[5].isnan().all()
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-4, equal_nan=True)
-    assert int(found.number) == outliers
+    assert int(outlier_columns.number) == outliers
 
 
 def test_groups_of_256_hold_the_largest_sums() -> None:

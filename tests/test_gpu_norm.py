@@ -31,9 +31,9 @@ def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return wide[:, :columns], wide[:, columns:]
 
 
-def normed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = FLOAT, **given: Any) -> Tensor:
+def normed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = FLOAT, **options: Any) -> Tensor:
     out, beside = poisoned(*x.shape, dtype)
-    kernels.norm(x, weight, bias, given.pop("eps", 1e-5), out, **given)
+    kernels.norm(x, weight, bias, options.pop("eps", 1e-5), out, **options)
     assert beside.isnan().all()
     return out
 
@@ -62,13 +62,13 @@ def test_long_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     x, weight, bias = torch.randn(3, 700) * 2, torch.rand(700), torch.randn(700)
     x[2, 3] = INF
-    for given in (None, bias):
+    for shift in (None, bias):
         whole, parts = torch.zeros(700, dtype=torch.int32), torch.zeros(700, dtype=torch.int32)
-        expected = normed(x, weight, given, marks=whole, threshold=2.0)
+        expected = normed(x, weight, shift, marks=whole, threshold=2.0)
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "ROW_BLOCK", 512)
             patch.setattr(kernels, "LOOP_BLOCK", 256)
-            got = normed(x, weight, given, marks=parts, threshold=2.0)
+            got = normed(x, weight, shift, marks=parts, threshold=2.0)
         assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
         assert got[2].isnan().all()
         assert found(parts) == found(whole) == outliers(expected, 2.0) != []

@@ -41,9 +41,9 @@ def expected(x: Tensor, marks: Tensor | None, group: int = 0) -> tuple[Tensor, T
     return q.reshape(t, -1)[:, :kp], scale if group else scale[:, 0]
 
 
-def assert_same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
-    assert torch.equal(got[0], wanted[0])
-    assert torch.equal(got[1].nan_to_num(-1), wanted[1].nan_to_num(-1))
+def assert_same(got: tuple[Tensor, Tensor], expected_pair: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(got[0], expected_pair[0])
+    assert torch.equal(got[1].nan_to_num(-1), expected_pair[1].nan_to_num(-1))
 
 
 def awkward(t: int, k: int, dtype: torch.dtype) -> Tensor:

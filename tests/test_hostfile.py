@@ -15,7 +15,7 @@ from bigrun.cli.app import main
 from bigrun.devices import host_file as hostfile
 from bigrun.devices import make_rig as rig_module
 from bigrun.devices.cards import card
-from bigrun.devices.host_file import Host, default_path, known_host, learning_path, machine, read, write
+from bigrun.devices.host_file import Host, default_path, find_host, learning_path, machine, read, write
 from bigrun.devices.links import LINKS
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, cpu_rates, gpu_rates
@@ -137,7 +137,7 @@ def test_the_default_file_is_where_the_environment_says(monkeypatch: pytest.Monk
 
 def test_tests_read_no_host_file_of_the_developers_own() -> None:
     assert not default_path().exists()
-    assert known_host() == (None, "")
+    assert find_host() == (None, "")
 
 
 def test_what_is_learned_goes_to_the_named_file_or_the_default_and_never_to_none(default: Path) -> None:
@@ -157,16 +157,16 @@ def test_this_machine_is_its_cpu_and_the_cores_that_it_may_use(monkeypatch: pyte
 
 @pytest.mark.usefixtures("here")
 def test_this_machines_default_file_is_used_without_a_word(default: Path) -> None:
-    assert known_host() == (None, "")
+    assert find_host() == (None, "")
     write(HOST, default)
-    assert known_host() == (replace(HOST, where=str(default)), "")
+    assert find_host() == (replace(HOST, where=str(default)), "")
 
 
 @pytest.mark.parametrize("none", ["none", "None", "NONE", Path("none")], ids=repr)
 @pytest.mark.usefixtures("here")
 def test_none_is_no_host_though_there_is_a_default(default: Path, none: str | Path) -> None:
     write(HOST, default)
-    assert known_host(none) == (None, "")
+    assert find_host(none) == (None, "")
     rig = make_rig(RigOptions("24GB", cpu="1GB", host=none))
     assert rig.measured == ()
     assert rig.device("cpu").rates == ASSUMED_CPU
@@ -178,7 +178,7 @@ def test_another_machines_file_is_not_used_by_default_and_the_plan_says_so(
     default: Path, other: dict[str, Any]
 ) -> None:
     write(replace(HOST, **other), default)
-    host, note = known_host()
+    host, note = find_host()
     assert host is None
     assert str(default) in note
     assert "another machine" in note
@@ -194,7 +194,7 @@ def test_another_machines_file_is_not_used_by_default_and_the_plan_says_so(
 @pytest.mark.usefixtures("here")
 def test_another_machines_file_is_used_where_it_is_named(default: Path) -> None:
     write(replace(HOST, cpu="Another CPU", cores=128), default)
-    host, note = known_host(default)
+    host, note = find_host(default)
     assert host is not None
     assert (host.cpu, host.cores, note) == ("Another CPU", 128, "")
     assert make_rig(RigOptions("24GB", cpu="1GB", host=str(default))).device("cpu").rates == LEARNED
@@ -284,11 +284,11 @@ def test_a_broken_file_is_refused_where_it_is_named_and_left_out_with_a_note_whe
     with pytest.raises(CallError, match=wrong) as caught:
         make_rig(RigOptions("24GB", cpu="1GB", host=default))
     message = str(caught.value)
-    assert message.startswith(f"--host {default}: ")
+    assert message.startswith(f"host {default}: ")
     assert "`bigrun info` writes a new one" in message
     assert "\n" not in message
     assert len(message) < len(str(default)) + 200
-    assert known_host() == (None, f"{message} (not used)")
+    assert find_host() == (None, f"{message} (not used)")
     rig = make_rig(RigOptions("24GB", cpu="1GB"))
     assert f"{message} (not used)" in rig.assumptions
     assert rig.measured == ()
@@ -333,7 +333,7 @@ def test_a_named_file_that_cannot_be_read_is_a_wrong_call(
 @pytest.mark.parametrize("name", ["x" * 5000, "/dev/null/host.json", "/proc", "/dev/zero"])
 def test_a_default_that_is_no_file_is_no_host(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("BIGRUN_HOST", name)
-    assert known_host() == (None, "")
+    assert find_host() == (None, "")
 
 
 def rig_with(host: Path, **options: Any) -> Rig:
@@ -354,9 +354,9 @@ def test_with_one_the_cpu_is_as_fast_as_it_was_measured_and_the_plan_says_so(pat
     write(BARE, path)
     rig = rig_with(path)
     assert rig.device("cpu").rates == cpu_rates(31.5e9, 0.5e12, 0.04e12, "measured on 2026-01-31")
-    (told,) = rig.measured
-    assert told.startswith("cpu: weights 26.8 GB/s, 425 G int8 multiply-adds/s, measured on this host, 2026-01-31")
-    assert str(path) in told
+    (sentence,) = rig.measured
+    assert sentence.startswith("cpu: weights 26.8 GB/s, 425 G int8 multiply-adds/s, measured on this host, 2026-01-31")
+    assert str(path) in sentence
     assert not any("cpu" in line for line in rig.assumptions)
 
 
@@ -425,8 +425,8 @@ def test_gpus_that_are_described_keep_their_speeds_and_links(path: Path) -> None
 def test_gpus_that_are_here_have_the_links_that_were_measured(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(HOST, path)
     slot = LINKS["pcie4x16"].usable
-    found = ((20 * GB, card("RTX3090"), slot), (10 * GB, None, slot), (5 * GB, card("T4"), slot))
-    monkeypatch.setattr(rig_module, "probe_gpus", lambda: found)
+    gpus = ((20 * GB, card("RTX3090"), slot), (10 * GB, None, slot), (5 * GB, card("T4"), slot))
+    monkeypatch.setattr(rig_module, "probe_gpus", lambda: gpus)
     rig = rig_with(path, gpus=None)
     assert [gpu.rates.link for gpu in rig.gpus] == [11e9, 5.5e9, slot]
     assert rig.gpus[0].rates.read == gpu_rates(card("RTX3090")).read

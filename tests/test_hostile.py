@@ -78,14 +78,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "gguf").mkdir()
     gguf_twin(home / "single", home / "gguf" / "model.gguf")
     convert_model(Options.of(model=str(home / "single"), progress=False), home / "conversion")
-    found = {name: home / name for name in ("single", "sharded", "bin", "gguf", "conversion")}
-    for name in found:
+    folders = {name: home / name for name in ("single", "sharded", "bin", "gguf", "conversion")}
+    for name in folders:
         for command in ("inspect", "load"):  # everything is imported and compiled, and sound files are let through
-            invoke(command, target(found, name))
-            status, _, stderr, peak = invoke(command, target(found, name))
+            invoke(command, target(folders, name))
+            status, _, stderr, peak = invoke(command, target(folders, name))
             assert (status, stderr) == (0, ""), (name, stderr)
             assert peak < LITTLE / 4, (name, command)
-    return found
+    return folders
 
 
 def target(folders: dict[str, Path], source: str) -> Path:
@@ -311,8 +311,8 @@ def float8(scale: torch.Tensor | None, shape: tuple[int, int] = (64, 96), block:
 
 
 FLOAT8 = {
-    f"float8 {name}": ("single", float8(*given))
-    for name, given in {
+    f"float8 {name}": ("single", float8(*arguments))
+    for name, arguments in {
         "with scales of no row": (torch.ones(0),), "of a wrong shape": (torch.ones(3),), "of a turned shape": (torch.ones(96, 1),),
         "of three dimensions": (torch.ones(1, 1, 1),), "that are whole": (torch.ones(64, dtype=torch.int32),),
         "that are float8": (torch.ones(64).to(torch.float8_e4m3fn),), "of no columns": (torch.ones(()), (64, 0)),
@@ -373,8 +373,8 @@ def tensor(name: bytes, offset: int = 0) -> bytes:
 def overlapping(folder: Path) -> None:
     """Every tensor at the first byte: the file holds them all, and could be a hundredth of what it stands for."""
     reader = gguf.GGUFReader(folder / "model.gguf", "r+")
-    for found in reader.tensors:
-        found.field.parts[-1][0] = 0
+    for stored_tensor in reader.tensors:
+        stored_tensor.field.parts[-1][0] = 0
     reader.data.flush()
 
 
@@ -537,7 +537,7 @@ def accepted(folder: Path, text: str, nbytes: int = 8) -> None:
     raw = text.encode()
     (folder / SINGLE).write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(nbytes))
     try:
-        found = {
+        tensors = {
             name: (t.dtype, list(t.shape)) for name, t in SafetensorsCheckpoint(folder).tensors.items() if t.readable
         }
     except BigrunError:
@@ -545,7 +545,7 @@ def accepted(folder: Path, text: str, nbytes: int = 8) -> None:
     with safetensors.safe_open(folder / SINGLE, "np") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         read = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
-    assert {name: read[name] for name in found} == found
+    assert {name: read[name] for name in tensors} == tensors
 
 
 @pytest.fixture(scope="module")

@@ -70,26 +70,26 @@ def call(*args: str) -> Any:
 
 def inspected(path: Path, status: int = 0) -> Any:
     """The JSON; the text for a person says the same, and both end in the status."""
-    made, told = call("inspect", str(path), "--json"), call("inspect", str(path))
-    found = json.loads(made.stdout)
-    for result in (made, told):
+    made, printed = call("inspect", str(path), "--json"), call("inspect", str(path))
+    report = json.loads(made.stdout)
+    for result in (made, printed):
         assert result.exit_code == status, result.output
-        count = len(found["problems"])
+        count = len(report["problems"])
         plural = "s" * (count > 1)
         assert result.stderr == (
             f"bigrun: {path}: cannot be run as it is: {count} problem{plural} found\n" if status else ""
         )
-    assert found["path"] == str(path)
+    assert report["path"] == str(path)
     for word in (
-        found["format"],
-        found["tokenizer"],
-        *found["dtypes"],
-        *found["problems"],
-        found["family"] or "problems",
+        report["format"],
+        report["tokenizer"],
+        *report["dtypes"],
+        *report["problems"],
+        report["family"] or "problems",
     ):
-        assert word in told.stdout
-    assert ("none that its headers show" in told.stdout) == (status == 0)
-    return found
+        assert word in printed.stdout
+    assert ("none that its headers show" in printed.stdout) == (status == 0)
+    return report
 
 
 FORMATS = {
@@ -104,26 +104,26 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_sound_source_of_every_kind(sources: dict[str, Path], name: str) -> None:
     path = sources[name]
-    found = inspected(path)
+    report = inspected(path)
     family = name if name in FAMILIES else "llama"
-    assert (found["format"], found["family"], found["problems"]) == (FORMATS[name], family, [])
-    assert found["tokenizer"].startswith(TOKENIZERS.get(name, "320 tokens, no chat template"))
+    assert (report["format"], report["family"], report["problems"]) == (FORMATS[name], family, [])
+    assert report["tokenizer"].startswith(TOKENIZERS.get(name, "320 tokens, no chat template"))
     planned = json.loads(call("plan", "--model", str(path), "--gpus", "none", "--cpu", "1GB", "--json").stdout)
-    assert found["parameters"] == planned["parameters"]
-    assert found["int8_bytes"] == sum(device["weights_bytes"] for device in planned["devices"])
+    assert report["parameters"] == planned["parameters"]
+    assert report["int8_bytes"] == sum(device["weights_bytes"] for device in planned["devices"])
     folder = path.parent if name == "split" else path
     there = [path] if name == "one.gguf" else folder.iterdir()
     files = [file for file in there if file.suffix in SUFFIXES and file.stem != "metadata"]
-    assert found["files"] == {file.name: file.stat().st_size for file in files}
+    assert report["files"] == {file.name: file.stat().st_size for file in files}
     if name in ("conversion", "of-gguf"):
-        assert (found["tensors"], found["dtypes"], found["bytes"]) == (0, {}, sum(found["files"].values()))
+        assert (report["tensors"], report["dtypes"], report["bytes"]) == (0, {}, sum(report["files"].values()))
         return
     saved = state(sources["single" if FORMATS[name] != "safetensors" else name])
-    assert found["tensors"] == len(saved)
+    assert report["tensors"] == len(saved)
     dtype = {"sharded": "BF16", "bloom": "F16"}.get(name, "F32")
-    assert found["dtypes"] == {dtype: sum(tensor.numel() for tensor in saved.values())}
-    assert found["bytes"] == sum(t.numel() for t in saved.values()) * (4 if dtype == "F32" else 2)
-    assert found["context_tokens"] == (128 if name != "bloom" else found["context_tokens"])
+    assert report["dtypes"] == {dtype: sum(tensor.numel() for tensor in saved.values())}
+    assert report["bytes"] == sum(t.numel() for t in saved.values()) * (4 if dtype == "F32" else 2)
+    assert report["context_tokens"] == (128 if name != "bloom" else report["context_tokens"])
 
 
 SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -149,9 +149,9 @@ def test_all_problems_are_listed_at_once(single: Path) -> None:
 def test_a_tensor_of_a_kind_that_is_not_read(single: Path) -> None:
     tensors = state(single)
     rewrite(single, tensors | {DOWN: tensors[DOWN].to(torch.int8), UP: tensors[UP].to(torch.float8_e4m3fn)})
-    found = inspected(single, 4)
-    assert ["I8" in found["problems"][i] or "F8_E4M3" in found["problems"][i] for i in (0, 1)] == [True, True]
-    assert found["dtypes"].keys() == {"F32", "F8_E4M3", "I8"}
+    report = inspected(single, 4)
+    assert ["I8" in report["problems"][i] or "F8_E4M3" in report["problems"][i] for i in (0, 1)] == [True, True]
+    assert report["dtypes"].keys() == {"F32", "F8_E4M3", "I8"}
 
 
 def test_of_very_many_problems_the_first_are_told(single: Path) -> None:
@@ -163,21 +163,21 @@ def test_of_very_many_problems_the_first_are_told(single: Path) -> None:
 
 def test_what_is_left_is_told_where_the_configuration_or_the_weights_are_bad(single: Path) -> None:
     edit_config(single, hidden_size="64")
-    found = inspected(single, 4)
-    assert (found["family"], found["parameters"], found["tensors"]) == (None, None, 21)
-    assert "hidden_size" in found["problems"][0]
+    report = inspected(single, 4)
+    assert (report["family"], report["parameters"], report["tensors"]) == (None, None, 21)
+    assert "hidden_size" in report["problems"][0]
     edit_config(single, hidden_size=64)
     os.truncate(single / "model.safetensors", 1000)
-    found = inspected(single, 4)
-    assert (found["family"], found["tensors"], len(found["problems"])) == ("llama", 0, 1)
-    assert "cut short" in found["problems"][0]
+    report = inspected(single, 4)
+    assert (report["family"], report["tensors"], len(report["problems"])) == ("llama", 0, 1)
+    assert "cut short" in report["problems"][0]
 
 
 def test_a_family_that_is_only_planned_cannot_be_run_as_it_is(single: Path) -> None:
     edit_config(single, architectures=["GemmaForCausalLM"])
-    found = inspected(single, 4)
-    assert found["family"] == "gemma"
-    assert "planned but not run" in found["problems"][0]
+    report = inspected(single, 4)
+    assert report["family"] == "gemma"
+    assert "planned but not run" in report["problems"][0]
 
 
 def test_a_conversion_that_was_not_finished(sources: dict[str, Path], tmp_path: Path) -> None:
@@ -221,11 +221,11 @@ def test_of_a_model_of_140_gb_no_weight_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(tmp_path / "model.safetensors", 8 + len(text) + end)
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    found = inspected(tmp_path)
+    report = inspected(tmp_path)
     assert time.perf_counter() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000
-    assert (found["parameters"], found["bytes"]) == (68_976_648_192, 2 * 68_976_648_192)
-    assert found["int8_bytes"] > 68_900_000_000
+    assert (report["parameters"], report["bytes"]) == (68_976_648_192, 2 * 68_976_648_192)
+    assert report["int8_bytes"] > 68_900_000_000
     assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 2**20
 
 
@@ -249,8 +249,8 @@ def remote(hub: Hub, cache: Path, *args: str) -> subprocess.CompletedProcess[str
 def test_a_hub_id_is_inspected_by_its_headers(hub: Hub, sources: dict[str, Path], tmp_path: Path, name: str) -> None:
     done = remote(hub, tmp_path, f"some/{name}")
     assert (done.returncode, done.stderr) == (0, "")
-    found, here = json.loads(done.stdout), inspected(sources[name])
-    assert found["format"] == f"safetensors on the hub, commit {COMMIT[:12]}"
+    report, here = json.loads(done.stdout), inspected(sources[name])
+    assert report["format"] == f"safetensors on the hub, commit {COMMIT[:12]}"
     for field in (
         "family",
         "parameters",
@@ -262,8 +262,8 @@ def test_a_hub_id_is_inspected_by_its_headers(hub: Hub, sources: dict[str, Path]
         "int8_bytes",
         "problems",
     ):
-        assert found[field] == here[field], field
-    assert found["tokenizer"] == ("tokenizer.json" if name == "single" else "none")
+        assert report[field] == here[field], field
+    assert report["tokenizer"] == ("tokenizer.json" if name == "single" else "none")
     assert not list(tmp_path.rglob("*.safetensors"))
     gets = [request for request in hub.log if request.method == "GET" and request.path.endswith(".safetensors")]
     assert all(request.range is not None and request.range.startswith("bytes=0-") for request in gets)

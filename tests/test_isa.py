@@ -114,7 +114,7 @@ def compile_tiles(features: str, names: list[str]) -> dict[str, str]:
 
     from bigrun_kernels.cpu import dot
 
-    found = {}
+    listings = {}
     for name in names:
         tile = getattr(dot, name)
         kind = types.int16 if name.startswith("portable") else types.int8
@@ -124,8 +124,8 @@ def compile_tiles(features: str, names: list[str]) -> dict[str, str]:
         )
         n = types.int64
         compiled.compile((x, n, w, n, n, sums, n, n, n))
-        found[name] = "".join(compiled.inspect_asm().values())
-    return found
+        listings[name] = "".join(compiled.inspect_asm().values())
+    return listings
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,12 @@ def test_each_cpu_gets_its_instruction(assembly: dict[str, dict[str, str]], name
     """One for each pair, plane and vector, and no other kind of dot product."""
     _, _, tiles, instruction = CPUS[name]
     for tile, count in tiles.items():
-        found = re.findall(
+        matches = re.findall(
             r"^\t(?:\{vex\}\s+)?(v?pdp\w+|v?pmadd\w+)\s.*%(\w)mm\d+$", assembly[name][tile], re.MULTILINE
         )
         width = "z" if tile.startswith("vnni512") else "x" if name == "neither" else "y"
-        assert set(found) == {(instruction, width)}
-        assert len(found) >= count  # more if LLVM unrolls the loop
+        assert set(matches) == {(instruction, width)}
+        assert len(matches) >= count  # more if LLVM unrolls the loop
         assert "dot_accumulate" not in assembly[name][tile]  # the emulation
 
 

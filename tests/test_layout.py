@@ -102,14 +102,14 @@ def test_head_16bit_keeps_the_tables_and_nothing_else() -> None:
 )
 def test_skip_keeps_what_it_names_in_16_bits_and_no_more(skip: str, kept: list[tuple[int, str]]) -> None:
     spec, storage = llama(), Storage(skip=tuple(skip.split(",")))
-    found = []
+    half_arrays = []
     for number in (1, 10):  # blocks.1 must not answer for blocks.10
         made = layout(spec.part(f"blocks.{number}"), storage)
-        found += [
+        half_arrays += [
             (number, a.name.split(".")[0]) for a in made.arrays if a.dtype == "float16" and ".scale" not in a.name
         ]
         assert made.stored_as == ("16bit" if any(n == number for n, _ in kept) else "int8")
-    assert found == kept
+    assert half_arrays == kept
     assert layout(spec.part("embed"), storage) == layout(spec.part("embed"), Storage())
 
 
@@ -138,8 +138,8 @@ def tensors() -> st.SearchStrategy[list[Tensor]]:
     side = st.integers(1, 200)
     matrix = st.builds(lambda n, k, role: (role, (n, k)), side, side, st.sampled_from(["linear", "table"]))
     small = st.builds(lambda n: ("small", (n,)), side)
-    found = st.lists(st.one_of(matrix, small), max_size=8)
-    return found.map(lambda them: [Tensor(f"t{i}.weight", shape, role) for i, (role, shape) in enumerate(them)])
+    shapes = st.lists(st.one_of(matrix, small), max_size=8)
+    return shapes.map(lambda them: [Tensor(f"t{i}.weight", shape, role) for i, (role, shape) in enumerate(them)])
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=80)

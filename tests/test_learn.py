@@ -44,13 +44,13 @@ def spec(model: str) -> ModelSpec:
 @cache
 def steps(model: str, weights: str = "int8") -> tuple[Run, ...]:
     """A decode step and a prompt at three contexts, of one sequence and of eight; they took a second each."""
-    found = []
+    observations = []
     for context in (64, 512, 2000):
         for batch in (1, 8):
             ledger = Ledger(spec(model), PlanOptions(context, batch, Storage(weights)))
             for phase in (decode_phase(batch, context), prefill_phase(context * 3 // 4, 64)):
-                found.append(observe(f"{model} {phase.name} {context} {batch}", ledger, phase, 1.0))
-    return tuple(found)
+                observations.append(observe(f"{model} {phase.name} {context} {batch}", ledger, phase, 1.0))
+    return tuple(observations)
 
 
 def runs(rates: Rates, *models: str, weights: str = "int8", noise: float = 0.0, seed: int = 0) -> list[Run]:

@@ -87,8 +87,8 @@ def assert_exact_sums(high: np.ndarray, low: np.ndarray, q: np.ndarray, form: st
     scale = np.full(len(q), fine, np.float32)
     for i, expected in enumerate((fine * high + low) @ q.T.astype(np.int64)):  # l is zero where fine is 1
         bias = -expected.astype(np.float32)
-        found = run(x, q, scale, form, mode, bias=bias, threshold=0.0)[i].astype(np.float64) - bias
-        assert np.array_equal(np.rint(found).astype(np.int64), expected)
+        actual = run(x, q, scale, form, mode, bias=bias, threshold=0.0)[i].astype(np.float64) - bias
+        assert np.array_equal(np.rint(actual).astype(np.int64), expected)
 
 
 @form_of
@@ -248,13 +248,13 @@ def test_no_rows_are_no_work(mode: str) -> None:
 def test_the_number_of_threads_changes_no_bit(mode: str) -> None:
     x, (q, scale) = 4 * normal(9, 300), layer(100, 300)
     try:
-        found = []
+        outputs = []
         for count in (1, 2, None):
             threads.use(count)
-            found.append(run(x, q, scale, "portable", mode))
+            outputs.append(run(x, q, scale, "portable", mode))
     finally:
         threads.use(None)
-    assert all(np.array_equal(found[0], other) for other in found[1:])
+    assert all(np.array_equal(outputs[0], other) for other in outputs[1:])
 
 
 @form_of

@@ -34,8 +34,8 @@ def default(name: str) -> Any:
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """Name in Options → default, of the parameters of a public function."""
-    found = inspect.signature(function).parameters.values()
-    return {"model" if p.name == "model_id" else p.name: p.default for p in found if p.name != "self"}
+    arguments = inspect.signature(function).parameters.values()
+    return {"model" if p.name == "model_id" else p.name: p.default for p in arguments if p.name != "self"}
 
 
 def flags(command: str) -> dict[str, click.Parameter]:
@@ -156,7 +156,7 @@ def test_text_that_looks_like_a_flag_stays_as_it_is() -> None:
 
 def public() -> list[tuple[str, Callable[..., Any]]]:
     """Every public function, and the constructor and methods of every public class of our own."""
-    found: list[tuple[str, Callable[..., Any]]] = [("plan", bigrun.plan)]
+    functions: list[tuple[str, Callable[..., Any]]] = [("plan", bigrun.plan)]
     for kind in (bigrun.Runner, bigrun.Plan, Stream):
         for name in dir(kind):
             method = getattr(kind, name)
@@ -165,8 +165,8 @@ def public() -> list[tuple[str, Callable[..., Any]]]:
                 and inspect.isroutine(method)
                 and (not name.startswith("_") or (kind, name) == (bigrun.Runner, "__init__"))
             ):
-                found.append((f"{kind.__name__}.{name}", method))
-    return found
+                functions.append((f"{kind.__name__}.{name}", method))
+    return functions
 
 
 @pytest.mark.parametrize(("name", "function"), public(), ids=[name for name, _ in public()])

@@ -60,8 +60,8 @@ def number(element: ElementTree.Element, name: str) -> float:
 
 def boxes(picture: ElementTree.Element) -> list[tuple[float, float, float, float, str]]:
     """(x, y, width, height, fill) of every rectangle but the paper."""
-    found = [r for r in picture.iter(f"{SVG}rect") if r.get("width") != "100%"]
-    return [(*(number(r, name) for name in ("x", "y", "width", "height")), r.get("fill", "")) for r in found]  # type: ignore
+    rectangles = [r for r in picture.iter(f"{SVG}rect") if r.get("width") != "100%"]
+    return [(*(number(r, name) for name in ("x", "y", "width", "height")), r.get("fill", "")) for r in rectangles]  # type: ignore
 
 
 def columns(made: Plan) -> dict[str, tuple[float, float, list[tuple[str, float, float]]]]:
@@ -82,15 +82,15 @@ def columns(made: Plan) -> dict[str, tuple[float, float, list[tuple[str, float, 
 
 def bytes_by_kind(made: Plan, device: DevicePlan) -> dict[str, int]:
     """What a device holds, by the kinds of the legend, from the plan alone."""
-    found = dict.fromkeys(COLOURS, 0)
+    totals = dict.fromkeys(COLOURS, 0)
     for placement in made.placements:
         if placement.stored_on == device.name:
             blocks = "experts" if placement.part.endswith(".experts") else "blocks"
-            found[blocks if placement.part.startswith("blocks.") else "ends"] += placement.weights_bytes
-    found |= {"kv_cache": device.kv_cache_bytes, "workspace": device.workspace_bytes, "reserve": device.reserve_bytes}
-    found["staging"] = device.staging_bytes + device.pinned_bytes
-    assert sum(found.values()) == device.used_bytes
-    return {kind: nbytes for kind, nbytes in found.items() if nbytes}
+            totals[blocks if placement.part.startswith("blocks.") else "ends"] += placement.weights_bytes
+    totals |= {"kv_cache": device.kv_cache_bytes, "workspace": device.workspace_bytes, "reserve": device.reserve_bytes}
+    totals["staging"] = device.staging_bytes + device.pinned_bytes
+    assert sum(totals.values()) == device.used_bytes
+    return {kind: nbytes for kind, nbytes in totals.items() if nbytes}
 
 
 def test_every_device_has_a_column_with_its_name_and_what_it_uses(made: Plan) -> None:

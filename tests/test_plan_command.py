@@ -100,9 +100,9 @@ def test_following_the_hint_makes_it_fit(model: str, gpus: list[int], cpu: int, 
     rig = {"gpus": ",".join(f"{size}GB" for size in gpus), "context": context}
     made = plan(model, cpu=cpu * GB, **rig)  # type: ignore[arg-type]
     assume(not made.fits)
-    found = re.search(r"--cpu (\w+)", made.hint)
-    assert found is not None
-    assert plan(model, cpu=found[1], **rig).fits, made.hint  # type: ignore[arg-type]
+    advice = re.search(r"--cpu (\w+)", made.hint)
+    assert advice is not None
+    assert plan(model, cpu=advice[1], **rig).fits, made.hint  # type: ignore[arg-type]
 
 
 def run(*arguments: str) -> Result:
@@ -114,36 +114,36 @@ def shown(*arguments: str) -> dict[str, Any]:
 
 
 def test_json_is_one_object_with_the_promised_fields() -> None:
-    found = shown(*BLOOM)
-    assert set(found) >= set(TOP.split())
-    assert not {"unplaced", "hint"} & set(found)
-    assert all(set(device) >= {*DEVICE.split(), *KINDS.split()} for device in found["devices"])
-    assert all(set(placement) == set(PLACEMENT.split()) for placement in found["placements"])
-    assert set(found["predicted"]) == {*PREDICTED.split(), *REQUEST.split()}
-    assert [device["name"] for device in found["devices"]] == [*(f"cuda:{i}" for i in range(8)), "cpu"]
-    for device in found["devices"]:
+    printed = shown(*BLOOM)
+    assert set(printed) >= set(TOP.split())
+    assert not {"unplaced", "hint"} & set(printed)
+    assert all(set(device) >= {*DEVICE.split(), *KINDS.split()} for device in printed["devices"])
+    assert all(set(placement) == set(PLACEMENT.split()) for placement in printed["placements"])
+    assert set(printed["predicted"]) == {*PREDICTED.split(), *REQUEST.split()}
+    assert [device["name"] for device in printed["devices"]] == [*(f"cuda:{i}" for i in range(8)), "cpu"]
+    for device in printed["devices"]:
         assert device["used_bytes"] == sum(device[kind] for kind in KINDS.split())
-    assert (found["model"], found["family"], found["fits"]) == ("bloom-176b", "bloom", True)
-    assert (found["parameters"], found["context_tokens"], found["batch"]) == (176_247_271_424, 2048, 1)
-    assert {p["stored_as"] for p in found["placements"] if p["part"] != "norm"} == {"int8"}
+    assert (printed["model"], printed["family"], printed["fits"]) == ("bloom-176b", "bloom", True)
+    assert (printed["parameters"], printed["context_tokens"], printed["batch"]) == (176_247_271_424, 2048, 1)
+    assert {p["stored_as"] for p in printed["placements"] if p["part"] != "norm"} == {"int8"}
 
 
 def test_json_of_a_plan_that_does_not_fit_has_unplaced_and_hint_too() -> None:
-    found = shown(*SMALL)
-    assert set(found) >= {*TOP.split(), "unplaced", "hint"}
-    assert (found["fits"], found["predicted"]) == (False, None)
-    assert "--cpu" in found["hint"]
-    placed = {placement["part"] for placement in found["placements"]}
-    assert len(placed) + len(found["unplaced"]) == 73
-    assert not placed & set(found["unplaced"])
+    printed = shown(*SMALL)
+    assert set(printed) >= {*TOP.split(), "unplaced", "hint"}
+    assert (printed["fits"], printed["predicted"]) == (False, None)
+    assert "--cpu" in printed["hint"]
+    placed = {placement["part"] for placement in printed["placements"]}
+    assert len(placed) + len(printed["unplaced"]) == 73
+    assert not placed & set(printed["unplaced"])
 
 
 def test_the_options_reach_the_plan() -> None:
     options = ("--context", "100", "--batch", "3", "--weights", "16bit", "--kv", "int8", "--virtual")
-    found = shown("--model", "opt-1.3b", "--gpus", "2x24GB", "--cpu", "0", "--disk", "5GB", *options)
-    assert (found["context_tokens"], found["batch"]) == (100, 3)
-    assert found["devices"][-1]["budget_bytes"] == 5 * GB
-    block = next(p for p in found["placements"] if p["part"] == "blocks.0")
+    printed = shown("--model", "opt-1.3b", "--gpus", "2x24GB", "--cpu", "0", "--disk", "5GB", *options)
+    assert (printed["context_tokens"], printed["batch"]) == (100, 3)
+    assert printed["devices"][-1]["budget_bytes"] == 5 * GB
+    block = next(p for p in printed["placements"] if p["part"] == "blocks.0")
     assert block["stored_as"] == "16bit"
     # 3 sequences of 2 pages of 64 tokens, keys and values: 2048 bytes and 32 heads' float16 scales a token
     assert block["kv_cache_bytes"] == 2 * 3 * 128 * (2048 + 32 * 2)
@@ -153,8 +153,8 @@ def test_the_options_reach_the_plan() -> None:
 
 
 def test_max_memory_is_json_on_the_command_line() -> None:
-    found = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5, "cpu": "1GiB"}')
-    assert [device["budget_bytes"] for device in found["devices"]] == [24 * GB, 5, 2**30]
+    printed = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5, "cpu": "1GiB"}')
+    assert [device["budget_bytes"] for device in printed["devices"]] == [24 * GB, 5, 2**30]
 
 
 def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
@@ -193,8 +193,8 @@ def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_call_ends_with_2_and_a_line_or_two_on_standard_error(arguments: list[str], about: str) -> None:
-    given = arguments if {"--model", "--gpus"} & set(arguments) else ["--model", "bloom-560m", *arguments]
-    result = run(*given, "--json")
+    command_line = arguments if {"--model", "--gpus"} & set(arguments) else ["--model", "bloom-560m", *arguments]
+    result = run(*command_line, "--json")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert about in result.stderr
@@ -229,17 +229,17 @@ def test_a_bad_configuration_ends_with_4_and_names_the_file(tmp_path: Path, conf
 def test_a_folder_is_planned_from_its_config_alone(tmp_path: Path) -> None:
     config = {"architectures": ["BloomForCausalLM"], "vocab_size": 64, "hidden_size": 64, "n_layer": 2, "n_head": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = shown("--model", str(tmp_path), "--gpus", "none", "--cpu", "1GB")
+    printed = shown("--model", str(tmp_path), "--gpus", "none", "--cpu", "1GB")
     # two blocks of 12h² + 13h, the table, the norms after it and at the end
-    assert found["parameters"] == 2 * (12 * 64 * 64 + 13 * 64) + 64 * 64 + 4 * 64
-    assert (found["model"], found["fits"]) == (tmp_path.name, True)
+    assert printed["parameters"] == 2 * (12 * 64 * 64 + 13 * 64) + 64 * 64 + 4 * 64
+    assert (printed["model"], printed["fits"]) == (tmp_path.name, True)
 
 
 def test_a_traceback_is_shown_with_debug_alone_and_the_status_is_the_same() -> None:
-    found = run("--model", "nope", "--debug")
-    assert found.exit_code == run("--model", "nope").exit_code == 2
-    assert "Traceback" in found.stderr
-    assert "CallError" in found.stderr
+    result = run("--model", "nope", "--debug")
+    assert result.exit_code == run("--model", "nope").exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "CallError" in result.stderr
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

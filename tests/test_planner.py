@@ -91,8 +91,8 @@ def homes(made: Plan) -> dict[str, tuple[str, ...]]:
 
 def counts(made: Plan) -> dict[str, int]:
     """Device → blocks that are stored there."""
-    found = {device.name: sum(part.startswith("blocks.") for part in device.parts) for device in made.devices}
-    return {name: number for name, number in found.items() if number}
+    block_counts = {device.name: sum(part.startswith("blocks.") for part in device.parts) for device in made.devices}
+    return {name: number for name, number in block_counts.items() if number}
 
 
 TWO = 2 * (BLOCK + KV) + gpu_steps(32)
@@ -139,8 +139,8 @@ def test_one_byte_less_leaves_the_last_block_without_a_place(short: int) -> None
     ids=["gpu", "cpu", "gpu before cpu", "all on one of two", "blocks before head", "disk last"],
 )
 def test_where_two_blocks_and_a_tied_head_go(budgets: dict[Any, int], expected: dict[str, str]) -> None:
-    wanted = {name: tuple(parts.replace("blocks", "blocks.0 blocks.1").split()) for name, parts in expected.items()}
-    assert homes(planned(toy(2), budgets)) == wanted
+    places = {name: tuple(parts.replace("blocks", "blocks.0 blocks.1").split()) for name, parts in expected.items()}
+    assert homes(planned(toy(2), budgets)) == places
 
 
 def test_an_untied_table_is_looked_up_on_the_cpu_and_the_head_computed_on_the_gpu() -> None:
@@ -411,11 +411,11 @@ def of_experts(spec: ModelSpec, more: int) -> Plan:
 
 
 def expert_slices(made: Plan) -> dict[str, list[tuple[str, tuple[int, int] | None]]]:
-    found: dict[str, list[tuple[str, tuple[int, int] | None]]] = {}
+    slices: dict[str, list[tuple[str, tuple[int, int] | None]]] = {}
     for placement in made.placements:
         if placement.part.endswith(".experts"):
-            found.setdefault(placement.part, []).append((placement.stored_on, placement.slice))
-    return found
+            slices.setdefault(placement.part, []).append((placement.stored_on, placement.slice))
+    return slices
 
 
 @pytest.mark.parametrize(

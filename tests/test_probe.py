@@ -399,8 +399,8 @@ def test_a_card_is_known_by_the_name_that_torch_gives_and_its_memory(
     driver: Callable[..., None], name: str, total: float, known: str
 ) -> None:
     driver(fake_torch([(name, UUID, total, total)]))
-    ((_, found, _),) = probe_gpus()
-    assert found == card(known)
+    ((_, entry, _),) = probe_gpus()
+    assert entry == card(known)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 9090", "AMD Instinct MI300X", "NVIDIA Graphics Device", ""])
@@ -414,8 +414,8 @@ def test_a_card_that_the_table_lacks_has_its_memory_and_its_slot_all_the_same(
 def test_each_card_has_its_own_slot_whatever_order_the_driver_counts_in(driver: Callable[..., None]) -> None:
     cards = [("NVIDIA RTX A4000", UUID, 10, 16), ("Tesla P40", OTHER, 10, 24), ("Tesla T4", "0-0", 10, 16)]
     driver(fake_torch(cards), f"GPU-{OTHER}, Tesla P40, 3, 4\nGPU-{UUID}, NVIDIA RTX A4000, 4, 16\n")
-    found: tuple[tuple[int, Card | None, float | None], ...] = probe_gpus()
-    assert [link for _, _, link in found] == [LINKS["pcie4x16"].usable, LINKS["pcie3x4"].usable, None]
+    gpus: tuple[tuple[int, Card | None, float | None], ...] = probe_gpus()
+    assert [link for _, _, link in gpus] == [LINKS["pcie4x16"].usable, LINKS["pcie3x4"].usable, None]
 
 
 def test_a_torch_that_does_not_tell_the_uuid_leaves_the_slot_unknown(driver: Callable[..., None]) -> None:

@@ -45,10 +45,10 @@ def theirs() -> Callable[[np.ndarray], torch.Tensor]:
         if (key := window.tobytes()) in kept:
             return kept[key]
         with torch.inference_mode():
-            found = torch.log_softmax(smollm2_float32()(torch.from_numpy(window[None])).logits[0], dim=-1)
+            log_probabilities = torch.log_softmax(smollm2_float32()(torch.from_numpy(window[None])).logits[0], dim=-1)
         if len(kept) < SHARED // WINDOW:
-            kept[key] = found
-        return found
+            kept[key] = log_probabilities
+        return log_probabilities
 
     return of
 

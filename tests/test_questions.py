@@ -105,12 +105,12 @@ def test_the_longest_context_is_below_the_models_maximum_in_some_of_these_and_at
 
 
 def test_the_command_prints_the_answer_as_a_field_of_the_plan() -> None:
-    found = shown(*flags(RIGS["one card"]), "--solve", "context")
+    printed = shown(*flags(RIGS["one card"]), "--solve", "context")
     made = plan(**RIGS["one card"], solve="context")
-    assert found == json.loads(made.to_json())
-    assert found["answer"] == {"context_tokens": found["context_tokens"]}
-    found = shown(*flags(RIGS["one card"]), "--context", "512", "--solve", "batch")
-    assert found["answer"] == {"batch": found["batch"]}
+    assert printed == json.loads(made.to_json())
+    assert printed["answer"] == {"context_tokens": printed["context_tokens"]}
+    printed = shown(*flags(RIGS["one card"]), "--context", "512", "--solve", "batch")
+    assert printed["answer"] == {"batch": printed["batch"]}
 
 
 def test_a_context_has_room_for_more_tokens_in_int8_and_for_fewer_of_more_sequences() -> None:
@@ -173,9 +173,9 @@ def test_answers_are_the_largest_on_rigs_that_nobody_thought_of(
 
 @pytest.mark.parametrize("model", ["bloom-176b", "opt-175b"])
 def test_the_headline_models_need_eight_cards_of_24_gb(model: str) -> None:
-    found = shown("--model", model, "--gpus", "24GB", "--cpu", "1GB", "--solve", "gpus")
-    assert found["answer"] == {"gpus": 8, "gpus_beside_the_host": 8}
-    assert len(found["devices"]) == 9
+    printed = shown("--model", model, "--gpus", "24GB", "--cpu", "1GB", "--solve", "gpus")
+    assert printed["answer"] == {"gpus": 8, "gpus_beside_the_host": 8}
+    assert len(printed["devices"]) == 9
     assert not holds(model, gpus="7x24GB", cpu="1GB")
 
 
@@ -300,13 +300,13 @@ def test_before_and_after_a_change_are_two_plans_made_separately(
     assert asked.answer is not None
     assert asked.answer["change"] == change
     assert (asked.devices, asked.placements, asked.fits) == (after.devices, after.placements, after.fits)
-    for made, found in ((before, asked.answer["before"]), (after, asked.answer["after"])):
+    for made, summary in ((before, asked.answer["before"]), (after, asked.answer["after"])):
         blocks = [p for p in made.placements if re.fullmatch(r"blocks\.\d+", p.part)]
-        assert found["fits"] == made.fits
-        assert found["blocks"] == {"qwen2.5-32b": 64, "mixtral-8x7b": 32}[model]
-        assert found["blocks_on_gpus"] == sum(p.decode_on != "cpu" for p in blocks)
+        assert summary["fits"] == made.fits
+        assert summary["blocks"] == {"qwen2.5-32b": 64, "mixtral-8x7b": 32}[model]
+        assert summary["blocks_on_gpus"] == sum(p.decode_on != "cpu" for p in blocks)
         for name in ("decode_tokens_per_s", "prefill_tokens_per_s", "request_seconds"):
-            assert found[name] == (getattr(made.predicted, name) if made.predicted else None)
+            assert summary[name] == (getattr(made.predicted, name) if made.predicted else None)
 
 
 def test_what_a_card_makes_of_virtual_ones_is_virtual_too() -> None:
@@ -369,21 +369,21 @@ def test_the_change_that_reaches_a_target_is_the_first_that_does_and_its_option_
         rates.append(made.predicted.decode_tokens_per_s if made.predicted else 0.0)
     steps = [rate for i, rate in enumerate(rates) if rate and rate > 1.001 * max(rates[:i], default=0.0)]
     assert len(steps) > 2
-    for wanted in steps[:4]:
-        first = next(i for i, rate in enumerate(rates) if rate >= wanted * 0.999)
-        found = plan(**rig, target=f"{wanted * 0.999:.6f}tok/s")
-        assert found.answer is not None
-        reached = found.predicted and found.predicted.decode_tokens_per_s
-        assert found.answer["decode_tokens_per_s"] == reached == pytest.approx(rates[first])
+    for target in steps[:4]:
+        first = next(i for i, rate in enumerate(rates) if rate >= target * 0.999)
+        solution = plan(**rig, target=f"{target * 0.999:.6f}tok/s")
+        assert solution.answer is not None
+        reached = solution.predicted and solution.predicted.decode_tokens_per_s
+        assert solution.answer["decode_tokens_per_s"] == reached == pytest.approx(rates[first])
         expected = {**rig, **documented_changes(rig)[first]}
-        words = found.answer["option"].split()
+        words = solution.answer["option"].split()
         assert len(words) in (0, 2)
         asked = {**rig, **({words[0].removeprefix("--"): words[1]} if words else {})}
         again = plan(**asked)
-        assert (again.devices, again.placements) == (found.devices, found.placements)
+        assert (again.devices, again.placements) == (solution.devices, solution.placements)
         assert again.predicted
         assert again.predicted.decode_tokens_per_s == reached
-        assert [d.budget_bytes for d in plan(**expected).devices] == [d.budget_bytes for d in found.devices]
+        assert [d.budget_bytes for d in plan(**expected).devices] == [d.budget_bytes for d in solution.devices]
 
 
 def test_nothing_need_change_where_the_rig_is_quick_enough() -> None:
@@ -479,10 +479,10 @@ def test_questions_that_are_no_text_are_wrong_calls(question: dict[str, Any]) ->
 def test_where_not_even_one_fits_the_status_is_3_and_the_plan_says_what_is_missing(question: str) -> None:
     result = run("--model", "qwen2.5-7b", "--gpus", "3GB", "--cpu", "2GB", "--solve", question, "--json")
     assert result.exit_code == 3
-    found = json.loads(result.stdout)
-    assert found["fits"] is False
-    assert "answer" not in found
-    assert "missing" in found["hint"]
+    printed = json.loads(result.stdout)
+    assert printed["fits"] is False
+    assert "answer" not in printed
+    assert "missing" in printed["hint"]
 
 
 @pytest.mark.parametrize(
@@ -579,9 +579,9 @@ def test_what_is_missing_of_a_mixture_leaves_out_the_experts_that_found_a_place(
 
 @pytest.mark.parametrize("rig", TOO_SMALL.values(), ids=TOO_SMALL)
 def test_each_change_that_is_named_makes_it_fit_alone_and_is_the_least_of_its_kind(rig: dict[str, Any]) -> None:
-    found = mends(plan(**rig).hint)
-    assert found
-    for option, value in found:
+    advice = mends(plan(**rig).hint)
+    assert advice
+    for option, value in advice:
         assert holds(**asked(rig, option, value)), (option, value)
         if option == "cpu":
             unit = "GB" if value.endswith("GB") else "MB"
@@ -606,9 +606,9 @@ def test_a_context_shorter_than_the_prompt_is_no_advice() -> None:
     rig: dict[str, Any] = {"model": "llama-3.2-3b", "gpus": "5GB", "cpu": "600MB", "context": 16000, "batch": 2}
     shorter = int(dict(mends(plan(**rig).hint))["context"])
     for prompt, advised in ((shorter, True), (shorter + 1, False)):
-        found = mends(plan(**rig, prompt_tokens=prompt).hint)
-        assert ("context" in dict(found)) == advised
-        for option, value in found:
+        advice = mends(plan(**rig, prompt_tokens=prompt).hint)
+        assert ("context" in dict(advice)) == advised
+        for option, value in advice:
             assert plan(**asked({**rig, "prompt_tokens": prompt}, option, value)).fits
 
 
@@ -628,9 +628,9 @@ def test_any_advice_to_a_small_rig_is_good_advice(
     rig |= {"context": context, "batch": batch, "kv": kv}
     made = plan(**rig)
     assume(not made.fits)
-    found = mends(made.hint)
-    assert "cpu" in dict(found), "enough memory holds anything"
-    for option, value in found:
+    advice = mends(made.hint)
+    assert "cpu" in dict(advice), "enough memory holds anything"
+    for option, value in advice:
         assert holds(**asked(rig, option, value)), (option, value)
 
 

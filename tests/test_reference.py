@@ -70,8 +70,8 @@ def report():
     function = ast.parse(code).body[0]
     assert isinstance(function, ast.FunctionDef)
     display = next(node for node in ast.walk(function) if isinstance(node, ast.Dict) and len(node.keys) > 1)
-    found = reference_json.keys("bigrun.errors", function, display)
-    assert found == ["a", "b.c", "d.<key>", "e[].f", "g[].name"]
+    keys = reference_json.keys("bigrun.errors", function, display)
+    assert keys == ["a", "b.c", "d.<key>", "e[].f", "g[].name"]
 
 
 def test_a_renamed_function_is_said() -> None:

@@ -42,9 +42,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tokens(runner: Runner) -> tuple[int, ...]:
     with runner:
-        found = runner.generate(PROMPT, max_new_tokens=12).token_ids
-    assert len(found) == 12
-    return found
+        token_ids = runner.generate(PROMPT, max_new_tokens=12).token_ids
+    assert len(token_ids) == 12
+    return token_ids
 
 
 def printed(file: Path, *arguments: str) -> Plan:
@@ -156,9 +156,9 @@ def nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def refused(values: Any, file: Path, about: str = "") -> None:
     """CallError, in one line that names the plan."""
     file.write_text(json.dumps(values))
-    with pytest.raises(CallError) as found:
+    with pytest.raises(CallError) as caught:
         Runner(plan=Plan.load(file), progress=False)
-    message = str(found.value)
+    message = str(caught.value)
     assert message.startswith("plan ")
     assert file.name in message or "'tiny'" in message or "of '" in message
     assert "bigrun plan --json" in message
@@ -183,10 +183,10 @@ def more(kind: str, nbytes: int, index: int = 2) -> Change:
     """So many bytes more of a kind, with everything that hangs together changed along (of the host, which has room)."""
 
     def change(values: dict[str, Any]) -> None:
-        found = values["devices"][index]
-        found[f"{kind}_bytes"] += nbytes
-        found["used_bytes"] += nbytes
-        found["free_bytes"] -= nbytes
+        plan_device = values["devices"][index]
+        plan_device[f"{kind}_bytes"] += nbytes
+        plan_device["used_bytes"] += nbytes
+        plan_device["free_bytes"] -= nbytes
 
     return change
 
@@ -197,8 +197,8 @@ def twice(values: dict[str, Any]) -> None:
 
 def extra_slice(values: dict[str, Any]) -> None:
     """Of a dense block, with no bytes of its own."""
-    found = copy.deepcopy(values["placements"][1])
-    values["placements"].append({**found, "slice": [0, 1], "weights_bytes": 0, "kv_on": None})
+    placement = copy.deepcopy(values["placements"][1])
+    values["placements"].append({**placement, "slice": [0, 1], "weights_bytes": 0, "kv_on": None})
 
 
 def swapped(values: dict[str, Any]) -> None:
@@ -208,8 +208,8 @@ def swapped(values: dict[str, Any]) -> None:
 
 def moved(values: dict[str, Any]) -> None:
     """A block computed elsewhere than it is stored."""
-    found = next(p for p in values["placements"] if p["stored_on"] == "cuda:0" and p["part"] != "embed")
-    found["decode_on"] = "cuda:1"
+    placement = next(p for p in values["placements"] if p["stored_on"] == "cuda:0" and p["part"] != "embed")
+    placement["decode_on"] = "cuda:1"
 
 
 CHANGES: dict[str, Change] = {
@@ -352,9 +352,9 @@ def test_a_model_that_is_no_text_is_refused(model: Any, tiny: Path, tmp_path: Pa
 def test_a_plan_of_another_model_is_refused(other: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
     llama(tmp_path / "other", **{"layers": 6, **other})
     made = plan(str(tiny), context=64, **RIGS["the host"])
-    with pytest.raises(CallError, match=r"plan of 'tiny': .*make it again") as found:
+    with pytest.raises(CallError, match=r"plan of 'tiny': .*make it again") as caught:
         Runner(str(tmp_path / "other"), plan=made, progress=False)
-    assert str(found.value).isprintable()
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.usefixtures("nothing_is_taken")
@@ -434,8 +434,8 @@ def test_every_plan_that_fits_passes_its_own_checks(rig: dict[str, Any]) -> None
 def test_slices_of_experts_must_make_up_all_of_them(cuts: list[Any]) -> None:
     made = plan("mixtral-8x7b", gpus="1x24GB", cpu="64GB")
     values = json.loads(made.to_json())
-    index, found = next((i, p) for i, p in enumerate(values["placements"]) if p["part"].endswith(".experts"))
-    values["placements"][index : index + 1] = [{**found, "slice": cut} for cut in cuts]
+    index, placement = next((i, p) for i, p in enumerate(values["placements"]) if p["part"].endswith(".experts"))
+    values["placements"][index : index + 1] = [{**placement, "slice": cut} for cut in cuts]
     spec, changed = model_spec(resolve("mixtral-8x7b")), plan_from_json(json.dumps(values))
     with pytest.raises(CallError, match=r"its slices do not make up blocks\.0\.experts"):
         check_plan(changed, spec, options_of(changed))
@@ -465,10 +465,10 @@ BROKEN: dict[str, bytes] = {
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_file_that_is_no_plan_is_refused_by_its_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(content)
-    with pytest.raises(CallError, match=r"^plan .*plan\.json: ") as found:
+    with pytest.raises(CallError, match=r"^plan .*plan\.json: ") as caught:
         Plan.load(tmp_path / "plan.json")
-    assert str(found.value).isprintable()
-    assert len(str(found.value)) < 300 + len(str(tmp_path))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])

@@ -15,9 +15,9 @@ from bigrun.errors import CallError
 GB = 10**9
 
 
-def repr_short(given: dict[str, Any]) -> str:
-    key = next(key for key in ("max_memory", "rig", "host", "disk", "cpu", "gpus") if key in given)
-    return f"{key} {type(given[key]).__name__}"
+def repr_short(options: dict[str, Any]) -> str:
+    key = next(key for key in ("max_memory", "rig", "host", "disk", "cpu", "gpus") if key in options)
+    return f"{key} {type(options[key]).__name__}"
 
 
 def budgets(rig: Rig) -> dict[str, int]:
@@ -49,8 +49,8 @@ def budgets(rig: Rig) -> dict[str, int]:
     ids=repr,
 )
 def test_gpus_are_numbered_in_the_order_they_are_written(text: str, gigabytes: list[float]) -> None:
-    found = parse_gpus(text)
-    assert [(device.name, device.kind, device.budget_bytes) for device in found] == [
+    devices = parse_gpus(text)
+    assert [(device.name, device.kind, device.budget_bytes) for device in devices] == [
         (f"cuda:{i}", "gpu", int(size * GB)) for i, size in enumerate(gigabytes)
     ]
 
@@ -76,11 +76,11 @@ def test_a_card_is_the_same_card_however_it_is_spelt(text: str) -> None:
 
 def test_each_card_of_the_table_can_be_asked_for_by_its_name_and_without_its_letters_if_digits_know_it() -> None:
     for known in CARDS.values():
-        (found,) = parse_gpus(known.name)
-        assert (found.budget_bytes, found.rates, found.label) == (known.memory_bytes, gpu_rates(known), known.name)
+        (gpu,) = parse_gpus(known.name)
+        assert (gpu.budget_bytes, gpu.rates, gpu.label) == (known.memory_bytes, gpu_rates(known), known.name)
         bare = known.name.removeprefix("RTX").removeprefix("GTX")
         if bare[0].isdigit():
-            assert parse_gpus(bare) == (found,)
+            assert parse_gpus(bare) == (gpu,)
 
 
 @pytest.mark.parametrize("number", ["24", "0.5", "8", "2x24", "80", "999", "24."])
@@ -104,8 +104,8 @@ def test_digits_that_nearly_name_a_card_are_answered_with_the_nearest(text: str,
 
 
 def test_a_size_with_a_unit_is_a_size_though_its_digits_are_a_cards() -> None:
-    (found,) = parse_gpus("3090GB")
-    assert (found.budget_bytes, found.rates) == (3090 * GB, ASSUMED_GPU)
+    (gpu,) = parse_gpus("3090GB")
+    assert (gpu.budget_bytes, gpu.rates) == (3090 * GB, ASSUMED_GPU)
 
 
 @pytest.mark.parametrize("text", ["x" * 10**6, "9" * 10**6, "24GB," * 10**5 + "!", "1x" * 10**5], ids=lambda t: t[:6])
@@ -204,8 +204,8 @@ def test_a_cpu_budget_that_was_not_given_is_probed_and_said_to_be_assumed(monkey
     rig = make_rig(RigOptions("none"))
     assert budgets(rig) == {"cpu": 30 * GB}
     assert any("30.0 GB" in line and "2.00 GB" in line and "--cpu" in line for line in rig.assumptions)
-    given = make_rig(RigOptions("none", cpu="1GB")).assumptions
-    assert not any("GB, this host's" in line or "--cpu" in line for line in given)
+    assumptions = make_rig(RigOptions("none", cpu="1GB")).assumptions
+    assert not any("GB, this host's" in line or "--cpu" in line for line in assumptions)
 
 
 def test_gpus_that_are_there_are_probed_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_a_gpu_of_no_memory_is_as_one_that_is_not_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "max_memory",
     [
         "24GB",
         ["24GB"],
@@ -265,9 +265,9 @@ def test_a_gpu_of_no_memory_is_as_one_that_is_not_named() -> None:
     ],
     ids=repr,
 )
-def test_a_max_memory_that_makes_no_sense_is_a_wrong_call(given: Any) -> None:
+def test_a_max_memory_that_makes_no_sense_is_a_wrong_call(max_memory: Any) -> None:
     with pytest.raises(CallError, match="max_memory"):
-        make_rig(RigOptions(max_memory=given))
+        make_rig(RigOptions(max_memory=max_memory))
 
 
 @pytest.mark.parametrize("beside", [{"gpus": "24GB"}, {"cpu": "1GB"}, {"disk": "1GB"}], ids=str)
@@ -277,7 +277,7 @@ def test_max_memory_and_another_rig_option_contradict_each_other(beside: dict[st
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"gpus": 8, "cpu": 1},
         {"gpus": b"24GB"},
@@ -296,19 +296,19 @@ def test_max_memory_and_another_rig_option_contradict_each_other(beside: dict[st
     ],
     ids=repr_short,
 )
-def test_options_of_another_type_are_a_wrong_call(given: Any) -> None:
+def test_options_of_another_type_are_a_wrong_call(options: Any) -> None:
     with pytest.raises(CallError):
-        make_rig(RigOptions(**given))
+        make_rig(RigOptions(**options))
 
 
 @pytest.mark.parametrize(
-    "given",
+    "max_memory",
     [{"cuda:cpu": 5}, {0: 5, "0": 6}, {"cuda:1": 5, "cuda:01": 6}, {1: 5, "01": 6}, {"cuda:0": 5, 0: 6}],
     ids=["cuda:cpu", "0 twice", "cuda:01", "01", "cuda:0 and 0"],
 )
-def test_keys_of_max_memory_name_each_device_once(given: Any) -> None:
+def test_keys_of_max_memory_name_each_device_once(max_memory: Any) -> None:
     with pytest.raises(CallError, match="max_memory"):
-        make_rig(RigOptions(max_memory=given))
+        make_rig(RigOptions(max_memory=max_memory))
 
 
 @pytest.mark.parametrize(("budget", "reserve"), [(24 * GB, 240 * 10**6), (1000, 10), (99, 0), (80 * GB, 256 * 10**6)])

@@ -210,8 +210,8 @@ def test_what_the_file_gives_is_not_assumed_and_what_it_leaves_out_is(write: Wri
         RigOptions(rig=write({"cpu": {"memory": "8GB"}, "disk": {"memory": "1TB"}, "gpus": [{"memory": "8GB"}]}))
     )
     assert rig.measured == ()
-    for told in ("cpu: weights 34 GB/s, not measured", "GPU known by its size alone", "disk: 2 GB/s"):
-        assert any(told in line for line in rig.assumptions), told
+    for words in ("cpu: weights 34 GB/s, not measured", "GPU known by its size alone", "disk: 2 GB/s"):
+        assert any(words in line for line in rig.assumptions), words
 
 
 def test_a_gpu_that_the_file_describes_in_part_is_guessed_for_the_rest_and_the_plan_says_so(write: Write) -> None:
@@ -477,7 +477,7 @@ def test_a_mistake_is_named_with_its_file_and_entry_and_its_mend(
         make_rig(RigOptions(rig=path))
     assert time.perf_counter() - began < 5
     message = str(caught.value)
-    assert message.startswith(f"--rig {path}: ")
+    assert message.startswith(f"rig {path}: ")
     assert mend in message
     assert "\n" not in message
     assert len(message) < len(str(path)) + 320
@@ -569,7 +569,7 @@ def test_any_values_are_a_rig_or_a_wrong_call(tmp_path_factory: pytest.TempPathF
     path.write_text(json.dumps(values))
     made = rig_or_message(path)
     if isinstance(made, str):
-        assert made.startswith(f"--rig {path}: ")
+        assert made.startswith(f"rig {path}: ")
     else:
         for device in made.devices:
             assert 0 <= device.budget_bytes <= 10**18
@@ -583,4 +583,4 @@ def test_any_text_is_a_rig_or_a_wrong_call(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     made = rig_or_message(path)
-    assert isinstance(made, Rig) or made.startswith(f"--rig {path}: ")
+    assert isinstance(made, Rig) or made.startswith(f"rig {path}: ")

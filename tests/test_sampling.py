@@ -50,17 +50,17 @@ def test_greedy_takes_the_largest_and_the_lowest_index_of_equals() -> None:
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     expected = softmax(LOGITS, temperature)
-    found = frequencies(Sampling(temperature=temperature, seed=1))
+    shares = frequencies(Sampling(temperature=temperature, seed=1))
     # Five standard deviations of a count; the draws are fixed by the seed, so this cannot flicker.
-    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-12)
-    assert found[4] == 0  # barred
+    assert np.all(np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-12)
+    assert shares[4] == 0  # barred
 
 
 def test_top_k_draws_from_the_k_largest_and_keeps_their_ratios() -> None:
-    found = frequencies(Sampling(temperature=1.0, top_k=3, seed=1))
+    shares = frequencies(Sampling(temperature=1.0, top_k=3, seed=1))
     expected = np.where(np.isin(np.arange(8), [1, 3, 5]), softmax(LOGITS, 1.0), 0)
-    assert np.allclose(found, expected / expected.sum(), atol=0.02)
-    assert set(np.flatnonzero(found).tolist()) == {1, 3, 5}
+    assert np.allclose(shares, expected / expected.sum(), atol=0.02)
+    assert set(np.flatnonzero(shares).tolist()) == {1, 3, 5}
 
 
 def test_top_k_breaks_ties_at_its_edge_for_the_lowest_index() -> None:

@@ -47,11 +47,11 @@ def least_seconds(ledger: Ledger, rig: Rig, made: Plan, in_order: bool = False) 
     stream through; infinite where there is none. What is clearly slower than the plan made is not looked at to its end.
     `in_order`: blocks in runs, in the rig's order of devices."""
     chunks = [chunk for chunk in CHUNKS if chunk < 2 * ledger.options.context] or [CHUNKS[-1]]
-    found, above = [math.inf], seconds_of(made) * 1.001
+    times, above = [math.inf], seconds_of(made) * 1.001
     for chunk in chunks:
         for target in (None, *(gpu.name for gpu in rig.gpus if not gpu.virtual)):
-            found.append(_least(Problem(ledger, rig, chunk, target), min(above, *found), in_order))
-    return min(found)
+            times.append(_least(Problem(ledger, rig, chunk, target), min(above, *times), in_order))
+    return min(times)
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Choice:
 def _choices(problem: Problem, name: str) -> list[Choice]:
     """All devices that may store a part. What is computed wherever it is stored is never on the disk."""
     ends = ("norm", "head", "embed") if problem.ledger.spec.tied else ("norm", "head")
-    found = []
+    choices = []
     for device in problem.rig.devices:
         if device.kind != "disk" or name not in ends:
             decode, prefill, _, _ = problem.part_seconds(name, device)
             placed = placement(problem, name, device, None)
             keys_on = "cpu" if device.kind == "disk" else device.name
-            found.append(Choice(device, placed, problem.new * decode + prefill, keys_on))
-    return found
+            choices.append(Choice(device, placed, problem.new * decode + prefill, keys_on))
+    return choices
 
 
 def _least(problem: Problem, below: float, in_order: bool) -> float:
@@ -87,7 +87,7 @@ def _least(problem: Problem, below: float, in_order: bool) -> float:
     names = [part.name for part in ledger.spec.parts]
     choices = [_choices(problem, name) for name in names]
     order = [device.name for device in rig.devices]
-    rest = [sum(min(c.seconds for c in found) for found in choices[i:]) for i in range(len(names) + 1)]  # at least
+    rest = [sum(min(c.seconds for c in options) for options in choices[i:]) for i in range(len(names) + 1)]  # at least
     # a hop leads through host memory: out of one device and into the next, and the host's part of it is free
     steps = problem.prefill.phase.steps
     links = {d.name: d.rates.link for d in rig.devices if d.kind == "gpu"}
@@ -207,11 +207,11 @@ def some_case(
         return int((part * whole + (kind != "nothing") * step) * 1.02)
 
     words = devices.split()
-    found = [Device(f"cuda:{i}", "gpu", size(not virtual), gpu(rng), virtual) for i in range(words.count("gpu"))]
-    found.append(Device("cpu", "cpu", size() if "cpu" in words else 0, replace(cpu(rng), link=math.inf)))
+    hardware = [Device(f"cuda:{i}", "gpu", size(not virtual), gpu(rng), virtual) for i in range(words.count("gpu"))]
+    hardware.append(Device("cpu", "cpu", size() if "cpu" in words else 0, replace(cpu(rng), link=math.inf)))
     if "disk" in words:
-        found.append(Device("disk", "disk", size(), disk_rates(anything(rng, 1e7, 1e10))))
-    return ledger, Rig(tuple(found))
+        hardware.append(Device("disk", "disk", size(), disk_rates(anything(rng, 1e7, 1e10))))
+    return ledger, Rig(tuple(hardware))
 
 
 def over_budget(made: Plan) -> list[str]:
@@ -287,11 +287,11 @@ def compare(
         problem = Problem(ledger, rig, CHUNKS[-1])
         crossing = max((problem.crossing(device) for device in rig.gpus), default=0.0)
         more = slack(ledger, rig) + hops * crossing
-        found = seconds_of(made)
+        seconds = seconds_of(made)
         if over := over_budget(made):
             wrong[seed] = f"seed {seed}: over budget, {', '.join(over)}"
-        elif found > least * (1 + 1e-9) + more or (make is toy and found < least * (1 - 1e-9) - more):
-            wrong[seed] = f"seed {seed}: {found:.6g} s, least {least:.6g} s ({rig_words(rig)})"
+        elif seconds > least * (1 + 1e-9) + more or (make is toy and seconds < least * (1 - 1e-9) - more):
+            wrong[seed] = f"seed {seed}: {seconds:.6g} s, least {least:.6g} s ({rig_words(rig)})"
     assert wrong.keys() == FOUND_WORSE.get((name, rig_name), set()), "\n".join(wrong.values())
 
 

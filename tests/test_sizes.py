@@ -59,7 +59,7 @@ def test_a_whole_number_is_bytes(count: int) -> None:
 def test_nonsense_is_a_wrong_call_that_shows_how_to_write_a_size(text: str) -> None:
     with pytest.raises(CallError, match="24GB") as caught:
         parse_size(text, "--cpu")
-    assert str(caught.value).startswith("--cpu: ")
+    assert str(caught.value).startswith("cpu: ")
     assert repr(text) in str(caught.value)
 
 

@@ -156,10 +156,12 @@ def test_an_absurd_combination_is_refused(fields: dict[str, Any]) -> None:
         spec_from_config({**LLAMA, **fields}, "toy")
 
 
-@pytest.mark.parametrize("given", [["MambaForCausalLM"], ["X" * 5000], [], None, "LlamaForCausalLM", [5]], ids=repr)
-def test_an_unknown_architecture_is_answered_with_the_known_ones(given: Any) -> None:
+@pytest.mark.parametrize(
+    "architectures", [["MambaForCausalLM"], ["X" * 5000], [], None, "LlamaForCausalLM", [5]], ids=repr
+)
+def test_an_unknown_architecture_is_answered_with_the_known_ones(architectures: Any) -> None:
     with pytest.raises(CheckpointError, match=r"bigrun runs BloomForCausalLM, LlamaForCausalLM, Mistral") as caught:
-        spec_from_config({**LLAMA, "architectures": given}, "toy")
+        spec_from_config({**LLAMA, "architectures": architectures}, "toy")
     assert len(str(caught.value)) < 500
 
 

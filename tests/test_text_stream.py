@@ -96,7 +96,7 @@ def test_a_character_comes_out_with_its_last_byte_and_no_sooner() -> None:
 def test_streaming_takes_linear_time_even_over_bytes_that_never_become_a_character(name: str) -> None:
     tokenizer = tokenizer_of(BACKENDS[name]())
     backend = tokenizer._backend
-    index = next(found for token in ("<0xE2>", "â") if (found := backend.token_to_id(token)) is not None)
+    index = next(token_id for token in ("<0xE2>", "â") if (token_id := backend.token_to_id(token)) is not None)
 
     def seconds(count: int) -> float:
         start = time.perf_counter()

@@ -76,7 +76,7 @@ def slow_bpe(text: str, fields: dict[str, Any]) -> list[int]:
     ids = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(fields["tokenizer.ggml.merges"])}
     letters = bytes_as_characters()
-    found = []
+    token_ids = []
     for part in regex.split(r"(\p{N})", text):
         for piece in regex.findall(GPT2, part):
             word = [letters[byte] for byte in piece.encode()]
@@ -87,8 +87,8 @@ def slow_bpe(text: str, fields: dict[str, Any]) -> list[int]:
                     joined.append("".join(word[at : at + width]))
                     at += width
                 word = joined
-            found += [ids[token] for token in word]
-    return found
+            token_ids += [ids[token] for token in word]
+    return token_ids
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -156,8 +156,8 @@ def test_a_named_split_is_the_published_expression(name: str, text: str) -> None
     ],
 )
 def test_a_split_of_several_steps(name: str, text: str, pieces: list[str]) -> None:
-    found = byte_level.pre_tokenizer(byte_level.split_named(name)).pre_tokenize_str(text)
-    assert [piece for piece, _ in found] == pieces
+    spans = byte_level.pre_tokenizer(byte_level.split_named(name)).pre_tokenize_str(text)
+    assert [piece for piece, _ in spans] == pieces
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def test_other_numbers_are_listed_and_not_readable(folder: Path) -> None:
 class Call:
     """A global by its name, called with these values."""
 
-    def __init__(self, name: str, *given: Any):
-        self.name, self.given = name, given
+    def __init__(self, name: str, *arguments: Any):
+        self.name, self.arguments = name, arguments
 
 
 class Stored(tuple):
@@ -197,7 +197,7 @@ def emit(value: Any) -> bytes:
         case dict():
             return b"}(" + b"".join(emit(key) + emit(entry) for key, entry in value.items()) + b"u"
         case Call():
-            return named(value.name) + emit(value.given) + b"R"
+            return named(value.name) + emit(value.arguments) + b"R"
     raise TypeError(value)
 
 
@@ -274,8 +274,8 @@ def refused(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch, name: st
 
 
 class Reduced:
-    def __init__(self, function: Any, *given: Any):
-        self.reduced = (function, given)
+    def __init__(self, function: Any, *arguments: Any):
+        self.reduced = (function, arguments)
 
     def __reduce__(self) -> Any:
         return self.reduced

@@ -40,7 +40,7 @@ class Rows:
     block: tuple[int, int, int] = (0, 1, 1)
 
     def floats(self) -> np.ndarray:
-        """float32, of the same shape: by NumPy, for what is small."""
+        """The rows as float32, by NumPy: for small tensors."""
         if self.blocks is not None:
             first, tall, across = self.block
             rows = self.blocks[(first + np.arange(self.values.shape[0])) // tall]
@@ -98,7 +98,7 @@ class Checkpoint(Protocol):
         """Rows [start, stop) of a tensor (entries, for a vector, as [stop − start, 1] … shape as stored)."""
 
     def ahead(self, name: str, start: int, stop: int) -> None:
-        """Have the system read these rows from the disk, in the background: they are asked for soon."""
+        """Asks the system to read these rows from the disk in the background."""
 
     def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
-        """These rows are not asked for again; `drop`: nor soon by another start, so that the system may forget them."""
+        """Releases these rows, which are not read again; `drop` takes them out of the page cache as well."""

@@ -1,4 +1,4 @@
-"""Opening what strangers have put into a folder: files of a reasonable size, and nothing that could keep one waiting."""
+"""Opens files of untrusted folders: plain files of a bounded size, never a pipe or a device."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ def read_companions(folder: Path) -> dict[str, bytes]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A plain file, opened to read. CheckpointError for anything else: a pipe, which might never have a byte, or a device."""
+    """Opens a plain file to read. CheckpointError for anything else, such as a pipe or a device, which could block for ever."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -37,7 +37,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """The bytes of a file, which may have `most`."""
+    """Reads a file of at most `most` bytes; CheckpointError for a longer one."""
     with open_file(path) as stream:
         data = stream.read(most + 1)
     if len(data) > most:

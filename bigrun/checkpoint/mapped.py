@@ -1,4 +1,4 @@
-"""Files mapped into memory, and what the system is told of them: read ahead, map now, forget.
+"""Files mapped into memory, with advice to the system: read ahead, map now, release.
 
 Mapped pages are the page cache's: they are shared between processes and go when memory is short. Mapping a stretch at once
 costs a tenth of a fault for each of its pages, and forgetting it afterwards keeps a process small that reads a large file.
@@ -56,14 +56,14 @@ class Mapped:
         return np.asarray(_Held(self, offset, nbytes))
 
     def advise(self, offset: int, nbytes: int, advice: int) -> bool:
-        """Tell the system about these bytes (and the rest of their pages); False where it does not know the advice."""
+        """Advises the system about these bytes (in whole pages); False where it does not know the advice."""
         first = offset // mmap.PAGESIZE * mmap.PAGESIZE
         stop = min(offset + nbytes, self.size)
         return first < stop and _madvise()(self.address + first, stop - first, advice) == 0
 
 
 class _Held:
-    """What NumPy takes an array from by its address, and holds on to."""
+    """An object that NumPy makes an array from by its address, and that keeps the mapping alive."""
 
     def __init__(self, mapped: Mapped, offset: int, nbytes: int):
         self.mapped = mapped

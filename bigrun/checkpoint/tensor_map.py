@@ -1,4 +1,4 @@
-"""Where each part's tensors lie in a checkpoint, and all that its headers can tell to be wrong, before a weight is read."""
+"""Maps each part's tensors to a checkpoint's, and checks them by the headers alone, before a weight is read."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ def map_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> TensorMap:
 
 
 def validate(tensor_map: TensorMap) -> TensorMap:
-    """The map itself, or CheckpointError with the first of the `problems`."""
+    """Returns the map if it is sound; CheckpointError with the first of the `problems` otherwise."""
     for problem in problems(tensor_map):
         raise CheckpointError(problem)
     return tensor_map
@@ -68,7 +68,7 @@ def problems(tensor_map: TensorMap) -> Iterator[str]:
 
 
 def count(spec: ModelSpec) -> int:
-    """How many tensors a checkpoint may hold, many times what the model needs: what hostile headers are held to."""
+    """The most tensors that a checkpoint may hold: several times what the model needs, a bound for hostile headers."""
     sources = BY_NAME[spec.family].sources
     if sources is None:
         return 256 + sum(8 * len(part.tensors) * max(1, spec.expert_count(part.name)) for part in spec.parts)
@@ -77,21 +77,21 @@ def count(spec: ModelSpec) -> int:
 
 
 def _prefix(checkpoint: Checkpoint, spec: ModelSpec) -> str:
-    """The prefix that this checkpoint's names lack: published ones differ in whether they carry the model class's."""
+    """The prefix that this checkpoint's names lack: some publishers leave out the prefix of the model class."""
     if checkpoint.dialect != "hf":
         return ""
     for prefix in BY_NAME[spec.family].prefixes:
-        wanted = BY_NAME[spec.family].tensors(spec, "embed", "hf")["table"][0].name
-        if wanted.removeprefix(prefix) in checkpoint.tensors and not (prefix and wanted in checkpoint.tensors):
+        table = BY_NAME[spec.family].tensors(spec, "embed", "hf")["table"][0].name
+        if table.removeprefix(prefix) in checkpoint.tensors and not (prefix and table in checkpoint.tensors):
             return prefix
     return ""
 
 
 def _sources(prefix: str, checkpoint: Checkpoint, spec: ModelSpec, part: Part) -> PartSources:
-    found = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
+    part_sources = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
     if not prefix:
-        return found
+        return part_sources
     return {
         name: tuple(Source(s.name.removeprefix(prefix), s.shape, s.grid, s.axes) for s in sources)
-        for name, sources in found.items()
+        for name, sources in part_sources.items()
     }

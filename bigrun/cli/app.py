@@ -20,7 +20,7 @@ NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class Group(click.Group):
-    """Errors as the project promises them: one or two lines on standard error, an exit status by whose fault it is."""
+    """A click group that reports errors in one or two lines on standard error and exits with the documented status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with command_line():
@@ -239,8 +239,8 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
     from bigrun.measure.info import describe, gather
 
-    found = gather(host)
-    print(json.dumps(found) if as_json else describe(found))
+    report = gather(host)
+    print(json.dumps(report) if as_json else describe(report))
 
 
 for command in (convert, cache, inspect_command, autotune):

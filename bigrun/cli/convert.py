@@ -59,9 +59,9 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(result: dict[str, Any]) -> str:
     """The result for a person."""
     return (
-        f"{found['model']}: {found['parts']} parts, {format_size(found['bytes'])} of int8 in {found['out']}; "
-        f"{found['converted_parts']} converted now, in {found['seconds']:.1f} s"
+        f"{result['model']}: {result['parts']} parts, {format_size(result['bytes'])} of int8 in {result['out']}; "
+        f"{result['converted_parts']} converted now, in {result['seconds']:.1f} s"
     )

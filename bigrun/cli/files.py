@@ -29,8 +29,8 @@ def convert(as_json: bool, out: Path, **flags: Any) -> None:
     """
     from bigrun.cli.convert import convert_model, describe
 
-    found = convert_model(parse(flags), out)
-    print(json.dumps(found) if as_json else describe(found))
+    result = convert_model(parse(flags), out)
+    print(json.dumps(result) if as_json else describe(result))
 
 
 @click.group()
@@ -55,8 +55,8 @@ def list_command(directory: Path | None, as_json: bool, debug: bool) -> None:
     """What conversions there are: of what, how large, how complete, when last used."""
     from bigrun.cli.upkeep import describe, survey
 
-    found = survey(_given(directory))
-    print(json.dumps([entry.to_dict() for entry in found], indent=1) if as_json else describe(found))
+    entries = survey(_given(directory))
+    print(json.dumps([entry.to_dict() for entry in entries], indent=1) if as_json else describe(entries))
 
 
 @cache.command()
@@ -111,9 +111,9 @@ def inspect_command(path: str, revision: str | None, as_json: bool, debug: bool)
     """
     from bigrun.cli.inspection import describe, inspect
 
-    found = inspect(path, revision)
-    print(json.dumps(found.to_dict(), indent=1) if as_json else describe(found))
-    if found.problems:
+    inspection = inspect(path, revision)
+    print(json.dumps(inspection.to_dict(), indent=1) if as_json else describe(inspection))
+    if inspection.problems:
         raise CheckpointError(
-            f"{path}: cannot be run as it is: {len(found.problems)} problem{'s' * (len(found.problems) > 1)} found"
+            f"{path}: cannot be run as it is: {len(inspection.problems)} problem{'s' * (len(inspection.problems) > 1)} found"
         )

@@ -23,8 +23,8 @@ def autotune(as_json: bool, number: int, quiet: bool, debug: bool) -> None:
         if not quiet:
             print(text, file=sys.stderr)
 
-    found = run(number, log)
+    tuning = run(number, log)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(tuning))
     else:
-        print(f"{found['card']}: prompts {found['table']['prefill']}; tiles kept in {found['file']}")
+        print(f"{tuning['card']}: prompts {tuning['table']['prefill']}; tiles kept in {tuning['file']}")

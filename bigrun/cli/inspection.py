@@ -97,25 +97,25 @@ def _of_hub(model: Model, path: str, revision: str | None) -> Inspection:
 
     if model.repo is None:
         raise CallError(f"{path}: a name for planning alone; there are no files to look into")
-    wanted = needed(model.repo, revision)
+    listing = needed(model.repo, revision)
     wrong: list[str] = []
-    spec, found = None, None
+    spec, hub_headers = None, None
     try:
-        spec = model_spec(model, wanted.commit)
-        found = headers(model.repo, wanted.commit)
+        spec = model_spec(model, listing.commit)
+        hub_headers = headers(model.repo, listing.commit)
     except CheckpointError as error:
         wrong.append(str(error))
-    names = [name for name, _ in wanted.files]
+    names = [name for name, _ in listing.files]
     return Inspection(
         path=path,
-        format=f"{wanted.weights} on the hub, commit {wanted.commit[:12]}",
+        format=f"{listing.weights} on the hub, commit {listing.commit[:12]}",
         family=spec.family if spec else None,
         parameters=spec.parameters if spec else None,
         context_tokens=spec.context_limit if spec else None,
-        dtypes=dict(found.dtypes) if found else {},
-        tensors=len(found.shapes) if found else 0,
-        files={name: size for name, size in wanted.files if name.endswith((".safetensors", ".bin"))},
-        bytes=found.bytes if found else 0,
+        dtypes=dict(hub_headers.dtypes) if hub_headers else {},
+        tensors=len(hub_headers.shapes) if hub_headers else 0,
+        files={name: size for name, size in listing.files if name.endswith((".safetensors", ".bin"))},
+        bytes=hub_headers.bytes if hub_headers else 0,
         int8_bytes=_int8_bytes(spec),
         tokenizer="tokenizer.json" if "tokenizer.json" in names else "none",
         problems=tuple(wrong),
@@ -147,10 +147,10 @@ def _sizes(paths: Iterable[Path]) -> dict[str, int]:
 def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     if why := why_not_executable(spec, 1):
         return [f"{checkpoint.where}: {why}"]
-    found = list(problems(map_tensors(checkpoint, spec)))
-    if len(found) > MOST_PROBLEMS:
-        found = [*found[:MOST_PROBLEMS], f"and {len(found) - MOST_PROBLEMS} more"]
-    return found
+    messages = list(problems(map_tensors(checkpoint, spec)))
+    if len(messages) > MOST_PROBLEMS:
+        messages = [*messages[:MOST_PROBLEMS], f"and {len(messages) - MOST_PROBLEMS} more"]
+    return messages
 
 
 def _missing_parts(conversion: Conversion, spec: ModelSpec | None) -> list[str]:
@@ -160,17 +160,17 @@ def _missing_parts(conversion: Conversion, spec: ModelSpec | None) -> list[str]:
     folder, manifest = conversion.folder, conversion.manifest
     layouts = conversion.layouts(spec) if spec is not None else {}
     names = [name for name, layout in layouts.items() if layout.arrays] or list(manifest.parts)
-    found = [f"{folder}: its manifest has no part {name}" for name in names if name not in manifest.parts]
+    messages = [f"{folder}: its manifest has no part {name}" for name in names if name not in manifest.parts]
     gone = [name for name in names if not (folder / file_name(name)).is_file()]
     if gone:
-        found.append(f"{folder}: the conversion was not finished: {len(gone)} parts are missing, {gone[0]} first")
+        messages.append(f"{folder}: the conversion was not finished: {len(gone)} parts are missing, {gone[0]} first")
     for name in names:
         path = folder / file_name(name)
         if name in layouts and name not in gone:
             expected = len(header(layouts[name], "0" * 32, UNSUMMED)) + layouts[name].nbytes
             if path.stat().st_size != expected:
-                found.append(f"{path}: damaged: it has {path.stat().st_size} bytes, not {expected}")
-    return found[:MOST_PROBLEMS]
+                messages.append(f"{path}: damaged: it has {path.stat().st_size} bytes, not {expected}")
+    return messages[:MOST_PROBLEMS]
 
 
 def _tokenizer(opened: ModelFiles | None, wrong: list[str]) -> str:
@@ -183,12 +183,12 @@ def _tokenizer(opened: ModelFiles | None, wrong: list[str]) -> str:
         metadata = opened.metadata
         if metadata is None and not (opened.folder / "tokenizer.json").exists():
             return "none (text cannot be generated; bench runs without)"
-        found = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(opened.folder)
+        tokenizer = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(opened.folder)
     except BigrunError as error:
         wrong.append(str(error))
         return "unreadable"
-    chat = "with a chat template" if found.chat_template else "no chat template"
-    return f"{found.vocab_size} tokens, {chat}"
+    chat = "with a chat template" if tokenizer.chat_template else "no chat template"
+    return f"{tokenizer.vocab_size} tokens, {chat}"
 
 
 def _int8_bytes(spec: ModelSpec | None) -> int | None:
@@ -197,20 +197,20 @@ def _int8_bytes(spec: ModelSpec | None) -> int | None:
     return sum(layout.nbytes for layout in Ledger(spec, PlanOptions(1)).layouts.values())
 
 
-def describe(found: Inspection) -> str:
+def describe(inspection: Inspection) -> str:
     """For a person."""
-    rows = {"path": found.path, "format": found.format}
-    if found.family is not None:
-        size = f"{found.parameters / 1e9:.3g} billion parameters" if found.parameters else ""
-        rows["model"] = f"{found.family}, {size}, {found.context_tokens} tokens of context"
-    if found.dtypes:
-        held = ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items())
-        rows["tensors"] = f"{found.tensors}, of {held}"
-    rows["files"] = f"{len(found.files)}, {format_size(sum(found.files.values()))}"
-    if found.int8_bytes is not None:
-        rows["in int8"] = format_size(found.int8_bytes)
-    rows["tokenizer"] = found.tokenizer
+    rows = {"path": inspection.path, "format": inspection.format}
+    if inspection.family is not None:
+        size = f"{inspection.parameters / 1e9:.3g} billion parameters" if inspection.parameters else ""
+        rows["model"] = f"{inspection.family}, {size}, {inspection.context_tokens} tokens of context"
+    if inspection.dtypes:
+        held = ", ".join(f"{count:,} {dtype}" for dtype, count in inspection.dtypes.items())
+        rows["tensors"] = f"{inspection.tensors}, of {held}"
+    rows["files"] = f"{len(inspection.files)}, {format_size(sum(inspection.files.values()))}"
+    if inspection.int8_bytes is not None:
+        rows["in int8"] = format_size(inspection.int8_bytes)
+    rows["tokenizer"] = inspection.tokenizer
     lines = [str(BigrunError(f"{name:10} {text}")) for name, text in rows.items()]
-    if not found.problems:
+    if not inspection.problems:
         return "\n".join([*lines, "problems   none that its headers show"])
-    return "\n".join([*lines, "problems", *(f"  {BigrunError(problem)}" for problem in found.problems)])
+    return "\n".join([*lines, "problems", *(f"  {BigrunError(problem)}" for problem in inspection.problems)])

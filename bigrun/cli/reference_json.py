@@ -41,7 +41,7 @@ JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "eval perplexity": ("", (("bigrun.measure.evaluate", "perplexity"),)),
     "info": ("", (("bigrun.measure.info", "gather"),)),
     "convert": ("", (("bigrun.cli.convert", "convert_model"),)),
-    "cache list": ("A list of objects, one for each conversion.", (("bigrun.cli.upkeep", "Found"),)),
+    "cache list": ("A list of objects, one for each conversion.", (("bigrun.cli.upkeep", "CacheEntry"),)),
     "cache prune": ("A list of objects as `cache list` gives them: what went, or would go.", ()),
     "cache verify": ("", (("bigrun.cli.files", "verify"),)),
     "inspect": ("", (("bigrun.cli.inspection", "Inspection"),)),
@@ -131,26 +131,26 @@ def _keys(module: str, function: Function) -> Iterator[str]:
 
 def _displays(function: Function) -> list[ast.Dict]:
     nodes = list(within(function))
-    found = [node.value for node in nodes if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)]
-    if found:
-        return found
+    displays = [node.value for node in nodes if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)]
+    if displays:
+        return displays
     dumped = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "json.dumps"]
-    found = [node.args[0] for node in dumped if node.args and isinstance(node.args[0], ast.Dict)]
-    if not found:
+    displays = [node.args[0] for node in dumped if node.args and isinstance(node.args[0], ast.Dict)]
+    if not displays:
         raise LookupError(f"{function.name} neither returns a dict display nor prints one: mend {Path(__file__).name}")
-    return found
+    return displays
 
 
 def keys(module: str, function: Function, display: ast.Dict) -> list[str]:
     """The keys of a dict display, with those of what lies in it: `a`, `a.b`, `a[].b`, `a.<key>`."""
-    found: list[str] = []
+    paths: list[str] = []
     for key, value in zip(display.keys, display.values, strict=True):
         if key is None:
-            found += _spread(module, function, value)
+            paths += _spread(module, function, value)
         elif isinstance(key, ast.Constant) and isinstance(key.value, str):
             inner = _inner(module, function, value)
-            found += [f"{key.value}{each}" for each in inner] if inner else [key.value]
-    return found
+            paths += [f"{key.value}{each}" for each in inner] if inner else [key.value]
+    return paths
 
 
 def _spread(module: str, function: Function, value: ast.expr) -> list[str]:
@@ -165,8 +165,8 @@ def _spread(module: str, function: Function, value: ast.expr) -> list[str]:
 def _called(module: str, value: ast.expr) -> Function | None:
     """The function of the same module that a call is of."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-        found = top(module).get(value.func.id)
-        return found if isinstance(found, Function) else None
+        node = top(module).get(value.func.id)
+        return node if isinstance(node, Function) else None
     return None
 
 

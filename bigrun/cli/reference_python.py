@@ -90,19 +90,19 @@ def _methods(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Function]]:
 
 def _signature(module: str, function: Function, name: str, static: bool = False) -> str:
     """As an indented block; one parameter a line where a single one would be long."""
-    given = function.args
-    plain = [*given.posonlyargs, *given.args]
-    defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
-    parts = [_parameter(module, a, d) for a, d in zip(plain, [*defaults, *given.defaults], strict=True)]
-    if given.posonlyargs:
-        parts.insert(len(given.posonlyargs), "/")
-    if given.vararg:
-        parts.append("*" + _parameter(module, given.vararg, None))
-    elif given.kwonlyargs:
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults))
+    parts = [_parameter(module, a, d) for a, d in zip(plain, [*defaults, *arguments.defaults], strict=True)]
+    if arguments.posonlyargs:
+        parts.insert(len(arguments.posonlyargs), "/")
+    if arguments.vararg:
+        parts.append("*" + _parameter(module, arguments.vararg, None))
+    elif arguments.kwonlyargs:
         parts.append("*")
-    parts += [_parameter(module, a, d) for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
-    if given.kwarg:
-        parts.append("**" + _parameter(module, given.kwarg, None))
+    parts += [_parameter(module, a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    if arguments.kwarg:
+        parts.append("**" + _parameter(module, arguments.kwarg, None))
     if parts and parts[0] in ("self", "cls") and not static:
         parts = parts[1:]
     returns = f" -> {annotation(function.returns)}" if function.returns else ""
@@ -112,14 +112,14 @@ def _signature(module: str, function: Function, name: str, static: bool = False)
     return "\n".join([f"    {name}(", *(f"        {part}," for part in parts), f"    ){returns}"])
 
 
-def _parameter(module: str, given: ast.arg, default: ast.expr | None) -> str:
-    kind = f": {annotation(given.annotation)}" if given.annotation else ""
+def _parameter(module: str, argument: ast.arg, default: ast.expr | None) -> str:
+    kind = f": {annotation(argument.annotation)}" if argument.annotation else ""
     if default is None:
-        return given.arg + kind
+        return argument.arg + kind
     if isinstance(default, ast.Name):
         _, value = resolved(module, default.id)
         default = value if isinstance(value, ast.Constant) else default
     text = ast.unparse(default)
     if isinstance(default, ast.Constant) and isinstance(default.value, str):
         text = f'"{default.value}"'
-    return f"{given.arg}{kind} = {text}" if kind else f"{given.arg}={text}"
+    return f"{argument.arg}{kind} = {text}" if kind else f"{argument.arg}={text}"

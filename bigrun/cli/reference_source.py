@@ -25,30 +25,30 @@ def source(module: str) -> str:
 @cache
 def top(module: str) -> dict[str, Any]:
     """What a module defines or imports at its top, TYPE_CHECKING's imports among it: a name → its node, or its value's."""
-    found: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     tree = ast.parse(source(module))
     guarded = [item for node in tree.body if isinstance(node, ast.If) for item in node.body]
     for node in (*tree.body, *guarded):
         if isinstance(node, Function | ast.ClassDef):
-            found[node.name] = node
+            definitions[node.name] = node
         elif isinstance(node, ast.ImportFrom):
-            found.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
+            definitions.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = node.value
-    return found
+            definitions[node.targets[0].id] = node.value
+    return definitions
 
 
 def resolved(module: str, name: str) -> tuple[str, Any]:
     """Where a name is defined, and its node: imports within bigrun are followed."""
-    found = top(module).get(name)
+    definition = top(module).get(name)
     homes = top(module).get("HOMES")  # of what a module imports when first asked for
-    if found is None and isinstance(homes, ast.Dict) and (home := ast.literal_eval(homes).get(name)):
+    if definition is None and isinstance(homes, ast.Dict) and (home := ast.literal_eval(homes).get(name)):
         return resolved(home, name)
-    if isinstance(found, tuple):
-        if str(found[0]).split(".")[0] == "bigrun":
-            return resolved(*found)
-        return found[0], None
-    return module, found
+    if isinstance(definition, tuple):
+        if str(definition[0]).split(".")[0] == "bigrun":
+            return resolved(*definition)
+        return definition[0], None
+    return module, definition
 
 
 def find(module: str, name: str) -> Any:

@@ -20,7 +20,7 @@ DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Found:
+class CacheEntry:
     """A conversion in a cache. `source_state`: current, changed (the files are others now), gone, or unknown; `problem`: why
     its manifest cannot be read; `why`: what speaks for removing it."""
 
@@ -49,21 +49,21 @@ def conversions(cache: Path) -> list[Path]:
     return sorted(folder for folder in cache.iterdir() if is_ours(folder) and not folder.is_symlink())
 
 
-def survey(cache: Path) -> list[Found]:
+def survey(cache: Path) -> list[CacheEntry]:
     """What conversions there are. Nothing is read but their manifests."""
     return [_look(folder) for folder in conversions(cache)]
 
 
-def _look(folder: Path) -> Found:
+def _look(folder: Path) -> CacheEntry:
     files = [file for file in folder.iterdir() if file.is_file() and is_own(file.name)]
     nbytes = sum(file.stat().st_size for file in files)
     idle = (time.time() - (folder / MANIFEST).stat().st_mtime) / DAY
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
-        return Found(str(folder), bytes=nbytes, idle_days=idle, problem=str(error))
+        return CacheEntry(str(folder), bytes=nbytes, idle_days=idle, problem=str(error))
     there = sum((folder / file_name(part)).is_file() for part in manifest.parts)
-    return Found(
+    return CacheEntry(
         str(folder), manifest.model, manifest.source, _source_state(manifest), manifest.created, idle, nbytes,
         len(manifest.parts), there,
     )  # fmt: skip
@@ -79,12 +79,12 @@ def _source_state(manifest: Manifest) -> str:
     return next((state for state in ("changed", "gone", "current") if state in states), "unknown")
 
 
-def describe(found: list[Found]) -> str:
+def describe(entries: list[CacheEntry]) -> str:
     """For a person: a line or two each."""
-    if not found:
+    if not entries:
         return "no conversions"
     lines = []
-    for entry in found:
+    for entry in entries:
         if entry.problem:
             lines.append(f"{Path(entry.folder).name}: {format_size(entry.bytes)}; {entry.problem}")
             continue
@@ -126,7 +126,7 @@ def prune(
     incomplete: bool = False,
     everything: bool = False,
     dry_run: bool = False,
-) -> list[Found]:
+) -> list[CacheEntry]:
     """Remove what no start can use: leftovers of interrupted writes, conversions of other versions, and those whose source
     files are others now; `older_than` days without use, `incomplete` and `everything` take more. What another process holds
     stays. Returns what went, or would go."""
@@ -136,9 +136,9 @@ def prune(
         try:
             if not claim(handle):
                 continue
-            found = _look(folder)
-            if why := _why(found, older_than, incomplete, everything):
-                gone.append(Found(**{**found.to_dict(), "why": why}))
+            entry = _look(folder)
+            if why := _why(entry, older_than, incomplete, everything):
+                gone.append(CacheEntry(**{**entry.to_dict(), "why": why}))
                 if not dry_run:
                     _remove(folder)
             elif not dry_run:
@@ -149,17 +149,17 @@ def prune(
     return gone
 
 
-def _why(found: Found, older_than: int | None, incomplete: bool, everything: bool) -> str:
-    if found.problem:
-        return found.problem
-    if found.source_state == "changed":
-        return f"{found.source} has changed since"
+def _why(entry: CacheEntry, older_than: int | None, incomplete: bool, everything: bool) -> str:
+    if entry.problem:
+        return entry.problem
+    if entry.source_state == "changed":
+        return f"{entry.source} has changed since"
     if everything:
         return "all are to go"
-    if incomplete and found.parts_there < found.parts:
-        return f"{found.parts_there} of {found.parts} parts"
-    if older_than is not None and found.idle_days >= older_than:
-        return f"not used for {found.idle_days:.0f} days"
+    if incomplete and entry.parts_there < entry.parts:
+        return f"{entry.parts_there} of {entry.parts} parts"
+    if older_than is not None and entry.idle_days >= older_than:
+        return f"not used for {entry.idle_days:.0f} days"
     return ""
 
 
@@ -177,7 +177,7 @@ def _remove(folder: Path) -> None:
         raise RunError(f"{folder}: cannot be removed: {error.strerror}") from error
 
 
-def describe_pruned(gone: list[Found], dry_run: bool) -> str:
+def describe_pruned(gone: list[CacheEntry], dry_run: bool) -> str:
     """For a person."""
     verb = "would go" if dry_run else "removed"
     lines = [f"{Path(entry.folder).name}: {format_size(entry.bytes)} {verb}: {entry.why}" for entry in gone]

@@ -157,20 +157,20 @@ def find(name: str, memory_bytes: int = 0) -> Card | None:
     for left_out in (set(), _LINES, _BOARDS):
         key = "".join(word for word in words if word not in left_out)
         for prefix in ("", "RTX", "GTX"):
-            found = [
+            cards = [
                 each for each in _BY_NAME.get(prefix + key, ()) if all(size == each.memory_bytes for size in sizes)
             ]
-            if found and memory_bytes:
-                return min(found, key=lambda each: abs(each.memory_bytes - memory_bytes))
-            if found:
-                return found[0]
+            if cards and memory_bytes:
+                return min(cards, key=lambda each: abs(each.memory_bytes - memory_bytes))
+            if cards:
+                return cards[0]
     return None
 
 
 def card(name: str) -> Card:
     """The card of that name, however it is spelt (RTX3090, "rtx 3090", 3090); CallError names the nearest ones."""
-    if found := find(name):
-        return found
+    if entry := find(name):
+        return entry
     key = "".join(word for word in _words(name) if word not in _BOARDS and not _SIZE.fullmatch(word))
     key = f"RTX{key}" if key[:1].isdigit() else key
     near = [known for known in _BY_NAME if len(key) > 2 and key in known]

@@ -1,4 +1,4 @@
-"""Real GPUs in a run: the torch device of each, its memory, and what becomes of errors of the driver.
+"""Real GPUs in a run: torch devices, memory, and errors of the driver.
 
 `BIGRUN_GPU=emulate` stands host memory in for the GPUs of a rig, so that all of this runs, slowly, where there is none:
 for checking alone. Kernels are torch's own then, or Triton's interpreter's under TRITON_INTERPRET=1.
@@ -63,7 +63,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def device_errors(name: str, what: str) -> Iterator[None]:
-    """Errors of a GPU as one clear line: out of memory in spite of the plan, or lost."""
+    """Turns errors of a GPU, out of memory or lost, into a RunError of one line."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -95,7 +95,7 @@ def _out_of_memory(name: str, what: str, error: BaseException) -> str:
 
 
 class GpuMemory:
-    """One GPU's memory: all that the plan wants of it in one piece, taken before anything is loaded.
+    """One GPU's memory: everything that the plan needs, allocated in one piece before anything is loaded.
 
     So a card that has less than the plan says fails at once, and what a run takes is what was planned, to the byte.
     """
@@ -117,7 +117,7 @@ class GpuMemory:
             self._arena = torch.zeros(max(self.planned_bytes, 1), dtype=torch.uint8, device=self.device)
 
     def _check_free(self, nbytes: int, what: str) -> None:
-        """RunError where the card has less free than that, before the driver is asked: it says more, and fails no sooner."""
+        """Raises RunError if the card has less memory free; the message is clearer than the driver's would be."""
         if self.device.type != "cuda":
             return
         free, whole = torch.cuda.mem_get_info(self.device)
@@ -130,11 +130,11 @@ class GpuMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """What torch took of the card for this process, at most; emulated, what was handed out."""
+        """The most bytes that torch has reserved on the card; of an emulated GPU, the bytes handed out."""
         return self.used_bytes if self.device.type != "cuda" else torch.cuda.max_memory_reserved(self.device)
 
     def take(self, nbytes: int, kind: str, what: str) -> Tensor:
-        """uint8 [nbytes] of the piece, at a 64-byte boundary; BudgetExceeded where the plan has no more."""
+        """Allocates uint8 [nbytes] at a 64-byte boundary; BudgetExceeded beyond the planned bytes."""
         start = round_up(self.used_bytes, ALIGNMENT)
         if start + nbytes > self.planned_bytes:
             raise BudgetExceeded(
@@ -146,7 +146,7 @@ class GpuMemory:
         return self._arena[start : start + nbytes]
 
     def buffers(self, buffers: Sequence[Buffer], kind: str, what: str) -> Mapping[str, Tensor]:
-        """Named buffers, zero."""
+        """Allocates named buffers, filled with zeros."""
         arena = self.take(sum(b.nbytes for b in buffers), kind, what)
         result, offset = {}, 0
         for buffer in buffers:
@@ -166,7 +166,8 @@ class GpuMemory:
         return part.arrays
 
     def close(self) -> None:
-        """Give the memory back to the driver, for others, whatever views of it are still held. A lost card has told so."""
+        """Returns the memory to the driver, even if views of it are still held. Errors of a lost card are ignored: they were
+        reported."""
         with suppress(RuntimeError):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -228,5 +229,5 @@ def _tensor(array: np.ndarray, dtype: str) -> Tensor:
     with_numbers: Any = array.view(np.int16) if array.dtype == np.uint16 else array
     if not with_numbers.flags.writeable:
         with_numbers = with_numbers.copy()  # torch would warn that a mapped file is not to be written to
-    found = torch.from_numpy(with_numbers)
-    return found.view(DTYPES[dtype]) if array.dtype == np.uint16 else found
+    tensor = torch.from_numpy(with_numbers)
+    return tensor.view(DTYPES[dtype]) if array.dtype == np.uint16 else tensor

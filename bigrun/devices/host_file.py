@@ -1,4 +1,4 @@
-"""The host file: what bigrun measured of a host, and what its own runs there taught it. An input of the planner.
+"""The host file: what bigrun measured of a host, and the rates fitted to its own runs there. An input of the planner.
 
 `bigrun info` writes the roofs, `bigrun bench --learn` adds a run. The default file is host.json in bigrun's cache folder
 (`BIGRUN_HOST` names another); it serves the machine that it names and no other, unless it is given by `--host`.
@@ -74,11 +74,11 @@ def default_path() -> Path:
     return Path(cache) / "bigrun" / "host.json"
 
 
-def learning_path(given: str | Path | None) -> Path:
-    """The file to add to: the one of --host, or this host's own."""
-    if given is not None and str(given).lower() == "none":
+def learning_path(host: str | Path | None) -> Path:
+    """The host file to calibrate: the one of --host, or this host's own."""
+    if host is not None and str(host).lower() == "none":
         raise CallError("--learn keeps what it learns in a host file: leave out --host none")
-    return Path(given) if given else default_path()
+    return Path(host) if host else default_path()
 
 
 def machine() -> tuple[str, int]:
@@ -93,7 +93,7 @@ def machine() -> tuple[str, int]:
     return name, len(os.sched_getaffinity(0))
 
 
-def known_host(path: str | Path | None = None) -> tuple[Host | None, str]:
+def find_host(path: str | Path | None = None) -> tuple[Host | None, str]:
     """(host, note): of a named file, or of this machine's own if there is one; "none" is no host.
 
     The note says why a default file was not used. CallError where a named file cannot be read.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigrun.devices.cards import GB, TERA
-from bigrun.devices.host_file import Host, known_host
+from bigrun.devices.host_file import Host, find_host
 from bigrun.devices.probe import available_memory, probe_gpus
 from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, gpu_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates, parse_gpus
@@ -32,26 +32,26 @@ def make_rig(options: RigOptions) -> Rig:
     """The rig that the options describe. CallError where they contradict each other or make no sense."""
     gpus, cpu, disk, max_memory = options.gpus, options.cpu, options.disk, options.max_memory
     rig, virtual = options.rig, options.virtual
-    known, note = known_host(options.host)
+    host, note = find_host(options.host)
     if rig is not None:
         if any(option is not None for option in (gpus, cpu, disk, max_memory)):
             raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")
         if not isinstance(rig, str | Path):
             raise CallError(f"--rig: {rig!r:.40} is not the path of a file")
-        return _with_host(read_rig(Path(rig), virtual), known, note)
+        return _with_host(read_rig(Path(rig), virtual), host, note)
     if max_memory is not None:
         if gpus is not None or cpu is not None or disk is not None:
             raise CallError("--max-memory already names every device; leave out --gpus, --cpu and --disk")
-        return _with_host(_from_max_memory(max_memory, virtual), known, note)
+        return _with_host(_from_max_memory(max_memory, virtual), host, note)
     assumptions = []
     if gpus is None:
         if virtual:
             raise CallError("--virtual needs --gpus: say which GPUs to imagine, as in --gpus 2x60MB --virtual")
-        found = _probed()
-        if found:
-            assumptions.append(f"{len(found)} GPU(s) found here, their free memory less a reserve of 5 %")
+        gpu_devices = _probed()
+        if gpu_devices:
+            assumptions.append(f"{len(gpu_devices)} GPU(s) found here, their free memory less a reserve of 5 %")
     else:
-        found = parse_gpus(gpus, virtual)
+        gpu_devices = parse_gpus(gpus, virtual)
     if cpu is None:
         budget, reserve = available_memory()
         assumptions.append(
@@ -59,10 +59,10 @@ def make_rig(options: RigOptions) -> Rig:
         )
     else:
         budget = parse_size(cpu, "--cpu")
-    devices = [*found, Device("cpu", "cpu", budget, ASSUMED_CPU)]
+    devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU)]
     if disk is not None:
         devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
-    return _with_host(Rig(tuple(devices), tuple(assumptions)), known, note)
+    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note)
 
 
 def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> Rig:
@@ -95,10 +95,10 @@ def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> R
 
 def _probed() -> tuple[Device, ...]:
     devices = []
-    for number, (budget, known, link) in enumerate(probe_gpus()):
-        rates = gpu_rates(known) if known else ASSUMED_GPU
+    for number, (budget, card, link) in enumerate(probe_gpus()):
+        rates = gpu_rates(card) if card else ASSUMED_GPU
         rates = replace(rates, link=link or rates.link, source=f"probed: {rates.source}")
-        devices.append(Device(f"cuda:{number}", "gpu", budget, rates, label=known.name if known else ""))
+        devices.append(Device(f"cuda:{number}", "gpu", budget, rates, label=card.name if card else ""))
     return tuple(devices)
 
 

@@ -128,14 +128,14 @@ def copy_bandwidths(nbytes: int = 128 * 2**20) -> dict[str, float]:
     """GPU → bytes/s of a copy to it from pinned memory; empty without GPUs."""
     from bigrun.devices.probe import probe_gpus
 
-    found = probe_gpus()
-    if not found:
+    gpus = probe_gpus()
+    if not gpus:
         return {}
     import torch
 
     source = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
     rates = {}
-    for number in range(len(found)):
+    for number in range(len(gpus)):
         target = torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
         times = []
         for _ in range(4):

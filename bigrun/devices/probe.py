@@ -1,4 +1,4 @@
-"""What this host has to give: memory that is free (not that is there), within its control groups, and its GPUs."""
+"""What is available on this host: free memory, within the limits of its control groups, and GPUs."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
     if not torch.cuda.is_available():
         return ()
     slots = driver_slots()
-    found = []
+    gpus = []
     for number in range(torch.cuda.device_count()):
         try:
             free, _ = torch.cuda.mem_get_info(number)
@@ -95,8 +95,8 @@ def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
             why = str(error).partition("\n")[0][:100]
             raise RunError(f"cuda:{number} does not answer: {why}; --gpus none leaves the GPUs out") from error
         link = slots.get(str(getattr(properties, "uuid", "")))
-        found.append((int(free * GPU_SHARE), find(properties.name, properties.total_memory), link))
-    return tuple(found)
+        gpus.append((int(free * GPU_SHARE), find(properties.name, properties.total_memory), link))
+    return tuple(gpus)
 
 
 def driver_slots() -> Mapping[str, float]:
@@ -111,9 +111,9 @@ def driver_slots() -> Mapping[str, float]:
 
 def read_slots(text: str) -> Mapping[str, float]:
     """nvidia-smi's lines of QUERY; those that say nothing of the slot ("[N/A]") are left out."""
-    found = {}
+    slots = {}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
         if len(fields) == len(QUERY) and (slot := LINKS.get(f"pcie{fields[2]}x{fields[3]}")):
-            found[fields[0].removeprefix("GPU-")] = slot.usable
-    return found
+            slots[fields[0].removeprefix("GPU-")] = slot.usable
+    return slots

@@ -1,4 +1,4 @@
-"""How fast a device is, as the cost model takes it: what its parts take, not what its maker prints.
+"""The speed of a device as the cost model needs it: rates that kernels reach, not a maker's figures.
 
 A card's published figures are roofs. Until a card has been measured, kernels are taken to reach the shares below of
 them: what good kernels reach on cards of several generations (docs/planning.md). A CPU's figures are those that this

@@ -97,12 +97,12 @@ def _parse(path: Path) -> Any:
 
 def _json(text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in entries:
                 raise CallError(f"{key[:40]!r} is given twice; keep one of them")
-            found[key] = value
-        return found
+            entries[key] = value
+        return entries
 
     values = json.loads(text, object_pairs_hook=unique) if text.strip() else None
     level = [values]
@@ -193,18 +193,18 @@ def _gpu(entry: dict[str, Any], what: str) -> tuple[int, Rates, int, str]:
         has = format_size(known.memory_bytes)
         raise CallError(f"{what}: memory is more than the {has} of a {known.name}; write less, or leave it out")
     base = known or UNKNOWN_CARD
-    given: dict[str, Any] = {}
+    speeds: dict[str, Any] = {}
     if "bandwidth" in entry:
-        given["bandwidth"] = _rate(entry["bandwidth"], f"{what}: bandwidth")
+        speeds["bandwidth"] = _rate(entry["bandwidth"], f"{what}: bandwidth")
     for name in ("int8", "fp16"):
         if name in entry:
-            given[name] = _operations(entry[name], f"{what}: {name}")
+            speeds[name] = _operations(entry[name], f"{what}: {name}")
     if "link" in entry:
-        given["link"] = _link(entry["link"], f"{what}: link")
-    if given:
-        whole = known or {"bandwidth", "int8", "fp16"} <= given.keys()
-        given["source"] = f"given for {what}" if whole else f"given for {what}, the rest assumed"
-    return budget, gpu_rates(replace(base, **given)), count, known.name if known and "memory" not in entry else ""
+        speeds["link"] = _link(entry["link"], f"{what}: link")
+    if speeds:
+        whole = known or {"bandwidth", "int8", "fp16"} <= speeds.keys()
+        speeds["source"] = f"given for {what}" if whole else f"given for {what}, the rest assumed"
+    return budget, gpu_rates(replace(base, **speeds)), count, known.name if known and "memory" not in entry else ""
 
 
 def _cpu(entry: Any, where: str) -> Device:

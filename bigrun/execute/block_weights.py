@@ -1,4 +1,4 @@
-"""A part's stored arrays as what the decoder asks for: linears, norms, a table."""
+"""Wraps a part's stored arrays as the weights that the ops take: linears, norms, a table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

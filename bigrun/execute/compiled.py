@@ -1,4 +1,4 @@
-"""Runs of equal blocks on one device as one compiled call (bigrun_kernels/cpu/blocks.py): what decode is made of.
+"""Executes runs of equal blocks on one device by one compiled call (bigrun_kernels/cpu/blocks.py).
 
 A table of addresses stands for the blocks' arrays; this object keeps those arrays alive.
 """
@@ -17,7 +17,7 @@ from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import ACTIVATIONS
 
 FEW = 16  # tokens: a step of more goes block by block, so that Ctrl-C need not wait for all of them
-NO_ROTATION = np.empty((0, 0), np.float32)
+NO_COS_SIN = np.empty((0, 0), np.float32)
 
 
 def compilable(weights: BlockWeights) -> bool:
@@ -66,16 +66,16 @@ class CompiledBlocks:
         count, kernel = len(x), self._kernel
         if not count:
             return
-        cos_sin = NO_ROTATION if step.rotation is None else step.rotation
+        cos_sin = NO_COS_SIN if step.cos_sin is None else step.cos_sin
         split = count <= len(self._work["partial"])
         each = len(self._addresses) if count <= FEW else 1
-        given = {
-            "count": each, "tokens": count, "team": numba.get_num_threads(), "rotation_dims": cos_sin.shape[1],
+        entries = {
+            "count": each, "tokens": count, "team": numba.get_num_threads(), "rope_dims": cos_sin.shape[1],
             "spans": int(step.positions.max()) // SPAN_TOKENS + 1 if split else 0,
-            "batch": step.page_tables.shape[0], "per_sequence": step.page_tables.shape[1], "x": x, "rotation": cos_sin,
+            "batch": step.page_tables.shape[0], "per_sequence": step.page_tables.shape[1], "x": x, "cos_sin": cos_sin,
             "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.page_tables,
         }  # fmt: skip
-        for name, value in given.items():
+        for name, value in entries.items():
             self._table[self._where[name]] = _number(value)
         for first in range(0, len(self._addresses), each):
             table = np.concatenate([self._table, self._addresses[first : first + each].reshape(-1)])
@@ -89,7 +89,7 @@ def _number(value: Any) -> int:
 
 
 def _arrays(w: BlockWeights, cache: BlockCache) -> list[np.ndarray]:
-    """In the order of FIELDS, then LINEARS; an address of something, never read, where a block has nothing."""
+    """The arrays of a block in the order of FIELDS, then LINEARS; a placeholder that is never read where it has none."""
     norms = (w.attention_norm.weight, w.attention_norm.bias, w.mlp_norm.weight, w.mlp_norm.bias)
     arrays = [*norms, cache.k.values, cache.v.values, cache.k.scale, cache.v.scale, cache.slopes]
     for linear in (w.qkv, w.out, w.up, w.down):

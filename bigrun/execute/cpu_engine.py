@@ -8,14 +8,14 @@ import numpy as np
 from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.compiled import CompiledBlocks, compilable
 from bigrun.execute.engine import Arithmetic, Batch, EmbeddingAndHead
-from bigrun.execute.forward import BlockCache, StepArrays, rope_frequencies, rotation, run_block, run_head
+from bigrun.execute.forward import BlockCache, StepArrays, rope_cos_sin, rope_frequencies, run_block, run_head
 from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import Ops
 
 
-class HostEngine:
+class CpuEngine:
     """Blocks and ends of a model on one device of host memory."""
 
     def __init__(
@@ -57,7 +57,7 @@ class HostEngine:
 
     def begin(self, batch: Batch, page_tables: np.ndarray) -> None:
         self._batch = batch
-        cos_sin = None if self._frequencies is None else rotation(self._frequencies, batch.positions)
+        cos_sin = None if self._frequencies is None else rope_cos_sin(self._frequencies, batch.positions)
         mode = self.arithmetic.mode(batch.phase)
         self._step = StepArrays(
             batch.positions, batch.sequences, batch.slots, page_tables, cos_sin, mode, self.arithmetic.threshold
@@ -89,10 +89,10 @@ class HostEngine:
         result = np.empty((len(rows), self.spec.vocab), np.float32)
         held = len(self.work["logits"])
         for start in range(0, len(rows), held):
-            wanted = np.ascontiguousarray(x[rows[start : start + held]])
-            out = self.work["logits"][: len(wanted)]
-            run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, wanted, self.work, out)
-            result[start : start + len(wanted)] = out
+            inputs = np.ascontiguousarray(x[rows[start : start + held]])
+            out = self.work["logits"][: len(inputs)]
+            run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, inputs, self.work, out)
+            result[start : start + len(inputs)] = out
         return result
 
     def give(self) -> np.ndarray:
@@ -102,4 +102,4 @@ class HostEngine:
         self.x[:] = x
 
     def close(self) -> None:
-        """Its arrays go with it."""
+        """Nothing to do: its arrays are freed with it."""

@@ -1,4 +1,4 @@
-"""What a step is given, and what each device's engine does with it."""
+"""The input of a step, and the interface of each device's engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class EmbeddingAndHead:
-    """What comes before and after the blocks, as far as a device has it."""
+    """The embedding, the final norm and the head, as far as a device has them."""
 
     table: Weight | None  # of the embedding
     positions: Any
@@ -71,10 +71,10 @@ class Engine(Protocol):
         """float32 [rows, vocab] of the wanted tokens."""
 
     def give(self) -> np.ndarray:
-        """x in host memory."""
+        """The residual stream in host memory."""
 
     def take(self, x: np.ndarray) -> None:
-        """x ← what another device gave."""
+        """Takes the residual stream from another device's `give`."""
 
     def close(self) -> None:
         """Let go of the device."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from bigrun.devices.host_memory import Memory
 from bigrun.errors import RunError
-from bigrun.execute.cpu_engine import HostEngine
+from bigrun.execute.cpu_engine import CpuEngine
 from bigrun.execute.engine import Arithmetic, Batch, Engine, embedding_and_head, place_blocks, runs_of
 from bigrun.execute.forward import alibi_slopes
 from bigrun.execute.kv_cache import PageTables
@@ -52,7 +52,7 @@ class Executor:
                     self.engines[device.name] = self._host_engine(device, memory)
         self._embed, self._head = (self.engines[str(plan.placement(name).decode_on)] for name in ("embed", "head"))
 
-    def _host_engine(self, device: DevicePlan, memory: Any) -> HostEngine:
+    def _host_engine(self, device: DevicePlan, memory: Any) -> CpuEngine:
         spec, plan = self.spec, self.plan
         nothing = NOTHING, NO_SCALE
         blocks, caches = place_blocks(spec, plan, device.name, memory, self.parts, nothing, _slopes)
@@ -62,7 +62,7 @@ class Executor:
             step_buffers(spec, rows, plan.batch, plan.context_tokens, *computes), "workspace", "workspace"
         )
         ends = embedding_and_head(spec, self.parts, device.name, NOTHING)
-        return HostEngine(spec, self.ops, self.arithmetic, work, ends, blocks, caches)
+        return CpuEngine(spec, self.ops, self.arithmetic, work, ends, blocks, caches)
 
     def step(self, batch: Batch) -> np.ndarray:
         """Logits float32 [rows, vocab] of the wanted tokens. At most `prefill_chunk_tokens` (or `batch`) tokens."""
@@ -132,7 +132,7 @@ class Executor:
         decode = all(len(ids) == 1 and self.pages.lengths[s] > 0 for s, ids in tokens.items())
         limit = max(self.plan.prefill_chunk_tokens, self.plan.batch)
         queue = [(s, np.asarray(ids, np.int64)) for s, ids in tokens.items()]
-        found: dict[int, list[np.ndarray]] = {s: [] for s in tokens}
+        results: dict[int, list[np.ndarray]] = {s: [] for s in tokens}
         while queue:
             taken, room = [], limit
             while queue and room:
@@ -146,8 +146,8 @@ class Executor:
             batch = self._batch(taken, every, "decode" if decode else "prefill")
             logits = self.step(batch)
             for row, sequence in zip(logits, batch.sequences[batch.logit_rows], strict=True):
-                found[int(sequence)].append(row)
-        return {s: np.stack(rows) if every else rows[-1] for s, rows in found.items()}
+                results[int(sequence)].append(row)
+        return {s: np.stack(rows) if every else rows[-1] for s, rows in results.items()}
 
     def _batch(self, taken: list[tuple[int, np.ndarray, bool]], every: bool, phase: str) -> Batch:
         ids, positions, sequences, slots, rows = [], [], [], [], []

@@ -1,4 +1,4 @@
-"""The maths of a decoder-only transformer, once for all families: a block's description says which ops and flags.
+"""The forward pass of a decoder-only transformer, op by op, for all families: a block's description says which ops it has.
 
 This walker runs on any backend of `bigrun_kernels.ops`. Arithmetic depends on the step's mode alone, never on how many
 tokens share the step (but for llm.int8's outlier columns), so chunks, batches and placements give the same tokens.
@@ -20,14 +20,14 @@ from bigrun_kernels.ops import Array, Ops, Pages, Weight
 class StepArrays:
     """A step's tokens as one device sees them: T tokens of any sequences, each with its place in the cache.
 
-    positions, sequences, slots int64 [T]; page_tables int32 [S, pages]; rotation float32 [T, dims] or None.
+    positions, sequences, slots int64 [T]; page_tables int32 [S, pages]; cos_sin float32 [T, dims] or None.
     """
 
     positions: Array
     sequences: Array
     slots: Array
     page_tables: Array
-    rotation: Array | None
+    cos_sin: Array | None
     mode: str
     threshold: float
 
@@ -52,7 +52,7 @@ def run_block(
     first, second = w.attention_norm, w.mlp_norm
     ops.norm_linear(x, first.weight, first.bias, block.norm_eps, normed, w.qkv, mode, threshold, scratch, qkv)
     ops.rope_and_store_kv(
-        qkv, block.heads, block.kv_heads, block.head_dim, step.rotation, step.slots, cache.k, cache.v
+        qkv, block.heads, block.kv_heads, block.head_dim, step.cos_sin, step.slots, cache.k, cache.v
     )  # fmt: skip
     scale = 1.0 / math.sqrt(block.head_dim)
     ops.attention(
@@ -96,7 +96,7 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
     return frequencies
 
 
-def rotation(frequencies: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def rope_cos_sin(frequencies: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """float32 [T, dims]: cosines, then sines, of each position."""
     angles = positions[:, None].astype(np.float64) * frequencies[None, :]
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

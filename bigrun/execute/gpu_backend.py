@@ -1,4 +1,4 @@
-"""Which kernels compute on a GPU: Triton's, or torch alone; found out before anything is loaded.
+"""Chooses the kernels of a GPU, Triton's or torch's own, before anything is loaded.
 
 `--kernels triton` asks for the first, `reference` for the second; `auto` takes Triton wherever it works.
 """
@@ -79,7 +79,7 @@ def why_not_triton(device: torch.device, kernels: str, int8: bool) -> str:
 
 @cache
 def _broken(device: torch.device) -> str:
-    """What keeps Triton from running there; one small kernel is compiled and run. A host without a C compiler fails there."""
+    """Why Triton does not run on a device, or "": a small kernel is compiled, for which it needs a C compiler, and run."""
     try:
         import triton
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bigrun.devices.gpu_memory import GpuMemory, device_errors, first_line
 from bigrun.execute.engine import Arithmetic, Batch, embedding_and_head, place_blocks
 from bigrun.execute.executor import computed_on
-from bigrun.execute.forward import StepArrays, alibi_slopes, rope_frequencies, rotation, run_block, run_head
+from bigrun.execute.forward import StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block, run_head
 from bigrun.execute.gpu_backend import make_ops
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.execute.sampling import Sampling, fail
@@ -43,8 +43,8 @@ class GpuEngine:
             self.blocks, self.caches = place_blocks(*places)
         self.ends = embedding_and_head(spec, parts, device.name, nothing)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
-        wanted = gpu_step_buffers(spec, plan.storage, rows, plan.batch, plan.context_tokens, *computes)
-        ours = [buffer for buffer in wanted if buffer.name != "library"]
+        buffers = gpu_step_buffers(spec, plan.storage, rows, plan.batch, plan.context_tokens, *computes)
+        ours = [buffer for buffer in buffers if buffer.name != "library"]
         self.work = memory.buffers(ours, "workspace", "workspace")
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)
         usual = Arithmetic(prefill, "exact", threshold)
@@ -81,7 +81,7 @@ class GpuEngine:
                 if ids or name != "ids":
                     self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
             self.work["tables"].copy_(torch.from_numpy(page_tables), non_blocking=True)
-            rotates = self._frequencies is not None and "rotation" in self.work
+            rotates = self._frequencies is not None and "cos_sin" in self.work
             cos_sin = self._cos_sin(batch.positions) if rotates else None
         positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
         mode = self.arithmetic.mode(batch.phase)
@@ -91,11 +91,11 @@ class GpuEngine:
         self.ops.begin(batch.phase == "decode", runs_of_tokens(batch))
 
     def _cos_sin(self, positions: np.ndarray) -> Tensor:
-        """The rotation of these positions. Of many it is made here: a copy of more than 64 KiB would wait for the device."""
+        """Cosines and sines of these positions. Many are computed on the device: a copy of over 64 KiB would wait for it."""
         assert self._frequencies is not None, "there are rotary positions"
-        cos_sin = self.work["rotation"][: len(positions)]
+        cos_sin = self.work["cos_sin"][: len(positions)]
         if cos_sin.numel() * cos_sin.element_size() <= SMALL_COPY:
-            cos_sin.copy_(torch.from_numpy(rotation(self._frequencies, positions)), non_blocking=True)
+            cos_sin.copy_(torch.from_numpy(rope_cos_sin(self._frequencies, positions)), non_blocking=True)
             return cos_sin
         at = self.work["positions"][: len(positions)]
         angles = at[:, None].double() * torch.from_numpy(self._frequencies).to(at.device)
@@ -156,12 +156,12 @@ class GpuEngine:
         return graph
 
     def _head(self, count: int) -> Tensor:
-        """Logits of what is in `wanted`, in their buffer."""
+        """Logits of what is in `head_input`, in their buffer."""
         ends = self.ends
         assert ends.norm is not None, "the norm is here"
         assert ends.head is not None, "and the head"
-        wanted, out = self.work["wanted"][:count], self.work["logits"][:count]
-        run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, wanted, self.work, out)
+        inputs, out = self.work["head_input"][:count], self.work["logits"][:count]
+        run_head(self.ops, ends.norm, self.spec.blocks[0].norm_eps, ends.head, inputs, self.work, out)
         return out
 
     def logits(self) -> np.ndarray:
@@ -171,7 +171,7 @@ class GpuEngine:
         with device_errors(self.name, "the head"):
             for start in range(0, len(rows), held):
                 some = torch.from_numpy(rows[start : start + held]).to(self.memory.device)
-                torch.index_select(self.x, 0, some, out=self.work["wanted"][: len(some)])
+                torch.index_select(self.x, 0, some, out=self.work["head_input"][: len(some)])
                 result[start : start + len(some)] = self._head(len(some)).cpu().numpy()
         return result
 
@@ -179,12 +179,12 @@ class GpuEngine:
         """The next token of the one sequence in the step, chosen on the device: it is the next step's id there, and on its way
         to the host as the `number`th of those under way."""
         with device_errors(self.name, "choosing a token"):
-            self.work["wanted"][:1].copy_(self.x[:1])
+            self.work["head_input"][:1].copy_(self.x[:1])
             logits = self._head(1)[0]
-            found = self.work["chosen"][number % AHEAD]
-            chosen_on_device(logits, sampling, 0, position, found)
-            self.work["ids"][:1].copy_(found[:1])
-            self._tokens_on_host[number % AHEAD].copy_(found, non_blocking=True)
+            choice = self.work["chosen"][number % AHEAD]
+            chosen_on_device(logits, sampling, 0, position, choice)
+            self.work["ids"][:1].copy_(choice[:1])
+            self._tokens_on_host[number % AHEAD].copy_(choice, non_blocking=True)
             if self.memory.device.type == "cuda":
                 event = self._events[number % AHEAD] = self._events[number % AHEAD] or torch.cuda.Event()
                 event.record(torch.cuda.current_stream(self.memory.device))
@@ -201,8 +201,8 @@ class GpuEngine:
 
     def give(self) -> np.ndarray:
         with device_errors(self.name, "a step"):
-            given: np.ndarray = self.x.cpu().numpy()
-        return given
+            activations: np.ndarray = self.x.cpu().numpy()
+        return activations
 
     def take(self, x: np.ndarray) -> None:
         with device_errors(self.name, "a step"):

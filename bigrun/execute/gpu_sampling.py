@@ -1,4 +1,4 @@
-"""The next token, chosen where the logits are: the same choice as text/sampling.py, without waiting for the host."""
+"""Chooses the next token on the GPU, as execute/sampling.py does on the host, without waiting for the host."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,20 @@ def stays_on_device(sampling: Sampling) -> bool:
     return sampling.temperature == 0 or sampling.top_p == 1
 
 
-def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position: int, found: Tensor) -> None:
-    """found int64 [3] ← the token for `position` from `logits` float32 [vocabulary], whether the largest is finite, and its
+def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position: int, choice: Tensor) -> None:
+    """choice int64 [3] ← the token for `position` from `logits` float32 [vocabulary], whether the largest is finite, and its
     bits.
 
     Of equal logits the lowest index counts as the higher, as on the host; sums are float64. The noise is a function of seed,
     sequence and position, known beforehand.
     """
     best = logits.max()  # a NaN wins, wherever it is
-    found[1], found[2] = best.isfinite(), best.view(torch.int32)
+    choice[1], choice[2] = best.isfinite(), best.view(torch.int32)
     # the lowest of equals: which one argmax takes is not promised
     index = torch.arange(logits.numel(), device=logits.device)
     first = torch.where((logits == best) | logits.isnan(), index, logits.numel() - 1).min()
     if sampling.temperature == 0:
-        found[0] = first
+        choice[0] = first
         return
     weights = torch.exp((logits.double() - best.double()) / sampling.temperature)
     if 0 < sampling.top_k < logits.numel():
@@ -36,4 +36,4 @@ def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position
     total = sums[-1]
     drawn = torch.minimum(total * uniform(sampling.seed, sequence, position), torch.nextafter(total, total * 0))
     token = torch.searchsorted(sums, drawn, right=True).clamp(max=logits.numel() - 1)
-    found[0] = torch.where(best.isfinite(), token, first)
+    choice[0] = torch.where(best.isfinite(), token, first)

@@ -96,7 +96,7 @@ def _top_p(
 
 
 def uniform(seed: int, sequence: int, position: int) -> float:
-    """A number in [0, 1) from Philox4x64-10 (Salmon et al. 2011), keyed by seed and sequence, its counter the position.
+    """A number in [0, 1) from Philox4x64-10 (Salmon et al. 2011) with the key (seed, sequence) and the counter `position`.
 
     From the raw bits, since numpy promises the same ones in every version for those only.
     """

@@ -1,4 +1,4 @@
-"""What the engines can execute of a model's description. What they would compute as if it were not there is refused by name.
+"""Says what the engines cannot execute of a model's description, so that it is refused by name, never ignored.
 
 The forward pass (forward.py) and the compiled call (compiled.py) know a plain block: norm, attention over the whole
 context, norm, MLP. A field of `Block` or `ModelSpec` that is not listed here must keep its default.

@@ -61,16 +61,16 @@ def chunks(work: Iterable[tuple[Part, PartSources]]) -> Iterator[Chunk]:
 class Reader:
     """The rows of chunks, one after the other: READY of them are read meanwhile, AHEAD_BYTES asked of the disk."""
 
-    def __init__(self, checkpoint: Checkpoint, wanted: Iterator[Chunk], pool: ThreadPoolExecutor, drop: bool):
+    def __init__(self, checkpoint: Checkpoint, rest: Iterator[Chunk], pool: ThreadPoolExecutor, drop: bool):
         self.checkpoint, self._pool, self._drop = checkpoint, pool, drop
-        self._wanted = wanted
+        self._rest = rest
         self._asked: deque[Chunk] = deque()
         self._asked_bytes = 0
         self._ready: deque[tuple[Chunk, Future[Rows]]] = deque()
 
     def next(self) -> tuple[Chunk, Rows]:
         """The next chunk and its rows."""
-        while self._asked_bytes < AHEAD_BYTES and (chunk := next(self._wanted, None)) is not None:
+        while self._asked_bytes < AHEAD_BYTES and (chunk := next(self._rest, None)) is not None:
             self.checkpoint.ahead(chunk.source.name, chunk.start, chunk.stop)
             self._asked.append(chunk)
             self._asked_bytes += chunk.nbytes
@@ -88,7 +88,7 @@ class Reader:
 
 @contextmanager
 def asked_early(checkpoint: Checkpoint, work: Iterable[tuple[Part, PartSources]]) -> Iterator[None]:
-    """Meanwhile the disk is asked for the first EARLY_BYTES of these parts: it need not wait until kernels are ready."""
+    """Reads ahead the first EARLY_BYTES of these parts from the disk while kernels are compiled."""
     done = Event()
 
     def ask() -> None:
@@ -130,8 +130,8 @@ def convert(
     """
     read = 0
     for chunk in chunks([(part, sources)]):
-        found, rows = reader.next()
-        assert found == chunk, "the reader goes through the same chunks"
+        next_chunk, rows = reader.next()
+        assert next_chunk == chunk, "the reader goes through the same chunks"
         where = chunk.source.destinations()[chunk.start : chunk.stop] + chunk.first
         into = store if isinstance(target, Mapping) else store_elsewhere
         bad = into(rows, where, chunk.tensor, layout, target)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ class Elsewhere(Protocol):
 
 
 def store_elsewhere(rows: Rows, where: np.ndarray, name: str, layout: Layout, part: Elsewhere) -> int:
-    """`store` by way of a piece of host memory for these rows alone, which are never packed into lanes."""
+    """Converts rows in a temporary piece of host memory, row by row (never in lanes), and puts them into the part."""
     count, names = len(where), [name]
     if layout.by_name[name].dtype == "int8":
         names.append(f"{name}.scale")

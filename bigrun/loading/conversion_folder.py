@@ -1,4 +1,4 @@
-"""The folder of a conversion: found or begun for a model, complete enough to be a model by itself."""
+"""The folder of an int8 conversion, which is a model by itself: opened or created for a model."""
 
 import datetime
 import json
@@ -84,7 +84,7 @@ def _forms(storage: Storage, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _check_free(folder: Path, manifest: Manifest) -> None:
-    """The folder is this conversion's, or free for it; otherwise an error, before anything is written or removed."""
+    """Raises CallError unless the folder is empty or this conversion's, before anything is written."""
     if not folder.is_dir() or not any(not file.name.startswith(".") for file in folder.iterdir()):
         return
     if not is_conversion(folder):
@@ -94,18 +94,18 @@ def _check_free(folder: Path, manifest: Manifest) -> None:
             f"{folder / MANIFEST}: damaged, or not bigrun's: remove it if it is a conversion's, or name another folder"
         )
     try:
-        found = read_manifest(folder)
+        on_disk = read_manifest(folder)
     except CheckpointError:
         return  # damaged: written anew
-    if found.key != manifest.key:
+    if on_disk.key != manifest.key:
         raise CallError(
-            f"{folder}: is the conversion of {found.model} from {found.source}, or of another version of it: name "
+            f"{folder}: is the conversion of {on_disk.model} from {on_disk.source}, or of another version of it: name "
             f"another folder, or remove this one"
         )
 
 
 def _begin(folder: Path, manifest: Manifest, beside: Mapping[str, bytes], note: Callable[[str], None]) -> None:
-    """The folder with everything but its parts: the manifest first, so that it is known for what it is from then on."""
+    """Writes everything but the parts: the manifest first, so that an interrupted folder is still recognised."""
     if is_conversion(folder):
         try:
             sound = read_manifest(folder).files == manifest.files

@@ -27,7 +27,7 @@ def digest(value: Any) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells one version of a source file from another without reading it all: the etag by which the hub's cache names
+    """Identifies the version of a source file without reading it all: the etag by which the hub's cache names
     its blobs, or else the size, the time of the last change, and a hash of both ends."""
     real = path.resolve()
     snapshot = path.parent.resolve().parent

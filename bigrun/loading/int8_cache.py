@@ -34,7 +34,7 @@ class ReadyPart:
     data: np.ndarray
 
     def place(self, memory: Memory, layout: Layout) -> Mapping[str, Any]:
-        """Its arrays in a memory: as they are mapped on the CPU, a copy elsewhere."""
+        """Its arrays in a device's memory: mapped on the CPU, copied elsewhere."""
         if isinstance(memory, HostMemory) and memory.shares_files:
             return views(memory.adopt(self.data, self.mapped, "weights", layout.part), layout)
         arrays = memory.upload(self.data, layout)
@@ -74,12 +74,12 @@ class Int8Cache:
     ) -> dict[str, ReadyPart]:
         """The parts that the cache has, each checked to the last byte. Damaged ones are noted, and missing from the result;
         where there is no source to make them anew from, CheckpointError says which file is bad or missing."""
-        self.begin(wanted := list(parts))
+        self.begin(parts := list(parts))
         result = {}
-        for part in wanted:
-            if part.tensors and (found := self._checked(part.name, self._coming.pop(part.name))) is not None:
-                result[part.name] = found
-                seen(part.name, found.data.nbytes)
+        for part in parts:
+            if part.tensors and (ready_part := self._checked(part.name, self._coming.pop(part.name))) is not None:
+                result[part.name] = ready_part
+                seen(part.name, ready_part.data.nbytes)
         return result
 
     def _read(self, name: str) -> tuple[Mapped, np.ndarray] | None:
@@ -87,18 +87,18 @@ class Int8Cache:
 
     def _checked(self, name: str, future: "Future[tuple[Mapped, np.ndarray] | None]") -> ReadyPart | None:
         try:
-            found = future.result()
+            contents = future.result()
         except CheckpointError as error:
             if self.alone:
                 raise CheckpointError(f"{error}; convert the model again") from error
             self.note(f"{error}; it is converted anew")
             return None
-        if found is None and self.alone:
+        if contents is None and self.alone:
             path = self.folder / part_file.file_name(name)
             raise CheckpointError(
                 f"{path}: missing: the conversion was not finished; run the same `bigrun convert` again"
             )
-        return None if found is None else ReadyPart(*found)
+        return None if contents is None else ReadyPart(*contents)
 
     def write(self, part: Part, data: np.ndarray) -> None:
         """Write a converted part, in the background, once the one before is written: two are held at a time."""
@@ -122,7 +122,7 @@ class Int8Cache:
             self._settle(self._writing.pop(0))
 
     def problem(self) -> str:
-        """What kept the disk from taking all of it, and what to do; "" if nothing did."""
+        """Why the cache could not be written whole, and what to do; "" if it could."""
         if self.failure is None:
             return ""
         full = self.failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -135,7 +135,7 @@ class Int8Cache:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
-        """Let go of the folder as well."""
+        """Stops, and releases the folder."""
         self.settle()
         if self._lock >= 0:
             os.close(self._lock)
@@ -147,7 +147,7 @@ class Int8Cache:
 
 
 def hold(folder: Path) -> int:
-    """A handle that says, while it is open, that the folder is in use. Whoever finds it in no other's use first removes what
+    """Marks the folder as in use while the returned handle is open. If no other process uses it, first removes what
     an interrupted write has left."""
     handle = os.open(folder, os.O_RDONLY)
     if claim(handle):
@@ -170,8 +170,8 @@ def claim(handle: int) -> bool:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Files of ours under temporary names."""
-    yield from (file for file in folder.iterdir() if (found := LEFTOVER.fullmatch(file.name)) and is_own(found[1]))
+    """Temporary files that an interrupted write has left."""
+    yield from (file for file in folder.iterdir() if (match := LEFTOVER.fullmatch(file.name)) and is_own(match[1]))
 
 
 def is_own(name: str) -> bool:

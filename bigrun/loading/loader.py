@@ -88,7 +88,7 @@ def load(
 
 @contextmanager
 def beginning(spec: ModelSpec, source: TensorMap | None, int8_cache: Int8Cache | None) -> Iterator[None]:
-    """What can begin before there are kernels, or memory, does: a cache's files are checked, else the disk is asked for the
+    """Starts work that needs neither kernels nor memory: checks a cache's files, or else reads ahead the
     first of the source's, whose headers are known to be right."""
     if int8_cache is not None:
         int8_cache.begin(spec.parts)

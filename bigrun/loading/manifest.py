@@ -46,7 +46,7 @@ class Manifest:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A small file, whole or not at all."""
+    """Writes a small file atomically."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         os.fchmod(handle, MODE)
@@ -66,7 +66,7 @@ def is_conversion(folder: Path) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the manifest is bigrun's, as far as that can be told of a damaged one: what nothing is removed without."""
+    """True if this manifest is ours, even damaged; required before deleting."""
     try:
         text = read_file(folder / MANIFEST, LARGEST)
     except CheckpointError:
@@ -77,12 +77,12 @@ def is_ours(folder: Path) -> bool:
 def read_manifest(folder: Path) -> Manifest:
     """CheckpointError where it is damaged, or of another version."""
     path = folder / MANIFEST
-    found = read_json(path, LARGEST)
+    entries = read_json(path, LARGEST)
     try:
-        values = {known.name: found[known.name] for known in fields(Manifest)}
-        if found["format"] != FORMAT or not _typed(values):
+        values = {known.name: entries[known.name] for known in fields(Manifest)}
+        if entries["format"] != FORMAT or not _typed(values):
             raise ValueError("of another form")
-        whole = found["digest"] == digest(values)
+        whole = entries["digest"] == digest(values)
         parts = {name: (identity, nbytes) for name, (identity, nbytes) in values["parts"].items()}
         manifest = Manifest(**{**values, "parts": parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""From a resolved model to its open checkpoint and its spec, fetching from the hub where that is what it takes."""
+"""Opens a resolved model: its files and its spec, fetched from the hub if they are not here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -79,11 +79,11 @@ def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
 
         path, reached = config(model.repo, revision)
         spec = spec_from_config(read_json(path), model.name, f"{model.repo}: config.json")
-        found = headers(model.repo, revision) if reached else None
-        if found is None:
+        hub_headers = headers(model.repo, revision) if reached else None
+        if hub_headers is None:
             return spec
-        check(spec, found, model.repo)
-        return replace(spec, checkpoint_bytes=found.bytes)
+        check(spec, hub_headers, model.repo)
+        return replace(spec, checkpoint_bytes=hub_headers.bytes)
     if model.folder is not None:
         from bigrun.checkpoint.formats.safetensors import read_json
 
@@ -99,8 +99,8 @@ def model_config(model: Model, revision: str | None = None) -> Mapping[str, Any]
     if model.entry is not None and model.folder is None:
         return model.entry.config
     if model.folder is not None:
-        found: Mapping[str, Any] = read_json(model.folder / "config.json")
-        return found
+        values: Mapping[str, Any] = read_json(model.folder / "config.json")
+        return values
     if model.repo is not None:
         return read_json(config(model.repo, revision)[0])
     return open_model(model)[0].config

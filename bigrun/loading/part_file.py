@@ -83,14 +83,14 @@ def write(folder: Path, layout: Layout, identity: str, data: np.ndarray) -> None
 
 
 def write_all(handle: int, data: bytes | memoryview) -> None:
-    """All of it: one call of write takes 2 GiB at most, and less where it is interrupted."""
+    """Writes all bytes: one call of write(2) takes 2 GiB at most, and less if interrupted."""
     left = memoryview(data).cast("B")
     while left:
         left = left[os.write(handle, left) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Renamings in a folder, to the disk."""
+    """Flushes a folder's renames to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -114,11 +114,11 @@ def read(path: Path, layout: Layout, identity: str) -> tuple[Mapped, np.ndarray]
         raise CheckpointError(f"{path}: damaged: its header does not end where it should")
     try:
         metadata = json.loads(mapped.data[8 : 8 + size])["__metadata__"]
-        found, checksum = str(metadata["identity"]), str(metadata["xxh3_128"])
+        origin, checksum = str(metadata["identity"]), str(metadata["xxh3_128"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: its header is no part's") from error
     if mapped.data[: 8 + size] != header(layout, identity, checksum):
-        why = "it was made from something else" if found != identity else f"its header is not that of {layout.part}"
+        why = "it was made from something else" if origin != identity else f"its header is not that of {layout.part}"
         raise CheckpointError(f"{path}: damaged, or of another conversion: {why}")
     if mapped.size != 8 + size + layout.nbytes:
         raise CheckpointError(f"{path}: cut short: it has {mapped.size} bytes of {8 + size + layout.nbytes}")

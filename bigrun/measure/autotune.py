@@ -60,9 +60,9 @@ def tune(table: Table, timer: Timer, source: str, log: Callable[[str], None] = l
     """The table with the quickest of all candidates in each place; its own tile stays where nothing is quicker."""
 
     def best(what: str, mine: Tile, others: Iterable[Tile], put: Callable[[Tile], Table]) -> Tile:
-        found = min((timer(what, tile, put(tile)), i, tile) for i, tile in enumerate([mine, *others]))
-        log(f"{what}{f' up to {mine.up_to} rows' if mine.up_to else ''}: {found[2]}")
-        return found[2]
+        winner = min((timer(what, tile, put(tile)), i, tile) for i, tile in enumerate([mine, *others]))
+        log(f"{what}{f' up to {mine.up_to} rows' if mine.up_to else ''}: {winner[2]}")
+        return winner[2]
 
     for programs in (256, 512, 1024, 2048):
         table = min(table, replace(table, programs=programs), key=lambda t: timer("decode", t.decode, t))

@@ -25,7 +25,7 @@ def measure_host(path: Path) -> Host:
     with compiling(not compiled()):
         figures = read_bandwidth(), multiply_rate(), wide_rate()
     cpu, cores = machine()
-    found = Host(
+    host = Host(
         cpu=cpu,
         cores=cores,
         kernels=isa.describe(),
@@ -38,11 +38,11 @@ def measure_host(path: Path) -> Host:
         where=str(path),
     )
     before = _before(path)
-    if before is not None and (before.cpu, before.cores, before.kernels) == (cpu, cores, found.kernels):
-        found = replace(
-            found, learned=before.learned, runs=before.runs, conversion_bytes_per_s=before.conversion_bytes_per_s
+    if before is not None and (before.cpu, before.cores, before.kernels) == (cpu, cores, host.kernels):
+        host = replace(
+            host, learned=before.learned, runs=before.runs, conversion_bytes_per_s=before.conversion_bytes_per_s
         )
-    return found
+    return host
 
 
 def _before(path: Path) -> Host | None:
@@ -101,14 +101,14 @@ def gather(path: Path | None = None) -> dict[str, Any]:
     }
 
 
-def describe(found: dict[str, Any]) -> str:
-    gpus = [f"{gpu['name']} {gpu['card'] or ''} {format_size(gpu['budget_bytes'])}" for gpu in found["gpus"]]
-    measured = found["measured"]
+def describe(report: dict[str, Any]) -> str:
+    gpus = [f"{gpu['name']} {gpu['card'] or ''} {format_size(gpu['budget_bytes'])}" for gpu in report["gpus"]]
+    measured = report["measured"]
     rows = {
-        "bigrun": f"{found['bigrun']}, Python {found['python']}, Numba {found['numba']}",
-        "cpu": f"{found['cpu']}, {found['cores']} cores",
-        "kernels": f"{found['kernels']}, {found['thread_pool']} threads",
-        "memory": f"{format_size(found['memory_bytes'])}, of which bigrun would use {format_size(found['budget_bytes'])}",
+        "bigrun": f"{report['bigrun']}, Python {report['python']}, Numba {report['numba']}",
+        "cpu": f"{report['cpu']}, {report['cores']} cores",
+        "kernels": f"{report['kernels']}, {report['thread_pool']} threads",
+        "memory": f"{format_size(report['memory_bytes'])}, of which bigrun would use {format_size(report['budget_bytes'])}",
         "gpus": ", ".join(gpus) or "none found",
         "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory, "
         f"{measured['disk_bytes_per_s'] / 1e9:.2f} GB/s of disk",
@@ -120,6 +120,6 @@ def describe(found: dict[str, Any]) -> str:
             f"{name} {rate / 1e9:.1f} GB/s" for name, rate in measured["copy_bytes_per_s"].items()
         )
     rows["kept"] = (
-        f"{found['host_file']}, for plans ({found['seconds']:.1f} s; {found['learned_runs']} runs learned from)"
+        f"{report['host_file']}, for plans ({report['seconds']:.1f} s; {report['learned_runs']} runs learned from)"
     )
     return "\n".join(f"{name:8} {text}" for name, text in rows.items())

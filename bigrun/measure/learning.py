@@ -1,4 +1,4 @@
-"""Adding a run to the host file: what `bigrun bench --learn` does."""
+"""Adds a run to the host file: `bigrun bench --learn`."""
 
 import datetime
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from bigrun.planning.ledger import Ledger
 def calibrate_from_run(path: Path, runner: Any, prefill: float, step: float, prompt: int, seen: int) -> None:
     """Keep a prefill of `prompt` tokens a sequence and a decode step with `seen` tokens of context, in seconds."""
     if any(device.kind == "gpu" and device.parts and not device.virtual for device in runner.plan.devices):
-        raise CallError("--learn: only runs on the CPU teach anything yet")
+        raise CallError("--learn: rates can be calibrated from runs on the CPU alone yet")
     ledger, batch = Ledger(runner.spec, runner.plan_options), runner.plan.batch
     steps = -(-batch * prompt // max(batch, runner.plan.prefill_chunk_tokens))  # which sequences share
     phase = Phase("prefill", steps, batch * prompt / steps, (prompt + 1) / 2, batch)

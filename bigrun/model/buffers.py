@@ -14,7 +14,7 @@ SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans 
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 VECTOR = 8  # keys and values are padded to whole vectors
-ORDER = ("qkv", "absorbed", "attention", "up", "gated", "rotation", "gathered", "sum", "routes", "side")
+ORDER = ("qkv", "absorbed", "attention", "up", "gated", "cos_sin", "gathered", "sum", "routes", "side")
 LONGEST_CHUNK = (
     512  # tokens of a prefill step: a window keeps as many beside its own, since a step writes before it reads
 )
@@ -71,9 +71,9 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: b
     buffers = [Buffer("x", "float32", (rows, spec.hidden))]
     widths = [spec.hidden]  # of what is quantised for a linear to read
     if blocks:
-        found = block_widths(spec)
-        widths += [found["attention"], found.get("gated", found["up"])]
-        buffers += [Buffer(name, "float32", (rows, width)) for name, width in found.items()]
+        buffer_widths = block_widths(spec)
+        widths += [buffer_widths["attention"], buffer_widths.get("gated", buffer_widths["up"])]
+        buffers += [Buffer(name, "float32", (rows, width)) for name, width in buffer_widths.items()]
         block = spec.blocks[0]
         value = block.latent.kv_rank if block.latent else block.head_dim
         # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
@@ -98,30 +98,30 @@ def block_widths(spec: ModelSpec) -> dict[str, int]:
     widths: dict[str, int] = {}
     for block in set(spec.blocks):
         up = block.intermediate * (2 if block.gated else 1)
-        found = {"qkv": block.qkv_rows, "attention": block.q_rows, "up": up}
+        own_widths = {"qkv": block.qkv_rows, "attention": block.q_rows, "up": up}
         if block.latent:
             latent = block.latent
             queries = block.heads * (latent.nope + latent.rope)
-            found |= {
+            own_widths |= {
                 "qkv": queries + latent.q_rank + latent.kv_rank + latent.rope,
                 "absorbed": block.heads * latent.kv_rank,
             }
-            found["attention"] = block.heads * latent.value
+            own_widths["attention"] = block.heads * latent.value
         if block.gated:
-            found["gated"] = block.intermediate
+            own_widths["gated"] = block.intermediate
         if block.rope:
-            found["rotation"] = block.rope.dims
+            own_widths["cos_sin"] = block.rope.dims
         if block.experts:  # tokens gathered for one expert, what it gives, and the router's choice
             experts = block.experts
             inner = max(experts.intermediate, experts.shared)
-            found |= {
+            own_widths |= {
                 "up": inner * (2 if block.gated else 1),
                 "gated": inner,
                 "gathered": block.hidden,
                 "sum": block.hidden,
             }
-            found["routes"] = experts.count
+            own_widths["routes"] = experts.count
         if block.parallel:  # attention's output waits for the MLP's
-            found["side"] = block.hidden
-        widths |= {name: max(width, widths.get(name, 0)) for name, width in found.items()}
+            own_widths["side"] = block.hidden
+        widths |= {name: max(width, widths.get(name, 0)) for name, width in own_widths.items()}
     return dict(sorted(widths.items(), key=lambda item: ORDER.index(item[0])))

@@ -35,13 +35,13 @@ def gpu_step_buffers(
     buffers += [Buffer("tables", "int32", (batch, pages_per_sequence(context)))]
     widths, longest = [spec.hidden], [1]
     if blocks:
-        found = block_widths(spec)
-        widths += [found["attention"], found.get("gated", found["up"])]
-        longest += [found["qkv"], found["up"], spec.hidden]
-        kinds = {"rotation": "float32"}
-        buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in found.items()]
+        buffer_widths = block_widths(spec)
+        widths += [buffer_widths["attention"], buffer_widths.get("gated", buffer_widths["up"])]
+        longest += [buffer_widths["qkv"], buffer_widths["up"], spec.hidden]
+        kinds = {"cos_sin": "float32"}
+        buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in buffer_widths.items()]
         if not all(block.gated for block in spec.blocks):  # an activation is not computed in place
-            buffers.append(Buffer("inner", active, (rows, found["up"])))
+            buffers.append(Buffer("inner", active, (rows, buffer_widths["up"])))
         block = spec.blocks[0]
         value = round_up(block.latent.kv_rank if block.latent else block.head_dim, VECTOR)
         buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), value + 2)))
@@ -52,7 +52,7 @@ def gpu_step_buffers(
     if head:
         held = max(batch, LOGIT_ROWS)
         buffers += [
-            Buffer("wanted", "float32", (held, spec.hidden)),
+            Buffer("head_input", "float32", (held, spec.hidden)),
             Buffer("logits", "float32", (held, spec.vocab)),
             Buffer("chosen", "int64", (AHEAD, 3)),
         ]
@@ -82,7 +82,7 @@ def _int8_buffers(rows: int, widest: int, longest: int, batch: int, active: str)
 
 
 def library_bytes(storage: Storage) -> int:
-    """Of a GPU's step buffers, what is not taken with the others but by torch itself."""
+    """Workspace bytes that torch allocates itself."""
     return round_up(LIBRARY_BYTES, ALIGNMENT) if _wide(storage) else 0
 
 

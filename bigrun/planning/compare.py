@@ -30,8 +30,8 @@ def accelerate_plan(
 ) -> dict[str, Any]:
     """What accelerate would do, as JSON: `devices` with `name, budget_bytes, counted_bytes, needed_bytes, parts`, its
     `device_map`, whether it `fits` a run, `decode_tokens_per_s` by our cost model, and a `summary`."""
-    found = infer(config, rig, options)
-    homes = part_homes(spec, found)
+    device_map = infer(config, rig, options)
+    homes = part_homes(spec, device_map)
     if "disk" in homes.values() and not any(device.kind == "disk" for device in rig.devices):
         # it spills onto a disk whether there is one or not
         rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", 0, disk_rates(ASSUMED_DISK))))
@@ -64,7 +64,7 @@ def accelerate_plan(
     summary += f"; by our cost model it decodes {rate(theirs)} tokens/s"
     summary += f", this plan {rate(ours)}" if ours else ""
     return {
-        "device_map": found, "devices": rows, "fits": fits, "decode_tokens_per_s": theirs, "summary": summary,
+        "device_map": device_map, "devices": rows, "fits": fits, "decode_tokens_per_s": theirs, "summary": summary,
     }  # fmt: skip
 
 
@@ -129,10 +129,10 @@ def _decode_seconds(problem: Problem, homes: Mapping[str, str], main: str) -> fl
     for part, home in homes.items():
         work = problem.decode.work(part)
         device = rig.device(home if home.startswith("cuda") else main)
-        found = seconds(work, device.rates)
+        part_seconds = seconds(work, device.rates)
         if home != device.name and part != "embed":
             link = min(device.rates.link, rig.device(home).rates.read if home == "disk" else device.rates.link)
             whole = max(problem.ledger.weights(part), work.weights)  # all experts of a block, not those that are chosen
-            found += whole / link + LAUNCH
-        total += found
+            part_seconds += whole / link + LAUNCH
+        total += part_seconds
     return total

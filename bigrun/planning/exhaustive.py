@@ -34,9 +34,9 @@ def least(problem: Problem, below: float) -> list[Placement] | None:
         nonlocal best
         if number == len(order):
             placed = [placement(problem, name, homes[beside.get(name, name)], None) for name in names]
-            found = predict(problem, placed).request_seconds
-            if found < best[0] and all(d.used_bytes <= d.budget_bytes for d in account(problem, placed)):
-                best = found, placed
+            request_seconds = predict(problem, placed).request_seconds
+            if request_seconds < best[0] and all(d.used_bytes <= d.budget_bytes for d in account(problem, placed)):
+                best = request_seconds, placed
             return
         name = order[number]
         for device in choices[name]:

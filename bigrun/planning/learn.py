@@ -45,7 +45,7 @@ def observe(name: str, ledger: Ledger, phase: Phase, measured: float) -> Run:
 
 
 def fit(runs: Sequence[Run], start: Rates) -> Rates:
-    """The rates that these runs teach, from `start` on: a pattern search over their logarithms. The same runs give the
+    """Fits the rates to these runs, from `start` on, by a pattern search over their logarithms. The same runs give the
     same rates."""
     if not runs:
         return start
@@ -62,18 +62,18 @@ def fit(runs: Sequence[Run], start: Rates) -> Rates:
         for name in LEARNED:
             for sign in (step, -step):
                 tried = {**shift, name: shift[name] + sign}
-                found = apart(tried)
-                if found < best * (1 - 1e-9):
-                    shift, best, improved = tried, found, True
+                distance = apart(tried)
+                if distance < best * (1 - 1e-9):
+                    shift, best, improved = tried, distance, True
                     break
         step = step if improved else step / 2
     return replace(_shifted(start, shift), source=f"learned from {len(runs)} runs")
 
 
 def _shifted(start: Rates, shift: dict[str, float]) -> Rates:
-    found = {name: getattr(start, name) * math.exp(value) for name, value in shift.items()}
-    found["overlap"] = min(max(found["overlap"], OVERLAPS[0]), OVERLAPS[1])
-    return replace(start, **found)
+    rates = {name: getattr(start, name) * math.exp(value) for name, value in shift.items()}
+    rates["overlap"] = min(max(rates["overlap"], OVERLAPS[0]), OVERLAPS[1])
+    return replace(start, **rates)
 
 
 def to_data(runs: Iterable[Run]) -> tuple[Any, ...]:

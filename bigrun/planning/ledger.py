@@ -79,10 +79,10 @@ class Ledger:
             batch, context = self.options.batch, self.options.context
             rows = max(chunk, batch)
             if gpu:
-                found = gpu_step_buffers(self.spec, self.options.storage, rows, batch, context, blocks, head)
+                buffers = gpu_step_buffers(self.spec, self.options.storage, rows, batch, context, blocks, head)
             else:
-                found = step_buffers(self.spec, rows, batch, context, blocks, head)
-            self._workspaces[key] = total(found)
+                buffers = step_buffers(self.spec, rows, batch, context, blocks, head)
+            self._workspaces[key] = total(buffers)
         return self._workspaces[key]
 
     @cached_property

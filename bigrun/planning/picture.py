@@ -74,7 +74,7 @@ def _printable(text: str) -> str:
 
 
 def _cut(text: str, width: float, size: float) -> str:
-    """As much of a text as surely fits a width."""
+    """Shortens a text to a width."""
     text, most = _printable(text), int(width / (WIDEST * size))
     return text if len(text) <= most else text[: most - 1] + "…"
 

@@ -35,7 +35,7 @@ def arrange(problem: Problem, loads: list[Load]) -> list[Load]:
 
 
 def _equal(problem: Problem, load: Load) -> object:
-    """What devices that can stand for one another have in common."""
+    """The key by which devices are interchangeable."""
     device = problem.rig.device(load.device) if load.device else None
     if device is None or device.kind != "gpu":
         return load.device
@@ -43,7 +43,7 @@ def _equal(problem: Problem, load: Load) -> object:
 
 
 def _rank(load: Load) -> int:
-    """Who comes first: the host with the embedding, any device with it, the others, the device of the head."""
+    """The sort key of devices: the host with the embedding, any device with it, the others, the device of the head."""
     if load.head:
         return 3
     return (0 if load.device == "cpu" else 1) if load.embed else 2

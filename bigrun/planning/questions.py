@@ -111,12 +111,12 @@ def changed(rig: Rig, change: str) -> Rig:
 
 def _cards(text: str) -> tuple[Device, ...]:
     try:
-        found = parse_gpus(text)
+        cards = parse_gpus(text)
     except CallError as error:
         raise CallError(str(error).replace("--gpus", "--what-if", 1)) from error
-    if not found:
+    if not cards:
         raise CallError(f"--what-if: {text!r:.40} names no card; write +1xRTX4090 or -1x24GB")
-    return found
+    return cards
 
 
 def _is(card: Device, named: Device) -> bool:
@@ -133,14 +133,14 @@ def _like(rig: Rig, more: tuple[Device, ...]) -> list[Device]:
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """What one looks at first."""
-    found: dict[str, Any] = {"fits": plan.fits}
+    """The main figures of a plan, for an answer."""
+    facts: dict[str, Any] = {"fits": plan.fits}
     blocks = [p for p in plan.placements if p.part.startswith("blocks.") and not p.part.endswith(".experts")]
-    found["blocks_on_gpus"] = sum(p.decode_on.startswith("cuda") for p in blocks)
-    found["blocks"] = len({name for name in plan.part_names if name.startswith("blocks.") and name.count(".") == 1})
+    facts["blocks_on_gpus"] = sum(p.decode_on.startswith("cuda") for p in blocks)
+    facts["blocks"] = len({name for name in plan.part_names if name.startswith("blocks.") and name.count(".") == 1})
     for name in ("decode_tokens_per_s", "prefill_tokens_per_s", "request_seconds"):
-        found[name] = getattr(plan.predicted, name) if plan.predicted else None
-    return found
+        facts[name] = getattr(plan.predicted, name) if plan.predicted else None
+    return facts
 
 
 def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
@@ -148,7 +148,7 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
     match = TARGET.fullmatch(text) if isinstance(text, str) else None
     if match is None or float(match[1]) <= 0:
         raise CallError(f"--target {str(text)[:40]!r}: write a speed such as 5tok/s")
-    wanted = float(match[1])
+    goal = float(match[1])
     check(spec, options)
     best: tuple[float, str] = (0.0, "")
     for change, option, other, kind in _changes(rig, options):
@@ -157,13 +157,13 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
             continue
         plan = best_plan(ledger, other)
         rate = plan.predicted.decode_tokens_per_s if plan.predicted else 0.0
-        if rate >= wanted:
-            found = {"target_tokens_per_s": wanted, "change": change, "option": option, "decode_tokens_per_s": rate}
-            return replace(plan, answer=found)
+        if rate >= goal:
+            answer = {"target_tokens_per_s": goal, "change": change, "option": option, "decode_tokens_per_s": rate}
+            return replace(plan, answer=answer)
         if rate > best[0] * (1 + 1e-9):  # of equals the least change
             best = (rate, change)
     reached = f"the best is {best[0]:.3g} with {best[1]}" if best[1] else "with none of them the model even fits"
-    raise PlanDoesNotFit(f"--target: no change that was tried reaches {wanted:g} tokens/s; {reached}")
+    raise PlanDoesNotFit(f"--target: no change that was tried reaches {goal:g} tokens/s; {reached}")
 
 
 def _changes(rig: Rig, options: PlanOptions) -> Iterator[tuple[str, str, Rig, PlanOptions]]:

@@ -86,8 +86,8 @@ def check_plan(plan: Plan, spec: ModelSpec, options: PlanOptions) -> None:
         for placement in pieces:
             _check_placement(plan, ledger, placement, names)
     rig = Rig(tuple(Device(d.name, d.kind, d.budget_bytes, ASSUMED_CPU, d.virtual) for d in plan.devices))
-    found = account(Problem(ledger, rig, plan.prefill_chunk_tokens), list(plan.placements))
-    for device, expected in zip(plan.devices, found, strict=True):
+    accounts = account(Problem(ledger, rig, plan.prefill_chunk_tokens), list(plan.placements))
+    for device, expected in zip(plan.devices, accounts, strict=True):
         if device != expected:
             raise _bad(plan, f"the account of {device.name} is not that of its parts")
         if device.used_bytes > device.budget_bytes:

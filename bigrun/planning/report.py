@@ -172,13 +172,13 @@ def _answer(answer: dict[str, Any]) -> list[RenderableType]:
     if "before" in answer:
         lines = []
         for name in ("before", "after"):
-            found = answer[name]
-            if found["fits"]:
-                decode, prefill = rate(found["decode_tokens_per_s"]), rate(found["prefill_tokens_per_s"])
+            facts = answer[name]
+            if facts["fits"]:
+                decode, prefill = rate(facts["decode_tokens_per_s"]), rate(facts["prefill_tokens_per_s"])
                 what = (
-                    f"{decode} tokens/s decoding, {prefill} of prompt, {duration(found['request_seconds'])} a request, "
+                    f"{decode} tokens/s decoding, {prefill} of prompt, {duration(facts['request_seconds'])} a request, "
                 )
-                what += f"{found['blocks_on_gpus']} of {found['blocks']} blocks on GPUs"
+                what += f"{facts['blocks_on_gpus']} of {facts['blocks']} blocks on GPUs"
             else:
                 what = "does not fit"
             lines.append(Text.assemble((f"{name:6} ", "bold"), what))

@@ -87,19 +87,19 @@ class Problem:
         results, places = [], []
         for costs in (self.decode, self.prefill):
             work = costs.work(part)
-            found = seconds(work, cpu.rates)
+            step_seconds = seconds(work, cpu.rates)
             if home.kind == "disk":
-                found = max(found, work.weights / home.rates.read)
+                step_seconds = max(step_seconds, work.weights / home.rates.read)
             place = cpu.name
             if self.target and home.kind != "gpu" and part not in ("embed", "norm", "head"):
                 gpu = self.rig.device(self.target)
                 streamed = streamed_seconds(work, work.weights + work.cache, gpu.rates, gpu.rates.link)
                 if home.kind == "disk":
                     streamed = max(streamed, work.weights / home.rates.read)
-                if streamed < found:
-                    found, place = streamed, gpu.name
+                if streamed < step_seconds:
+                    step_seconds, place = streamed, gpu.name
             steps = costs.phase.steps if part != "head" else 1
-            results.append(found * steps)
+            results.append(step_seconds * steps)
             places.append(place)
         return results[0], results[1], places[0], places[1]
 
@@ -338,9 +338,9 @@ class Search:
                     continue
                 total = before[flags][:, None] + cost
                 first = total.argmin(axis=0)
-                found = total[first, columns]
-                better = found < after[flags | add]
-                after[flags | add][better] = found[better]
+                least_cost = total[first, columns]
+                better = least_cost < after[flags | add]
+                after[flags | add][better] = least_cost[better]
                 choice[flags | add][better] = np.stack(
                     [np.full(len(columns), flags), first, np.full(len(columns), number)], axis=1
                 )[better]

@@ -10,7 +10,7 @@ from bigrun.progress import reporting
 
 
 def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool) -> Path:
-    """The folder of a hub model. Where something is to be fetched, the plan that it is fetched for is shown before."""
+    """Fetches a hub model and returns its folder. If anything is missing, the plan is shown first."""
 
     def begin(nbytes: int) -> None:
         if shown and plan is not None:

@@ -1,4 +1,4 @@
-"""What can be run: options and plans are checked before anything is loaded, and the memory of each device is taken."""
+"""Checks before a run: sampling options, plans, devices; then takes the memory of each device."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def memories(plan: Plan, spec: ModelSpec, layouts: Mapping[str, Layout], kernels
 
         for name in real:
             check_gpu(name, plan, layouts, kernels)
-    found: dict[str, Memory] = {}
+    by_device: dict[str, Memory] = {}
     try:
-        _take(plan, spec, real, found)
+        _take(plan, spec, real, by_device)
     except BaseException:
-        for memory in found.values():
+        for memory in by_device.values():
             memory.close()
         raise
-    return found
+    return by_device
 
 
-def _take(plan: Plan, spec: ModelSpec, real: list[str], found: dict[str, Memory]) -> None:
+def _take(plan: Plan, spec: ModelSpec, real: list[str], by_device: dict[str, Memory]) -> None:
     from bigrun.devices.host_memory import HostMemory
 
     for device in plan.devices:
@@ -79,6 +79,6 @@ def _take(plan: Plan, spec: ModelSpec, real: list[str], found: dict[str, Memory]
             from bigrun.model.gpu_buffers import library_bytes
 
             unallocated = device.reserve_bytes + library_bytes(plan.storage)
-            found[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
+            by_device[device.name] = GpuMemory(device.name, device.budget_bytes, device.used_bytes - unallocated)
         elif device.kind != "disk":
-            found[device.name] = HostMemory(device.name, device.budget_bytes)
+            by_device[device.name] = HostMemory(device.name, device.budget_bytes)

@@ -221,7 +221,7 @@ class Runner:
 
     @contextmanager
     def sole_use(self) -> Iterator[None]:
-        """Meanwhile the one sequence of this Runner is the caller's; CallError where another has begun and not ended."""
+        """Reserves this Runner's one sequence; CallError while another stream has it."""
         if self._in_use:
             raise CallError(
                 "another stream of this Runner is not at its end: read it to the end or close() it, or make a second Runner"

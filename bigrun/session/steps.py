@@ -193,7 +193,7 @@ def _given_back(places: Mapping[str, Memory]) -> Iterator[None]:
 def _int8_cache(
     options: Options, opened: Opened, layouts: Mapping[str, Layout], note: Callable[[str], None]
 ) -> Int8Cache | None:
-    """The int8 cache of this model: the conversion that it is itself, else that of a cache folder."""
+    """Opens the int8 cache of this model: its own if it is a conversion, else that of the cache folder."""
     from bigrun.loading.conversion_folder import Conversion, open_int8_cache
 
     if isinstance(opened.files, Conversion):

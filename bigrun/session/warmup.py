@@ -59,10 +59,10 @@ class TinyCheckpoint:
         return {}
 
     def ahead(self, name: str, start: int, stop: int) -> None:
-        """Nothing is on a disk here."""
+        """Nothing to read ahead."""
 
     def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
-        """Nor forgotten."""
+        """Nothing to release."""
 
 
 def tiny(spec: ModelSpec) -> ModelSpec:

@@ -63,7 +63,7 @@ class Ops(Protocol):
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
         """out [T, N] = (add: +=) x Wᵀ + b."""
 
-    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+    def rope(self, qkv: Array, heads: int, head_dim: int, cos_sin: Array) -> None:
         """Rotary embedding of the first `heads` heads of each row, in place."""
 
     def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
@@ -99,7 +99,7 @@ class Ops(Protocol):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        rotation: Array | None,
+        cos_sin: Array | None,
         slots: Array,
         k: Pages,
         v: Pages,
@@ -125,11 +125,11 @@ class Composed:
         self.linear(inner, w, mode, threshold, scratch, out, True)
 
     def rope_and_store_kv(
-        self: Any, qkv: Array, heads: int, kv_heads: int, head_dim: int, rotation: Array | None, slots: Array, k: Pages,
+        self: Any, qkv: Array, heads: int, kv_heads: int, head_dim: int, cos_sin: Array | None, slots: Array, k: Pages,
         v: Pages,
     ) -> None:  # fmt: skip
-        if rotation is not None:  # q and k lie side by side: one call turns both
-            self.rotate(qkv, heads + kv_heads, head_dim, rotation)
+        if cos_sin is not None:  # q and k lie side by side: one call turns both
+            self.rope(qkv, heads + kv_heads, head_dim, cos_sin)
         self.store(qkv, heads * head_dim, head_dim, slots, k)
         self.store(qkv, (heads + kv_heads) * head_dim, head_dim, slots, v)
 

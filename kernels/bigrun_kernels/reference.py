@@ -128,10 +128,10 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021), GPT-NeoX pairing: x [T, heads, D], rotation [T, dims], cosines then sines."""
-    half = rotation.shape[1] // 2
-    cos, sin = rotation[:, None, :half], rotation[:, None, half:]
+def rope(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021), GPT-NeoX pairing: x [T, heads, D], cos_sin [T, dims], cosines then sines."""
+    half = cos_sin.shape[1] // 2
+    cos, sin = cos_sin[:, None, :half], cos_sin[:, None, half:]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 

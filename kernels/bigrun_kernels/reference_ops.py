@@ -28,9 +28,9 @@ class ReferenceOps(Composed):
             result = reference.linear(x, w.values, bias)
         out.copy_(out + result if add else result)
 
-    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+    def rope(self, qkv: Array, heads: int, head_dim: int, cos_sin: Array) -> None:
         part = qkv[:, : heads * head_dim].view(len(qkv), heads, head_dim)
-        part.copy_(reference.rotate(part, rotation))
+        part.copy_(reference.rope(part, cos_sin))
 
     def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
         out.copy_(reference.activate(kind, x, gated))

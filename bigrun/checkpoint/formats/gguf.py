@@ -27,7 +27,7 @@ class _File:
     path: Path
     mapped: Mapped
     metadata: dict[str, Any]
-    found: list[GgufTensor]
+    tensors: list[GgufTensor]
 
 
 class GgufCheckpoint:
@@ -46,7 +46,7 @@ class GgufCheckpoint:
         self._homes: dict[str, _File] = {}
         tensors: dict[str, TensorInfo] = {}
         for file in self._files:
-            for tensor in file.found:
+            for tensor in file.tensors:
                 name = tensor.name
                 if name in self._found:
                     other = self._homes[name].path.name
@@ -92,27 +92,27 @@ class GgufCheckpoint:
 
 
 def _open_all(path: Path) -> tuple[_File, ...]:
-    """The file, or all of its set in order. The others' names are made from its own: what is inside names no file."""
-    given = _open(path)
-    total = _split(given, "count")
+    """Opens a file, or all files of its split set in order: their names follow from the file's own, never from its content."""
+    named_file = _open(path)
+    total = _split(named_file, "count")
     parts = SPLIT.fullmatch(path.name)
     if parts is None or int(parts[3]) < 2 or not 1 <= int(parts[2]) <= int(parts[3]):
         if total is not None and total > 1:
             raise CheckpointError(
                 f"{path}: one file of a set of {total}; give it the name that it had, NAME-00001-of-{total:05}.gguf"
             )
-        return (given,)
+        return (named_file,)
     files: list[_File] = []
-    wanted = int(parts[3])
-    for at in range(wanted):
+    file_count = int(parts[3])
+    for at in range(file_count):
         other = path.with_name(f"{parts[1]}{at + 1:05}-of-{parts[3]}{parts[4]}")
-        file = given if other == path else _open(other)
+        file = named_file if other == path else _open(other)
         number, total = _split(file, "no"), _split(file, "count")
-        if (number, total) != (at, wanted):
+        if (number, total) != (at, file_count):
             says = "no split at all" if number is None or total is None else f"{number + 1} of {total}"
-            raise CheckpointError(f"{other}: its header says {says}, its name {at + 1} of {wanted}; fetch it again")
+            raise CheckpointError(f"{other}: its header says {says}, its name {at + 1} of {file_count}; fetch it again")
         files.append(replace(file, metadata=file.metadata if at == 0 else {}))
-        count = sum(len(file.found) for file in files)
+        count = sum(len(file.tensors) for file in files)
         if count > MOST_TENSORS:
             raise CheckpointError(f"{other}: {count} tensors in its set so far, where {MOST_TENSORS} is the most")
     tensors = _split(files[0], "tensors.count")
@@ -124,7 +124,7 @@ def _open_all(path: Path) -> tuple[_File, ...]:
 def _check_apart(file: _File, tensors: Mapping[str, TensorInfo]) -> None:
     """CheckpointError where two tensors of a file share a byte."""
     end, before = 0, ""
-    for tensor in sorted(file.found, key=lambda tensor: tensor.offset):
+    for tensor in sorted(file.tensors, key=lambda tensor: tensor.offset):
         if tensor.offset < end:
             raise CheckpointError(
                 f"{file.path}: damaged: tensors {before[:60]} and {tensor.name[:60]} overlap; fetch it again"

@@ -102,7 +102,7 @@ class Reader:
             self.end,
             self.position,
         )
-        found = []
+        texts = []
         for _ in range(count):
             if position + 8 > end:
                 raise self.short()
@@ -110,9 +110,9 @@ class Reader:
             position = start + length(view, position)[0]
             if position > end:
                 raise self.short()
-            found.append(str(view[start:position], "utf-8", "replace"))
+            texts.append(str(view[start:position], "utf-8", "replace"))
         self.position = position
-        return found
+        return texts
 
 
 def metadata_end(data: Any, where: str) -> int:
@@ -150,19 +150,19 @@ def read_header(data: Any, where: str) -> tuple[dict[str, Any], list[GgufTensor]
     most = IN_A_BLOCK * layers + 256 if type(layers) is int and 0 <= layers <= MOST_TENSORS else 2**12
     if tensor_count > most:
         raise reader.bad(f"{tensor_count} tensors, far more than this model has")
-    found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    tensors: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name, dimensions = reader.string(LONGEST_NAME), reader.scalar("I")
-        if name in found:
+        if name in tensors:
             raise reader.bad(f"a second tensor {name[:60]!r}")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise reader.bad(f"tensor {name[:60]!r} of {dimensions} dimensions")
         shape = tuple(reader.scalar("Q") for _ in range(dimensions))
         if not 1 <= math.prod(shape) <= len(data) * MOST_IN_A_BYTE:
             raise reader.bad(f"tensor {name[:60]!r} of {math.prod(shape)} numbers, which the file cannot hold")
-        found[name] = (shape, reader.scalar("I"), reader.scalar("Q"))
+        tensors[name] = (shape, reader.scalar("I"), reader.scalar("Q"))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
         raise reader.bad(f"an alignment of {alignment!r:.30}")
     start = -(-reader.position // alignment) * alignment
-    return metadata, [GgufTensor(name, shape, kind, start + offset) for name, (shape, kind, offset) in found.items()]
+    return metadata, [GgufTensor(name, shape, kind, start + offset) for name, (shape, kind, offset) in tensors.items()]

@@ -69,17 +69,17 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A function or type that the program names."""
+    """A function or type that the pickle refers to by name."""
 
     name: str
 
 
 class _Ordered(dict):
-    """An OrderedDict, whose attributes alone may be set."""
+    """Stands for an OrderedDict, the only object whose attributes a pickle may set."""
 
 
 class Bad(Exception):
-    """What is wrong with a file; whoever knows its name adds it."""
+    """A defect of a file; the caller, which knows the file's name, adds it to the message."""
 
 
 def read_program(program: bytes, records: Mapping[str, Record]) -> dict[str, StoredTensor]:
@@ -201,8 +201,8 @@ class _Machine:
                 raise Bad(f"data.pkl has {_kind(key)} for a name; save the model's state_dict() alone")
             target[key] = value
 
-    def _call(self, name: str, given: Any) -> Any:
-        match name.rpartition("_rebuild_")[2], given:
+    def _call(self, name: str, arguments: Any) -> Any:
+        match name.rpartition("_rebuild_")[2], arguments:
             case "collections OrderedDict", ():
                 return _Ordered()
             case "tensor_v2", (_Storage() as storage, first, shape, strides, bool(), _Ordered()):
@@ -213,8 +213,8 @@ class _Machine:
                 return tensor
         raise Bad(f"data.pkl calls {(name.replace(' ', '.') or 'what is no function')!r} in a way that torch does not")
 
-    def _storage(self, given: Any) -> _Storage:
-        match given:
+    def _storage(self, persistent_id: Any) -> _Storage:
+        match persistent_id:
             case "storage", _Name(name=kind), str(key), str(), int(count) if kind in STORAGES and key in self.records:
                 dtype, record = STORAGES[kind], self.records[key]
                 # torch makes a storage once, as it is first named
@@ -225,7 +225,7 @@ class _Machine:
 
 
 def _tensor(storage: _Storage, dtype: str, first: Any, shape: Any, strides: Any) -> StoredTensor:
-    """Refused where it is not all within its storage, or shows more entries than its storage has."""
+    """Describes a tensor; refuses one that reaches beyond its storage, or repeats entries of it."""
     sound = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MOST_DIMENSIONS
     if not sound or not all(type(number) is int for number in (first, *shape, *strides)):
         raise Bad("data.pkl makes a tensor in a way that torch does not")

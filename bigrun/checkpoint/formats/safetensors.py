@@ -104,35 +104,35 @@ class SafetensorsCheckpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors but the scales of float8 ones, which belong to these."""
         self._home: dict[str, str] = {}
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for file in self.files:
             for name, entry in self._open(file)[2].items():
-                if name in found:
+                if name in entries:
                     raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is in {self._home[name]} as well")
-                found[name], self._home[name] = entry, file
-        scales = {name: self._scale_of(name, found) for name, entry in found.items() if entry.dtype == "F8_E4M3"}
+                entries[name], self._home[name] = entry, file
+        scales = {name: self._scale_of(name, entries) for name, entry in entries.items() if entry.dtype == "F8_E4M3"}
         self._scales = {name: scale for name, scale in scales.items() if scale}
         hidden = set(self._scales.values())
         result = {}
-        for name, entry in found.items():
+        for name, entry in entries.items():
             if name not in hidden:
                 readable = entry.dtype in DTYPES and (entry.dtype != "F8_E4M3" or name in self._scales)
                 where, scale_info = str(self.folder / self._home[name]), None
                 if scale := self._scales.get(name):
                     height, width = entry.shape
-                    block = self._block(height, width, found[scale].shape)
+                    block = self._block(height, width, entries[scale].shape)
                     scale_info = (scale, str(self.folder / self._home[scale]), *block)
                 result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info)
         return result
 
-    def _scale_of(self, name: str, found: Mapping[str, Entry]) -> str:
+    def _scale_of(self, name: str, entries: Mapping[str, Entry]) -> str:
         """The scales of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
-        rows, columns = (*found[name].shape, 0, 0)[:2]
+        rows, columns = (*entries[name].shape, 0, 0)[:2]
         if not rows or not columns:
             return ""
         for suffix in SCALES:
-            scale = found.get(name + suffix)
-            if scale is not None and scale.dtype in ("F32", "F16", "BF16") and len(found[name].shape) == 2:
+            scale = entries.get(name + suffix)
+            if scale is not None and scale.dtype in ("F32", "F16", "BF16") and len(entries[name].shape) == 2:
                 tall, across = self._block(rows, columns, scale.shape)
                 if tall and scale.shape in ((), (1,), (rows,), (-(-rows // tall), -(-columns // across))):
                     return name + suffix

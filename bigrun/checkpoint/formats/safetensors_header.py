@@ -104,7 +104,7 @@ def weight_map(index: bytes, where: str, most: int = MOST_TENSORS) -> dict[str, 
     """Tensor → file, of an index; the file names are as the index has them."""
     if len(index) > longest(most):
         raise CheckpointError(f"{where}: larger than {longest(most) >> 10} KiB, far more than this model's index")
-    found = json_object(index, where).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+    files = json_object(index, where).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise CheckpointError(f"{where}: has no 'weight_map' of tensor names to file names")
-    return found
+    return files

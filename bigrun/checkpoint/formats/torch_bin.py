@@ -93,7 +93,7 @@ class TorchCheckpoint:
         return read_companions(self.folder)
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """A view of the file where the rows lie in it one after another, else a copy of these rows."""
+        """Rows of a tensor: a view of the file where they are contiguous in it, otherwise a copy."""
         import torch
 
         info = self.tensors[name]
@@ -118,7 +118,7 @@ class TorchCheckpoint:
                 os.close(descriptor)
 
     def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
-        """Unmap the rows' pages. Nobody writes to them, so whoever still reads them has them mapped again."""
+        """Unmaps the pages of these rows; a later read maps them again."""
         file = self._homes[name]
         if file in self._loaded:
             skipped, nbytes = self._span(name, start, stop)
@@ -141,7 +141,7 @@ class TorchCheckpoint:
         return start * row * item, entries * item
 
     def _shard(self, file: str) -> dict[str, StoredTensor]:
-        """What a shard holds, by the guard."""
+        """The tensors of a shard, as the pickle guard found them."""
         if file not in self._shards:
             self._shards[file] = stored_tensors(inside(self.folder, file, INDEX))
         return self._shards[file]
@@ -205,13 +205,13 @@ def _records(stream: BinaryIO) -> tuple[dict[str, Record], bytes]:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise Bad(f"not a sound zip: {str(error)[:80]}; fetch it again") from error
     prefix = listed[0].filename.partition("/")[0] + "/" if listed else "/"
-    found: dict[str, zipfile.ZipInfo] = {}
+    infos: dict[str, zipfile.ZipInfo] = {}
     places: dict[str, Record] = {}
     end = 0
     for info in listed:
         name = info.orig_filename
         # torch's reader does not tell upper from lower case
-        if not name.startswith(prefix) or name != info.filename or name.removeprefix(prefix).lower() in found:
+        if not name.startswith(prefix) or name != info.filename or name.removeprefix(prefix).lower() in infos:
             raise Bad(f"not a sound zip: a second {name[:80]!r}, or one beside its folder")
         short = name.removeprefix(prefix).lower()
         if (info.header_offset < end) or (end == 0 and info.header_offset):
@@ -225,13 +225,13 @@ def _records(stream: BinaryIO) -> tuple[dict[str, Record], bytes]:
         limit = LARGEST_PROGRAM if short == "data.pkl" else end if short.startswith("data/") else LARGEST_NOTE
         if info.file_size > limit:
             raise Bad(f"record {name[:80]!r} has {info.file_size} bytes, more than the {limit} that it may have")
-        found[short], places[name.removeprefix(prefix)] = info, Record(first, info.file_size)
+        infos[short], places[name.removeprefix(prefix)] = info, Record(first, info.file_size)
     if "data.pkl" not in places:
         raise Bad("a zip without data.pkl, so not a file of torch.save")
     try:
-        if "byteorder" in found and archive.read(found["byteorder"]) != b"little":
+        if "byteorder" in infos and archive.read(infos["byteorder"]) != b"little":
             raise Bad(f"not of little-endian numbers; {ANEW} on a little-endian machine")
-        program = archive.read(found["data.pkl"])
+        program = archive.read(infos["data.pkl"])
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError) as error:
         raise Bad(f"damaged: {str(error)[:80]}; fetch it again") from error
     return {name.removeprefix("data/"): place for name, place in places.items() if name.startswith("data/")}, program
@@ -239,14 +239,15 @@ def _records(stream: BinaryIO) -> tuple[dict[str, Record], bytes]:
 
 def _bytes(stream: BinaryIO, first: int, count: int) -> bytes:
     stream.seek(first)
-    found = stream.read(count)
-    if len(found) != count:
+    data = stream.read(count)
+    if len(data) != count:
         raise Bad("cut short; fetch it again")
-    return found
+    return data
 
 
 def _directory(stream: BinaryIO, size: int) -> int:
-    """Where the zip's directory begins. It and its end lie where no reader looks elsewhere: at the end, side by side."""
+    """The offset of the zip's directory. Refuses a zip whose directory and end record are not side by side at the end of the
+    file: readers disagree about those."""
     place = size - 22
     if place < 0 or (tail := _bytes(stream, place, 22))[:4] != b"PK\5\6" or tail[20:] != b"\0\0":
         raise Bad("cut short: no zip directory at its end; fetch it again")
@@ -265,7 +266,7 @@ def _directory(stream: BinaryIO, size: int) -> int:
 
 
 def _first_byte(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Of a record's content: stored as it is, under the name that the directory has."""
+    """The offset of a record's content. Refuses a record that is compressed, or that has another name in its own header."""
     signature, _, flags, method, name, extra = struct.unpack("<4sHHH16xHH", _bytes(stream, info.header_offset, 30))
     plain = info.orig_filename.encode("utf-8" if flags & 0x800 else "cp437", errors="replace")
     if (

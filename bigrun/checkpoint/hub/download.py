@@ -79,21 +79,21 @@ def fetch(
         if model.note:
             print(model.note, file=sys.stderr)
         try:
-            wanted = _needed(hub, repo, revision)
+            listing = _needed(hub, repo, revision)
         except errors.RevisionNotFoundError:
             raise
         except (errors.HTTPError, OSError) as error:
             return _cached(repo, revision, error)
         cache = Cache(repo)
-        progress = _Progress(cache, wanted, report)
+        progress = _Progress(cache, listing, report)
         if progress.missing:
             _check_room(repo, progress.missing)
             if begin is not None:
                 begin(progress.missing)
             print(f"{model.name}: fetching {format_size(progress.missing)} from {repo} on the hub", file=sys.stderr)
-        for file, size in wanted.files:
+        for file, size in listing.files:
             try:
-                _fetch_file(hub, cache, wanted, file, size, progress)
+                _fetch_file(hub, cache, listing, file, size, progress)
             except (errors.HTTPError, OSError) as error:
                 if isinstance(error, errors.HfHubHTTPError) and not passing(error):
                     raise
@@ -106,21 +106,21 @@ def fetch(
                     f"({said(error)}); the same command goes on from there"
                 ) from error
             progress.at(file, size)
-        cache.remember(revision, wanted.commit)
-        return cache.snapshot(wanted.commit)
+        cache.remember(revision, listing.commit)
+        return cache.snapshot(listing.commit)
 
     return call_hub(repo, call)
 
 
 class _Progress:
-    """Bytes here of each file; `missing` are those to fetch. What is reported never falls, and ends at the total."""
+    """Counts the bytes of each file as they arrive, for reports; the count never falls and ends at the total."""
 
-    def __init__(self, cache: Cache, wanted: Needed, report: Report | None):
-        self.report, self.sizes, self.here = report, dict(wanted.files), dict[str, int]()
-        for file, size in wanted.files:
-            etag = wanted.etags.get(file)
+    def __init__(self, cache: Cache, listing: Needed, report: Report | None):
+        self.report, self.sizes, self.here = report, dict(listing.files), dict[str, int]()
+        for file, size in listing.files:
+            etag = listing.etags.get(file)
             self.here[file] = 0
-            if _whole(cache.snapshot(wanted.commit) / file, size) or (etag and _whole(cache.blob(etag), size)):
+            if _whole(cache.snapshot(listing.commit) / file, size) or (etag and _whole(cache.blob(etag), size)):
                 self.here[file] = size
             elif etag and cache.partial(etag).is_file():
                 self.here[file] = min(size, cache.partial(etag).stat().st_size)
@@ -152,10 +152,10 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
     if not COMMIT.fullmatch(commit):
         raise BigrunError(f"{repo}: the hub's list of its files names no commit")
     sizes = {name: file.size if isinstance(file.size, int) and file.size > 0 else 0 for name, file in listed.items()}
-    found = next((kind for kind in FORMATS if kind[1] in sizes or kind[2] in sizes), None)
-    if found is None:
+    file_format = next((kind for kind in FORMATS if kind[1] in sizes or kind[2] in sizes), None)
+    if file_format is None:
         raise CheckpointError(f"{repo}: {_what_else(list(sizes))}")
-    weights, index, single, ending = found
+    weights, index, single, ending = file_format
     shards: tuple[str, ...] = (single,)
     if index in sizes:
         shards = _named(_read_index(repo, index, commit, sizes[index]), repo, index, ending)
@@ -170,7 +170,7 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
 
 
 def _read_index(repo: str, index: str, commit: str, size: int) -> bytes:
-    """The index, from the cache where it is there, and at most what is too much."""
+    """Reads the index, from the cache if it is there, up to the size limit."""
     path = Cache(repo).snapshot(commit) / index
     if _whole(path, size):
         with path.open("rb") as stream:
@@ -188,7 +188,7 @@ def _named(content: bytes, repo: str, index: str, ending: str) -> tuple[str, ...
 
 
 def _what_else(names: list[str]) -> str:
-    """What a repository without weights of a kind that runs holds instead, and what to do."""
+    """Says what a repository without usable weights has instead, and what to do."""
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if ggufs:
         best = next((name for name in ggufs if "q8_0" in name.lower()), ggufs[0])
@@ -198,17 +198,17 @@ def _what_else(names: list[str]) -> str:
     return f"has neither {SINGLE} nor {TORCH_SINGLE}, nor an index of either; {there}"
 
 
-def _fetch_file(hub: Any, cache: Cache, wanted: Needed, file: str, size: int, progress: _Progress) -> None:
+def _fetch_file(hub: Any, cache: Cache, listing: Needed, file: str, size: int, progress: _Progress) -> None:
     """One file into the snapshot, unless it is there."""
     from huggingface_hub import errors
     from huggingface_hub.file_download import are_symlinks_supported
     from huggingface_hub.utils import WeakFileLock
 
-    linked = cache.snapshot(wanted.commit) / file
+    linked = cache.snapshot(listing.commit) / file
     if _whole(linked, size):
         return
     linked.unlink(missing_ok=True)  # damaged, or a link to what is gone
-    ask, url = hub.get_hf_file_metadata, hub.hf_hub_url(cache.repo, file, revision=wanted.commit)
+    ask, url = hub.get_hf_file_metadata, hub.hf_hub_url(cache.repo, file, revision=listing.commit)
     about = ask(url, **({"retry_on_errors": True} if _takes(ask, "retry_on_errors") else {}))
     etag, expected = str(about.etag), size if about.size is None else about.size
     if not ETAG.fullmatch(etag) or (size and expected != size) or (about.size is None and not size):
@@ -221,7 +221,7 @@ def _fetch_file(hub: Any, cache: Cache, wanted: Needed, file: str, size: int, pr
         progress.at(file, count)
 
     # finds the blob and links it; fetches one only by xet
-    get, bar = functools.partial(hub.hf_hub_download, cache.repo, file, revision=wanted.commit), {}
+    get, bar = functools.partial(hub.hf_hub_download, cache.repo, file, revision=listing.commit), {}
     if _takes(hub.hf_hub_download, "tqdm_class"):
         bar = {"tqdm_class": silent_bar(arrived)}
         if by_xet(about) and not partial.exists() and not _whole(blob, expected):
@@ -231,11 +231,11 @@ def _fetch_file(hub: Any, cache: Cache, wanted: Needed, file: str, size: int, pr
                 get(**bar)
     with WeakFileLock(lock):
         if not _whole(blob, expected) and not _whole(linked, expected):
-            complete(cache.repo, file, wanted.commit, partial, expected, etag, arrived)
+            complete(cache.repo, file, listing.commit, partial, expected, etag, arrived)
             partial.replace(blob if are_symlinks_supported(cache.home) else linked)
     get(**bar)
     if not _whole(linked, expected):
-        raise BigrunError(f"{cache.repo}: {file}: the hub gave it for another commit than {wanted.commit}; try again")
+        raise BigrunError(f"{cache.repo}: {file}: the hub gave it for another commit than {listing.commit}; try again")
 
 
 def _cached(repo: str, revision: str | None, error: Exception) -> Path:
@@ -290,7 +290,7 @@ def _check_room(repo: str, missing: int) -> None:
 
 
 def _whole(path: Path, size: int) -> bool:
-    """Whether a file is there, and as long as the hub says (0: it does not say)."""
+    """Whether a file is there with the size that the hub states (0: unknown)."""
     return path.is_file() and size in (0, path.stat().st_size)
 
 

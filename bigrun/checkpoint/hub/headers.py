@@ -56,7 +56,7 @@ def headers(repo: str, revision: str | None) -> Headers | None:
     return call_hub(repo, call)
 
 
-def check(spec: ModelSpec, found: Headers, repo: str) -> None:
+def check(spec: ModelSpec, hub_headers: Headers, repo: str) -> None:
     """CheckpointError names the first tensor of the spec that the files lack or hold in another shape.
 
     A family that is only planned has no list of its tensors: there the number of parameters is compared, within SLACK,
@@ -65,10 +65,10 @@ def check(spec: ModelSpec, found: Headers, repo: str) -> None:
     family = BY_NAME[spec.family]
     sources = family.sources
     if sources is None:
-        held = sum(count for dtype, count in found.dtypes if dtype in PLAIN)
+        held = sum(count for dtype, count in hub_headers.dtypes if dtype in PLAIN)
         if spec.tied:  # some files hold the one table twice
-            held -= prod(found.shapes.get("lm_head.weight", (0,)))
-        packed = any(dtype not in PLAIN + BUFFERS for dtype, _ in found.dtypes)
+            held -= prod(hub_headers.shapes.get("lm_head.weight", (0,)))
+        packed = any(dtype not in PLAIN + BUFFERS for dtype, _ in hub_headers.dtypes)
         if not packed and not SLACK[0] <= held / spec.parameters <= SLACK[1]:
             raise CheckpointError(
                 f"{repo}: its safetensors hold {held:,} parameters, config.json describes {spec.parameters:,}"
@@ -76,13 +76,13 @@ def check(spec: ModelSpec, found: Headers, repo: str) -> None:
         return
     table = sources(spec, "embed", "hf")["table"][0].name
     # published names differ in whether they carry the model class's prefix, all or none
-    bare = [prefix for prefix in family.prefixes if prefix and table.removeprefix(prefix) in found.shapes]
-    prefix = bare[0] if bare and table not in found.shapes else ""
+    bare = [prefix for prefix in family.prefixes if prefix and table.removeprefix(prefix) in hub_headers.shapes]
+    prefix = bare[0] if bare and table not in hub_headers.shapes else ""
     for part in spec.parts:
         of_part = sources(spec, part.name, "hf")
         for source in (source for tensor in part.tensors for source in of_part[tensor.name]):
             name = source.name.removeprefix(prefix)
-            shape = found.shapes.get(name)
+            shape = hub_headers.shapes.get(name)
             if shape is None:
                 raise CheckpointError(f"{repo}: tensor {name} is missing from its safetensors")
             if shape != source.shape:

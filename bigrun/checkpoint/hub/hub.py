@@ -48,7 +48,7 @@ class Cache:
         return path if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(refs)) else None
 
     def remember(self, revision: str | None, commit: str) -> None:
-        """For a time without the hub: this revision is that commit, which is whole."""
+        """Records which commit a revision means, for use without a network."""
         ref = self.ref(revision)
         if ref is None or revision == commit:
             return
@@ -196,13 +196,13 @@ def _append(stream: BinaryIO, data: bytes, path: Path) -> None:
 
 
 def passing(error: Any) -> bool:
-    """Whether an HfHubHTTPError is of a kind that passes: the hub is busy, or fails."""
+    """Whether an HfHubHTTPError is temporary: the hub is busy or failing."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     return status in (408, 429) or status >= 500
 
 
 def said(error: Exception) -> str:
-    """The first line of what an error says, shortened; its kind where it says nothing."""
+    """The first line of an error's message, shortened; its type if it has none."""
     return (str(error).splitlines() or [""])[0][:160] or type(error).__name__
 
 
@@ -215,7 +215,7 @@ def by_xet(about: Any) -> bool:
 
 
 def silent_bar(arrived: Callable[[int], None]) -> type:
-    """What huggingface_hub takes for a progress bar: says how many bytes are there, shows nothing."""
+    """A stand-in for huggingface_hub's progress bar that counts bytes and shows nothing."""
 
     class Bar:
         def __init__(self, *_: Any, total: int | None = None, initial: int = 0, **__: Any):
@@ -235,7 +235,7 @@ def silent_bar(arrived: Callable[[int], None]) -> type:
             """Bytes on the wire, of which xet reports besides: there is no second bar for them."""
 
         def __getattr__(self, name: str) -> Callable[..., None]:
-            """A bar's other methods, all of them about how it looks."""
+            """Ignores the other methods of a progress bar."""
             if name.startswith("_"):
                 raise AttributeError(name)
             return lambda *_, **__: None

@@ -27,13 +27,13 @@ def _llama(*shape: Any, **more: Any) -> dict[str, Any]:
 
 
 def _bloom(hidden: int, layers: int, heads: int, dtype: str) -> dict[str, Any]:
-    found = {"architectures": ["BloomForCausalLM"], "vocab_size": 250880, "hidden_size": hidden, "n_layer": layers}
-    return found | {"n_head": heads, "seq_length": 2048, "torch_dtype": dtype}
+    settings = {"architectures": ["BloomForCausalLM"], "vocab_size": 250880, "hidden_size": hidden, "n_layer": layers}
+    return settings | {"n_head": heads, "seq_length": 2048, "torch_dtype": dtype}
 
 
 def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
-    found = config("OPT", 50272, hidden, 0, layers, heads, heads, 2048, ffn_dim=4 * hidden, **HALF)
-    return {key: value for key, value in found.items() if key not in ("intermediate_size", "num_key_value_heads")}
+    settings = config("OPT", 50272, hidden, 0, layers, heads, heads, 2048, ffn_dim=4 * hidden, **HALF)
+    return {key: value for key, value in settings.items() if key not in ("intermediate_size", "num_key_value_heads")}
 
 
 def _qwen2(*shape: int, **more: Any) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, **more: Any) -> dic
 
 
 def _falcon(hidden: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    found = {"architectures": ["FalconForCausalLM"], "vocab_size": 65024, "hidden_size": hidden}
-    found |= {"num_hidden_layers": layers, "num_attention_heads": heads, "parallel_attn": True, "multi_query": True}
-    return found | {"bias": False, "alibi": False, "torch_dtype": "bfloat16", **more}
+    settings = {"architectures": ["FalconForCausalLM"], "vocab_size": 65024, "hidden_size": hidden}
+    settings |= {"num_hidden_layers": layers, "num_attention_heads": heads, "parallel_attn": True, "multi_query": True}
+    return settings | {"bias": False, "alibi": False, "torch_dtype": "bfloat16", **more}
 
 
 def _new(kv_heads: int) -> dict[str, Any]:

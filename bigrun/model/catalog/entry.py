@@ -28,8 +28,8 @@ class Entry:
     tuned_context: int = 0  # their max_position_embeddings, where it differs
 
     def spec(self) -> ModelSpec:
-        found = spec_from_config(self.config, self.name, f"catalog: {self.name}")
-        return replace(found, checkpoint_bytes=self.checkpoint_bytes)
+        model_spec = spec_from_config(self.config, self.name, f"catalog: {self.name}")
+        return replace(model_spec, checkpoint_bytes=self.checkpoint_bytes)
 
 
 def config(

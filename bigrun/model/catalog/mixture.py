@@ -28,10 +28,10 @@ def _deepseek(
 
 
 def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
-    found = config("GptOss", 201088, 2880, 2880, layers, 64, 8, 131072, head_dim=64, num_local_experts=experts)
-    found |= {"num_experts_per_tok": 4, "sliding_window": 128, "quantization_config": {"quant_method": "mxfp4"}}
-    del found["torch_dtype"]  # which the published file leaves out
-    return found | {"layer_types": ["sliding_attention", "full_attention"] * (layers // 2)}
+    settings = config("GptOss", 201088, 2880, 2880, layers, 64, 8, 131072, head_dim=64, num_local_experts=experts)
+    settings |= {"num_experts_per_tok": 4, "sliding_window": 128, "quantization_config": {"quant_method": "mxfp4"}}
+    del settings["torch_dtype"]  # which the published file leaves out
+    return settings | {"layer_types": ["sliding_attention", "full_attention"] * (layers // 2)}
 
 
 def _glm(hidden: int, inner: int, each: int, layers: int, count: int, dense: int, norm: bool) -> dict[str, Any]:

@@ -26,20 +26,20 @@ def describe(fields: Fields, name: str) -> ModelSpec:
     return shapes.model(fields, name, NAME, (one,) * shapes.layers(fields))
 
 
-def block(fields: Fields, **given: Any) -> Block:
-    """A block that the decoder executes, so all of its rotary embedding is understood; `given` is the family's."""
+def block(fields: Fields, **settings: Any) -> Block:
+    """A block that the decoder executes, so all of its rotary embedding is understood; `settings` are the family's."""
     fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
-    found = shapes.block(fields, **given)
-    return replace(found, rope=_rope(fields, found.head_dim))
+    base = shapes.block(fields, **settings)
+    return replace(base, rope=_rope(fields, base.head_dim))
 
 
 def _rope(fields: Fields, head_dim: int) -> Rope:
     """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4)."""
-    key, given = fields.get("rope_parameters", "rope_scaling")
-    if given is not None and not isinstance(given, dict):
+    key, scaling = fields.get("rope_parameters", "rope_scaling")
+    if scaling is not None and not isinstance(scaling, dict):
         raise fields.bad(key, "is not an object")
-    inner = Fields(given or {}, f"{fields.where}: {key}")
+    inner = Fields(scaling or {}, f"{fields.where}: {key}")
     theta = inner.number("rope_theta", default=fields.number("rope_theta", default=10_000.0), high=1e12)
     kind = inner.choice(
         "rope_type", "type", options={"default": "default", "linear": "linear", "llama3": "llama3"}, default="default"

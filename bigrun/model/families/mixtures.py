@@ -21,9 +21,9 @@ def _modules(*inside: str) -> Modules:
     return {**llama.MODULES, "experts": ("mlp.experts",), "inside": rest}
 
 
-def _experts(fields: Fields, *count: str, size: str = "moe_intermediate_size", **given: Any) -> Experts:
+def _experts(fields: Fields, *count: str, size: str = "moe_intermediate_size", **settings: Any) -> Experts:
     number = fields.integer(*count, high=2**16)
-    return Experts(number, fields.integer("num_experts_per_tok", high=number), fields.integer(size), **given)
+    return Experts(number, fields.integer("num_experts_per_tok", high=number), fields.integer(size), **settings)
 
 
 def _blocks(fields: Fields, dense: Block, experts: Experts, sparse: Callable[[int], bool]) -> list[Block]:

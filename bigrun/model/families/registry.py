@@ -19,7 +19,7 @@ BY_NAME = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
 
-def known() -> str:
+def supported_architectures() -> str:
     """The architectures there are, for messages."""
     runs = [name for name, family in BY_ARCHITECTURE.items() if family.sources]
     plans = [name.removesuffix("ForCausalLM") for name, family in BY_ARCHITECTURE.items() if not family.sources]
@@ -31,10 +31,12 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.
     fields = Fields(config, where)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise CheckpointError(f"{where}: field 'architectures' names no model class; {known()}")
+        raise CheckpointError(f"{where}: field 'architectures' names no model class; {supported_architectures()}")
     family = BY_ARCHITECTURE.get(architectures[0])
     if family is None:
-        raise CheckpointError(f"{where}: architecture {architectures[0][:60]!r} is unknown; {known()}")
+        raise CheckpointError(
+            f"{where}: architecture {architectures[0][:60]!r} is unknown; {supported_architectures()}"
+        )
     return family.describe(fields, name)
 
 

@@ -15,10 +15,10 @@ from bigrun.model.spec import Block, ModelSpec
 
 
 def _model(
-    fields: Fields, name: str, family: str, block: Block, slides: Callable[[int], bool], **given: Any
+    fields: Fields, name: str, family: str, block: Block, slides: Callable[[int], bool], **settings: Any
 ) -> ModelSpec:
     windows = shapes.windows(fields, shapes.layers(fields), slides)
-    return shapes.model(fields, name, family, [replace(block, window=window) for window in windows], **given)
+    return shapes.model(fields, name, family, [replace(block, window=window) for window in windows], **settings)
 
 
 def describe_mistral(fields: Fields, name: str) -> ModelSpec:
@@ -57,9 +57,9 @@ def describe_phi3(fields: Fields, name: str) -> ModelSpec:
     return _model(fields, name, "phi3", shapes.block(fields), lambda i: True)
 
 
-def _gemma(fields: Fields, **given: Any) -> Block:
+def _gemma(fields: Fields, **settings: Any) -> Block:
     bias = fields.flag("attention_bias", False)
-    flags = {"activation": "gelu_tanh", "qkv_bias": bias, "out_bias": bias, **given}
+    flags = {"activation": "gelu_tanh", "qkv_bias": bias, "out_bias": bias, **settings}
     return shapes.block(fields, usual_head_dim=256, **flags)
 
 

@@ -13,14 +13,14 @@ def layers(fields: Fields) -> int:
     return fields.integer("num_hidden_layers", high=MOST_LAYERS)
 
 
-def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **given: Any) -> Block:
-    """A block as Llama has it: RMSNorm, rotary and grouped-query attention, a gated SiLU MLP. `given` overrides that.
+def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **settings: Any) -> Block:
+    """A block as Llama has it: RMSNorm, rotary and grouped-query attention, a gated SiLU MLP. `settings` override that.
 
     `usual_head_dim` and `rotated`, the share of a head that is turned, are the family's where the configuration is silent.
     """
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads", high=4096)
-    kv_heads = given.get("kv_heads") or fields.integer("num_key_value_heads", default=heads, high=4096)
+    kv_heads = settings.get("kv_heads") or fields.integer("num_key_value_heads", default=heads, high=4096)
     if heads % kv_heads:
         raise fields.bad("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
     head_dim = fields.integer("head_dim", default=usual_head_dim or max(hidden // heads, 1), high=4096)
@@ -31,7 +31,7 @@ def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **given
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "intermediate": given.get("intermediate") or fields.integer("intermediate_size"),
+        "intermediate": settings.get("intermediate") or fields.integer("intermediate_size"),
         "norm": "rms",
         "norm_eps": fields.number("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=1e-6, high=1.0),
         "positions": "rope",
@@ -39,7 +39,7 @@ def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **given
         "gated": True,
         "activation": "silu",
     }
-    return Block(**common | given)
+    return Block(**common | settings)
 
 
 def planned_rope(fields: Fields, head_dim: int, rotated: float = 1.0) -> Rope:
@@ -68,7 +68,7 @@ def windows(fields: Fields, count: int, slides: Callable[[int], bool]) -> list[i
 
 
 def model(
-    fields: Fields, name: str, family: str, blocks: Iterable[Block], tied: bool = False, **given: Any
+    fields: Fields, name: str, family: str, blocks: Iterable[Block], tied: bool = False, **settings: Any
 ) -> ModelSpec:
     """The spec around these blocks; `tied` is the family's default, which configurations leave out."""
     blocks = tuple(blocks)
@@ -78,4 +78,4 @@ def model(
         "tied": fields.flag("tie_word_embeddings", tied),
         "checkpoint_dtype": fields.dtype(),
     }
-    return ModelSpec(name=name, family=family, hidden=blocks[0].hidden, blocks=blocks, **common | given)
+    return ModelSpec(name=name, family=family, hidden=blocks[0].hidden, blocks=blocks, **common | settings)

@@ -44,11 +44,11 @@ def _widen(builder, value, kind: str):
 
 def _pointers(context, builder, signature, args, pairs):
     """Pointers of (array, offset) argument pairs."""
-    found = []
+    pointers = []
     for array, offset in pairs:
         data = context.make_array(signature.args[array])(context, builder, args[array]).data
-        found.append(builder.gep(data, [args[offset]]))
-    return found
+        pointers.append(builder.gep(data, [args[offset]]))
+    return pointers
 
 
 def _ask(builder, array, index, count: int, kind: str) -> None:

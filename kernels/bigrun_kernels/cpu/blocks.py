@@ -34,11 +34,11 @@ DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "pa
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))
 GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(len(DIMS) - 6, len(DIMS))
 # What comes before them in the table: numbers, then addresses.
-HEADER = ("count", "tokens", "team", "spans", "rotation_dims", "batch", "per_sequence", "planes_size", "partial_size",
-          "numbers", "x", "rotation", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
+HEADER = ("count", "tokens", "team", "spans", "rope_dims", "batch", "per_sequence", "planes_size", "partial_size",
+          "numbers", "x", "cos_sin", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
           "planes", "row_scale", "row_sum", "partial", "counters")  # fmt: skip
-COUNT, TOKENS_AT, TEAM, SPANS, ROTATION_DIMS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
-NUMBERS, X, ROTATION, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(
+COUNT, TOKENS_AT, TEAM, SPANS, ROPE_DIMS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
+NUMBERS, X, COS_SIN, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(
     9, len(HEADER)
 )
 GATED_OUT, PLANES, ROW_SCALE, ROW_SUM, PARTIAL, COUNTERS = range(len(HEADER) - 6, len(HEADER))
@@ -113,7 +113,7 @@ def _norm_phase(counters, phase, table, following, x, weight, bias, eps, normed,
 
 
 @kernel
-def _cache_phase(counters, phase, table, following, qkv, rotation, dims, slots, k, v, k_scale, v_scale):
+def _cache_phase(counters, phase, table, following, qkv, cos_sin, dims, slots, k, v, k_scale, v_scale):
     """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache."""
     heads, kv_heads, size, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[KV_DIM], dims[PAGE]
     group, total, done = heads // kv_heads, qkv.shape[0] * kv_heads, 0
@@ -122,10 +122,10 @@ def _cache_phase(counters, phase, table, following, qkv, rotation, dims, slots, 
         if task >= total:
             break
         t, g = task // kv_heads, task % kv_heads
-        if rotation.shape[1]:
+        if cos_sin.shape[1]:
             for i in range(g * group, (g + 1) * group):
-                rotate_head(qkv[t], i * size, rotation[t])
-            rotate_head(qkv[t], (heads + g) * size, rotation[t])
+                rotate_head(qkv[t], i * size, cos_sin[t])
+            rotate_head(qkv[t], (heads + g) * size, cos_sin[t])
         store_token(qkv, t, heads * size, size, kv_heads, dim, page, slots[t], k, k_scale, g)
         store_token(qkv, t, (heads + kv_heads) * size, size, kv_heads, dim, page, slots[t], v, v_scale, g)
         done += 1
@@ -221,7 +221,7 @@ def participate(table, planes_like, pages_like):
     numbers = array_at(table, NUMBERS, 2, doubles)
     eps, scale = numbers[0], np.float32(numbers[1])
     x = matrix_at(table, X, tokens, hidden, floats)
-    rotation = matrix_at(table, ROTATION, tokens, table[ROTATION_DIMS], floats)
+    cos_sin = matrix_at(table, COS_SIN, tokens, table[ROPE_DIMS], floats)
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
     slots, tables = (
         array_at(table, SLOTS_AT, tokens, ints),
@@ -255,7 +255,7 @@ def participate(table, planes_like, pages_like):
             counters, phase, team, table, at + QKV, 0, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
             sums, like, qkv, False,
         )  # fmt: skip
-        phase = _cache_phase(counters, phase, table, 0, qkv, rotation, dims, slots, k, v, k_scale, v_scale)
+        phase = _cache_phase(counters, phase, table, 0, qkv, cos_sin, dims, slots, k, v, k_scale, v_scale)
         phase = _attention_phase(
             counters, phase, table, at + OUT, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes,
             scale, partial, spans, attended,

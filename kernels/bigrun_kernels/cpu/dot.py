@@ -101,16 +101,16 @@ class Shape:
 
     def weights(self, builder, w, quad, first: int):
         """The pass's weight vectors of one quad, as the multiplier takes them."""
-        found = []
+        vectors = []
         for v in range(first, first + self.pass_vectors):
             size = 4 * self.vector_rows
             offset = builder.add(builder.mul(quad, I64(64)), I64(v * size))
             value = load(builder, builder.gep(w, [offset]), vector(I8, size))
             if self.vnni:
-                found.append(builder.xor(value, ir.Constant(value.type, [-128] * size)))
+                vectors.append(builder.xor(value, ir.Constant(value.type, [-128] * size)))
             else:
-                found.append(builder.sext(value, vector(I16, size)))
-        return found
+                vectors.append(builder.sext(value, vector(I16, size)))
+        return vectors
 
     def activation(self, builder, x, quad, row: int):
         """Four columns of one activation row, in every lane."""

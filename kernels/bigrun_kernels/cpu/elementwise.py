@@ -53,24 +53,24 @@ def norm(x, weight, bias, eps, out):
 
 
 @kernel
-def rotate_head(row, at, rotation):
-    """Rotary embedding of one head, at row[at], in place; rotation [dims]: cosines, then sines.
+def rotate_head(row, at, cos_sin):
+    """Rotary embedding of one head, at row[at], in place; cos_sin [dims]: cosines, then sines.
 
     Entry i of a head turns with entry i + dims/2 (Su et al. 2021, in GPT-NeoX's pairing).
     """
-    half = rotation.size // 2
+    half = cos_sin.size // 2
     for i in range(half):
         a, b = row[at + i], row[at + half + i]
-        row[at + i] = a * rotation[i] - b * rotation[half + i]
-        row[at + half + i] = b * rotation[i] + a * rotation[half + i]
+        row[at + i] = a * cos_sin[i] - b * cos_sin[half + i]
+        row[at + half + i] = b * cos_sin[i] + a * cos_sin[half + i]
 
 
 @kernel
-def rotate(qkv, heads, head_dim, rotation):
-    """Rotary embedding, in place, of the first `heads` heads of each row; rotation [T, dims]."""
+def rope(qkv, heads, head_dim, cos_sin):
+    """Rotary embedding, in place, of the first `heads` heads of each row; cos_sin [T, dims]."""
     for t in range(qkv.shape[0]):
         for h in range(heads):
-            rotate_head(qkv[t], h * head_dim, rotation[t])
+            rotate_head(qkv[t], h * head_dim, cos_sin[t])
 
 
 SILU, GELU, GELU_TANH, RELU = 0, 1, 2, 3

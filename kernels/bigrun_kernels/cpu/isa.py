@@ -39,12 +39,12 @@ def current() -> str:
     """The kind of kernels in use: forced by `choose`, else by BIGRUN_ISA, else the best of this CPU."""
     if _chosen is not None:
         return _chosen
-    wanted = os.environ.get("BIGRUN_ISA")
-    if not wanted:
+    kind = os.environ.get("BIGRUN_ISA")
+    if not kind:
         return best()
-    if wanted not in NAMES:
-        raise ValueError(f"BIGRUN_ISA={wanted!r}: choose one of {', '.join(NAMES)}")
-    return wanted
+    if kind not in NAMES:
+        raise ValueError(f"BIGRUN_ISA={kind!r}: choose one of {', '.join(NAMES)}")
+    return kind
 
 
 def describe() -> str:

@@ -44,8 +44,8 @@ class CpuOps(Composed):
         else:
             self._float.linear_float(x, w.values, w.form == "bfloat16", w.bias, out, add)
 
-    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
-        self._elementwise.rotate(qkv, heads, head_dim, rotation)
+    def rope(self, qkv: Array, heads: int, head_dim: int, cos_sin: Array) -> None:
+        self._elementwise.rope(qkv, heads, head_dim, cos_sin)
 
     def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
         self._elementwise.activate(ACTIVATIONS[kind], x, gated, out)

@@ -50,9 +50,9 @@ def _peak(typingctx, row, first, count):
                 builder.store(builder.select(builder.icmp_unsigned(">", value, top), value, top), slot)
         result = I32(0)
         for slot in slots:
-            found = call(builder, f"llvm.vector.reduce.umax.v{lanes}i{item.width}", item, [builder.load(slot)])
-            found = found if wide else builder.zext(found, I32)
-            result = builder.select(builder.icmp_unsigned(">", found, result), found, result)
+            slot_peak = call(builder, f"llvm.vector.reduce.umax.v{lanes}i{item.width}", item, [builder.load(slot)])
+            slot_peak = slot_peak if wide else builder.zext(slot_peak, I32)
+            result = builder.select(builder.icmp_unsigned(">", slot_peak, result), slot_peak, result)
         return result
 
     return types.uint32(row, types.int64, types.int64), generate

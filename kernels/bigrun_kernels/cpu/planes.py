@@ -44,17 +44,17 @@ def largest(x, i, mask, masked):
     The bits of a float without its sign are ordered as integers, with inf and NaN above all: integers vectorise.
     """
     bits = x[i].view(np.uint32)
-    found = np.uint32(0)
+    peak = np.uint32(0)
     for j in range(bits.size):
-        found = max(found, bits[j] & MAGNITUDE)
-    if found >= INFINITY:
+        peak = max(peak, bits[j] & MAGNITUDE)
+    if peak >= INFINITY:
         return np.float32(np.nan)
     if masked:
-        found = np.uint32(0)
+        peak = np.uint32(0)
         for j in range(bits.size):
-            found = max(found, np.uint32(0) if mask[j] else bits[j] & MAGNITUDE)
+            peak = max(peak, np.uint32(0) if mask[j] else bits[j] & MAGNITUDE)
     one = np.empty(1, np.uint32)
-    one[0] = found
+    one[0] = peak
     return one.view(np.float32)[0]
 
 
@@ -71,11 +71,11 @@ def outlier_columns(x, threshold, mask):
                         count += 1 - mask[j]
                         mask[j] = 1
     result = np.empty(count, np.int64)
-    found = 0
+    place = 0
     for j in range(x.shape[1]):
-        if mask[j] and found < count:
-            result[found] = j
-            found += 1
+        if mask[j] and place < count:
+            result[place] = j
+            place += 1
     return result
 
 

@@ -121,8 +121,8 @@ def matrix_at(typingctx, pointers, index, rows, columns, like):
 
 @intrinsic
 def _call(typingctx, address, table):
-    """Call a compiled kernel of (table, array, array) by its address, whoever it is: nothing of it is compiled in here. The two
-    arrays are empty; they have told their types when it was compiled, and all arrays are passed alike."""
+    """Calls a compiled kernel of (table, array, array) through a function pointer, so that it is not compiled again into its
+    caller. The empty arrays only fix its dtypes."""
     kinds = [table, table, table]
 
     def generate(context, builder, signature, args):

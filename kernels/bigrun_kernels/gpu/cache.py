@@ -49,7 +49,7 @@ def _store(x, d, inside, pages, scale, index, DP: tl.constexpr):
 
 @triton.jit
 def turn_and_store_kernel(
-    qkv, rotation, slots, k_pages, v_pages, k_scale, v_scale, row,
+    qkv, cos_sin, slots, k_pages, v_pages, k_scale, v_scale, row,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DIMS: tl.constexpr, DP: tl.constexpr,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def turn_and_store_kernel(
         turned = d < tl.where(head < HEADS + KV_HEADS, DIMS, 0)  # not the values
         low = d < HALF
         other = tl.load(source + tl.where(low, d + HALF, d - HALF), mask=turned, other=0.0).to(tl.float32)
-        angle = rotation + t * DIMS + tl.where(low, d, d - HALF)
+        angle = cos_sin + t * DIMS + tl.where(low, d, d - HALF)
         cos = tl.load(angle, mask=turned, other=1.0)
         sin = tl.load(angle + HALF, mask=turned, other=0.0)
         x = tl.where(turned, x * cos + other * tl.where(low, -sin, sin), x)
@@ -87,26 +87,26 @@ def turn_and_store_kernel(
 
 
 def rope_and_store_kv(
-    qkv: Tensor, heads: int, kv_heads: int, head_dim: int, rotation: Tensor | None, slots: Tensor,
+    qkv: Tensor, heads: int, kv_heads: int, head_dim: int, cos_sin: Tensor | None, slots: Tensor,
     k_pages: Tensor, v_pages: Tensor, k_scale: Tensor | None, v_scale: Tensor | None,
 ) -> None:  # fmt: skip
     """Turns the queries of qkv in place, and writes turned keys and values into the cache's pages. One launch, no sync.
 
     qkv: fp16 or fp32 [T, (heads + 2·kv_heads)·head_dim], rows of q, then k, then v, each row contiguous; its keys and
-    values stay as they are. rotation: float32 [T, dims], cosines then sines (reference.rotate: Su et al. 2021, GPT-NeoX
+    values stay as they are. cos_sin: float32 [T, dims], cosines then sines (reference.rope: Su et al. 2021, GPT-NeoX
     pairing), dims ≤ head_dim and even, or None: nothing turns. slots: int64 [T], page·64 + offset; of a token with a
     negative slot nothing is stored. Pages: [P, kv_heads, 64, Dp], Dp = head_dim to a multiple of 8, the rest zeros, in
     float32, float16 (saturated at ±65504, NaN kept) or int8 with scales float16 [P, kv_heads, 64], quantised as
     reference.quantise_vectors says. Keys are rounded once, from the turned float32. Two tokens must not share a slot.
     """
-    _check(qkv, heads, kv_heads, head_dim, rotation, slots, k_pages, v_pages, k_scale, v_scale)
-    dims = 0 if rotation is None else rotation.shape[1]
+    _check(qkv, heads, kv_heads, head_dim, cos_sin, slots, k_pages, v_pages, k_scale, v_scale)
+    dims = 0 if cos_sin is None else cos_sin.shape[1]
     if not len(qkv):
         return
     first = 0 if dims else heads
     with torch.cuda.device_of(qkv):
         turn_and_store_kernel[(len(qkv) * (heads + 2 * kv_heads - first),)](
-            qkv, rotation, slots, k_pages, v_pages, k_scale, v_scale, qkv.stride(0),
+            qkv, cos_sin, slots, k_pages, v_pages, k_scale, v_scale, qkv.stride(0),
             HEADS=heads, KV_HEADS=kv_heads, D=head_dim, DIMS=dims, DP=k_pages.shape[3], FIRST=first,
             WIDTH=triton.next_power_of_2(k_pages.shape[3]), PAGE=PAGE,
             num_warps=LAUNCH.warps, num_stages=LAUNCH.stages, enable_fp_fusion=False,
@@ -114,7 +114,7 @@ def rope_and_store_kv(
 
 
 def _check(
-    qkv: Tensor, heads: int, kv_heads: int, head_dim: int, rotation: Tensor | None, slots: Tensor,
+    qkv: Tensor, heads: int, kv_heads: int, head_dim: int, cos_sin: Tensor | None, slots: Tensor,
     k_pages: Tensor, v_pages: Tensor, k_scale: Tensor | None, v_scale: Tensor | None,
 ) -> None:  # fmt: skip
     """Raises ValueError for what the kernel would misread."""
@@ -137,11 +137,11 @@ def _check(
             scale.shape != pages.shape[:3] or scale.dtype != torch.float16 or not scale.is_contiguous()
         ):
             raise ValueError(f"{name}_scale is {list(scale.shape)} of {scale.dtype}; it must be the pages' float16")
-    if rotation is not None and (
-        rotation.dtype != torch.float32
-        or len(rotation) != rows
-        or rotation.shape[1] % 2
-        or not 0 < rotation.shape[1] <= head_dim
-        or not rotation.is_contiguous()
+    if cos_sin is not None and (
+        cos_sin.dtype != torch.float32
+        or len(cos_sin) != rows
+        or cos_sin.shape[1] % 2
+        or not 0 < cos_sin.shape[1] <= head_dim
+        or not cos_sin.is_contiguous()
     ):
-        raise ValueError(f"rotation is {list(rotation.shape)} of {rotation.dtype}; it must be float32 [{rows}, dims]")
+        raise ValueError(f"cos_sin is {list(cos_sin.shape)} of {cos_sin.dtype}; it must be float32 [{rows}, dims]")

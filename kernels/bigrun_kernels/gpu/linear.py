@@ -185,7 +185,7 @@ def _check(
     name: str, t: Tensor, shape: torch.Size, dtypes: Sequence[torch.dtype], device: torch.device, strided: bool = False
 ) -> None:
     if t.shape != shape or t.dtype not in dtypes or t.device != device:
-        wanted = f"{list(shape)} of {' or '.join(str(d) for d in dtypes)} on {device}"
-        raise ValueError(f"{name} is {list(t.shape)} of {t.dtype} on {t.device}; it must be {wanted}")
+        expected = f"{list(shape)} of {' or '.join(str(d) for d in dtypes)} on {device}"
+        raise ValueError(f"{name} is {list(t.shape)} of {t.dtype} on {t.device}; it must be {expected}")
     if not strided and not t.is_contiguous():
         raise ValueError(f"{name} has strides {t.stride()}; it must be contiguous")

@@ -237,8 +237,8 @@ def require(
         )
     right = t.dim() == 2 and t.numel() > 0 if shape is None else t.shape == shape
     if not right or t.dtype not in dtypes or t.device != device:
-        wanted = f"{'[rows, columns]' if shape is None else list(shape)} of {' or '.join(str(d) for d in dtypes)}"
-        raise ValueError(f"{name} is {list(t.shape)} of {t.dtype} on {t.device}; it must be {wanted} on {device}")
+        expected = f"{'[rows, columns]' if shape is None else list(shape)} of {' or '.join(str(d) for d in dtypes)}"
+        raise ValueError(f"{name} is {list(t.shape)} of {t.dtype} on {t.device}; it must be {expected} on {device}")
     if t.stride(-1) != 1 and t.shape[-1] > 1:
         raise ValueError(f"{name} has strides {t.stride()}; its rows must be contiguous")
 

@@ -92,16 +92,16 @@ def quantise_kernel(
 @triton.jit
 def compact_kernel(marks, columns, count, LENGTH, K, BLOCK: tl.constexpr):
     """One program: each marked column's place is the number of marks before it."""
-    found = tl.full([], 0, tl.int32)
+    total = tl.full([], 0, tl.int32)
     for first in range(0, LENGTH, BLOCK):
         j = first + tl.arange(0, BLOCK)
         marked = ((tl.load(marks + j, mask=j < LENGTH, other=0) != 0) & (j < K)).to(tl.int32)
-        place = found + tl.cumsum(marked, axis=0) - marked
+        place = total + tl.cumsum(marked, axis=0) - marked
         tl.store(columns + place, j, mask=marked != 0)
-        found += tl.sum(marked, axis=0)
+        total += tl.sum(marked, axis=0)
         tl.debug_barrier()  # every thread has read its marks
         tl.store(marks + j, 0, mask=j < LENGTH)
-    tl.store(count, found)
+    tl.store(count, total)
 
 
 @triton.jit

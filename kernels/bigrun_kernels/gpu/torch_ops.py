@@ -60,15 +60,15 @@ class TorchOps(Composed):
             if w.form == "int8" and mode != "exact":  # outliers are the columns of x: the same for every slab
                 q = values[a:b, : w.columns]
                 if mode == "llm.int8":
-                    found = reference.linear_llm_int8(x, q, scale[a:b], part, threshold)
+                    product = reference.linear_llm_int8(x, q, scale[a:b], part, threshold)
                 else:
-                    found = reference.linear_grouped(x, q, scale[a:b], part, threshold, self.group)
+                    product = reference.linear_grouped(x, q, scale[a:b], part, threshold, self.group)
             elif w.form == "table":
                 slab = reference.dequantise_table(values[a:b], scale[a:b])[:, : w.columns]
-                found = functional.linear(x, slab, part)
+                product = functional.linear(x, slab, part)
             else:
-                found = functional.linear(x, values[a:b, : w.columns].float() * scale[a:b, None], part)
-            _put(out[:, a:b], found, add)
+                product = functional.linear(x, values[a:b, : w.columns].float() * scale[a:b, None], part)
+            _put(out[:, a:b], product, add)
 
     def _wide(self, x: Tensor, w: Weight, out: Tensor, add: bool) -> None:
         """Weights of 16 or 32 bits: torch's product, in the weights' type."""
@@ -86,9 +86,9 @@ class TorchOps(Composed):
         else:
             out.copy_(product)
 
-    def rotate(self, qkv: Array, heads: int, head_dim: int, rotation: Array) -> None:
+    def rope(self, qkv: Array, heads: int, head_dim: int, cos_sin: Array) -> None:
         part = qkv[:, : heads * head_dim].view(len(qkv), heads, head_dim)
-        part.copy_(reference.rotate(part.float(), rotation))
+        part.copy_(reference.rope(part.float(), cos_sin))
 
     def activate(self, kind: str, x: Array, gated: bool, out: Array) -> None:
         for a, b in _slabs(x):
@@ -130,8 +130,8 @@ class TorchOps(Composed):
                 for a in range(run.start, run.stop, step):
                     b = min(a + step, run.stop)
                     q = qkv[a:b, part].unflatten(1, (group, dim))
-                    found = reference.attend(q, keys, values, table, run.first + a - run.start, slope, scale)
-                    _put(out[a:b, part], found.flatten(1), False)
+                    result = reference.attend(q, keys, values, table, run.first + a - run.start, slope, scale)
+                    _put(out[a:b, part], result.flatten(1), False)
 
 
 def some(array: Array) -> Any:

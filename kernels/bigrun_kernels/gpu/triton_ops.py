@@ -62,8 +62,8 @@ class TritonOps(TorchOps):
 
     def _marks(self, w: Weight, mode: str, threshold: float) -> Tensor | None:
         """Where the outlier columns of the next linear are marked; None where nothing asks for them."""
-        wanted = w.form == "int8" and mode != "exact" and threshold > 0 and self._products
-        return self.work["marks"][: w.columns] if wanted else None
+        needs_marks = w.form == "int8" and mode != "exact" and threshold > 0 and self._products
+        return self.work["marks"][: w.columns] if needs_marks else None
 
     def _linear(
         self, x: Tensor, w: Weight, mode: str, threshold: float, marks: Tensor | None, out: Tensor, add: bool
@@ -114,13 +114,13 @@ class TritonOps(TorchOps):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        rotation: Array | None,
+        cos_sin: Array | None,
         slots: Array,
         k: Pages,
         v: Pages,
     ) -> None:
         scales = some(k.scale), some(v.scale)
-        rope_and_store_kv(qkv, heads, kv_heads, head_dim, rotation, slots, k.values, v.values, *scales)
+        rope_and_store_kv(qkv, heads, kv_heads, head_dim, cos_sin, slots, k.values, v.values, *scales)
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
