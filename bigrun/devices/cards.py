@@ -167,8 +167,9 @@ def find(name: str, memory_bytes: int = 0) -> Card | None:
     return None
 
 
-def card(name: str) -> Card:
-    """The card of that name, however it is spelt (RTX3090, "rtx 3090", 3090); CallError names the nearest ones."""
+def card(name: str, where: str = "--gpus") -> Card:
+    """The card of that name, however it is spelt (RTX3090, "rtx 3090", 3090); CallError names `where` it was asked for, and
+    the nearest ones."""
     if entry := find(name):
         return entry
     key = "".join(word for word in _words(name) if word not in _BOARDS and not _SIZE.fullmatch(word))
@@ -177,7 +178,7 @@ def card(name: str) -> Card:
     near += [known for known in difflib.get_close_matches(key, _BY_NAME, n=3) if known not in near]
     names = ", ".join(each.name for known in near[:4] for each in _BY_NAME[known])
     which = f"the nearest are {names}" if names else f"the table has RTX3090, RTX4090 and {len(CARDS) - 2} more"
-    raise CallError(f"--gpus: no card {name!r}; {which}; or give its memory (24GB)")
+    raise CallError(f"{where}: no card {name!r}; {which}; or give its memory (24GB)")
 
 
 def _words(name: str) -> list[str]:

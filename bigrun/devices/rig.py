@@ -80,10 +80,11 @@ def disk_rates(read: float, source: str = "assumed") -> Rates:
     return replace(ASSUMED_CPU, read=read, source=source)
 
 
-def parse_gpus(text: str, virtual: bool = False) -> tuple[Device, ...]:
-    """GPUs of "8x24GB", "2x24GB,1x12GB", "24GB", "4xRTX3090", "2x3090Ti", or "none"; CallError shows the forms."""
+def parse_gpus(text: str, virtual: bool = False, option: str = "--gpus") -> tuple[Device, ...]:
+    """GPUs of "8x24GB", "2x24GB,1x12GB", "24GB", "4xRTX3090", "2x3090Ti", or "none"; CallError names the option and shows the
+    forms."""
     if not isinstance(text, str):
-        raise CallError(f"--gpus {text!r:.40}: write 8x24GB, 2x24GB,1x12GB or 4xRTX3090")
+        raise CallError(f"{option} {text!r:.40}: write 8x24GB, 2x24GB,1x12GB or 4xRTX3090")
     if text.strip().lower() in ("", "0", "none"):
         return ()
     devices: list[Device] = []
@@ -91,22 +92,22 @@ def parse_gpus(text: str, virtual: bool = False) -> tuple[Device, ...]:
         match = re.fullmatch(r"\s*(?:([0-9]{1,6})\s*[xX*]\s*)?([A-Za-z0-9.][A-Za-z0-9. _-]{0,40}?)\s*", item)
         if match is None:
             raise CallError(
-                f"--gpus {text!r:.60}: {item!r:.60} makes no sense; write 8x24GB, 2x24GB,1x12GB or 4xRTX3090"
+                f"{option} {text!r:.60}: {item!r:.60} makes no sense; write 8x24GB, 2x24GB,1x12GB or 4xRTX3090"
             )
         count = int(match[1] or 1)
         if not 1 <= count <= MOST_GPUS or len(devices) + count > MOST_GPUS:
-            raise CallError(f"--gpus {text!r:.60}: between 1 and {MOST_GPUS} GPUs can be planned for")
+            raise CallError(f"{option} {text!r:.60}: between 1 and {MOST_GPUS} GPUs can be planned for")
         name = match[2]
         sized = SIZE.fullmatch(name)
         known = None if sized or "." in name else find(name)
         if known is None and re.fullmatch(r"[0-9.]{1,6}", name):
-            raise CallError(f"--gpus {text!r:.60}: {item!r} lacks a unit; write 8x24GB")
+            raise CallError(f"{option} {text!r:.60}: {item!r} lacks a unit; write 8x24GB")
         if known is None and not sized and re.match(r"[A-Za-z]|[0-9]{4}[ _-]?[A-Za-z]", name):
-            known = card(name)  # raises, and names the nearest
-        budget = known.memory_bytes if known else parse_size(name, "--gpus")
+            known = card(name, option)  # raises, and names the nearest
+        budget = known.memory_bytes if known else parse_size(name, option)
         rates = gpu_rates(known) if known else ASSUMED_GPU
         if budget == 0:
-            raise CallError(f"--gpus {text!r:.60}: a GPU of no memory holds nothing; leave it out")
+            raise CallError(f"{option} {text!r:.60}: a GPU of no memory holds nothing; leave it out")
         label = known.name if known else name
         devices += [Device(f"cuda:{len(devices) + i}", "gpu", budget, rates, virtual, label) for i in range(count)]
     return tuple(devices)

@@ -182,10 +182,7 @@ def _gpu(entry: dict[str, Any], what: str) -> tuple[int, Rates, int, str]:
         name = str(entry["card"]) if type(entry["card"]) is int else entry["card"]  # 3090
         if not isinstance(name, str) or len(name) > LONGEST:
             raise CallError(f"{what}: card is {name!r:.30}; write its name, such as RTX3090")
-        try:
-            known = card(name)
-        except CallError as error:
-            raise CallError(f"{what}: {str(error).removeprefix('--gpus: ')}") from error
+        known = card(name, what)
     budget = known.memory_bytes if known and "memory" not in entry else _size(entry, what)
     if budget == 0:
         raise CallError(f"{what}: a GPU of no memory holds nothing; leave it out")

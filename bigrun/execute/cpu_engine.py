@@ -9,7 +9,6 @@ from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.compiled import CompiledBlocks, compilable
 from bigrun.execute.engine import Arithmetic, Batch, EmbeddingAndHead
 from bigrun.execute.forward import BlockCache, StepArrays, rope_cos_sin, rope_frequencies, run_block, run_head
-from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.spec import ModelSpec
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import Ops
@@ -68,7 +67,7 @@ class CpuEngine:
         assert ends.table is not None, "the embedding is here"
         self.ops.lookup(batch.ids, ends.table, x)
         if ends.positions is not None:
-            x += ends.positions[batch.positions + POSITION_OFFSET]
+            x += ends.positions[batch.positions + self.spec.position_offset]
         if ends.embed_norm is not None:
             self.ops.norm(x, ends.embed_norm.weight, ends.embed_norm.bias, self.spec.blocks[0].norm_eps, x)
 

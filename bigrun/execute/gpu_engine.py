@@ -15,7 +15,6 @@ from bigrun.execute.gpu_backend import make_ops
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.execute.sampling import Sampling, fail
 from bigrun.loading.loader import LoadedPart
-from bigrun.model.families.opt import POSITION_OFFSET
 from bigrun.model.gpu_buffers import AHEAD, gpu_step_buffers
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
@@ -110,7 +109,7 @@ class GpuEngine:
         with device_errors(self.name, "looking up tokens"):
             self.ops.lookup(self.work["ids"][:count], ends.table, x)
             if ends.positions is not None:
-                x += ends.positions[self._step.positions + POSITION_OFFSET]
+                x += ends.positions[self._step.positions + self.spec.position_offset]
             if ends.embed_norm is not None:
                 self.ops.norm(x, ends.embed_norm.weight, ends.embed_norm.bias, self.spec.blocks[0].norm_eps, x)
 

@@ -140,6 +140,11 @@ class ModelSpec:
     head_bias: bool = False
     checkpoint_bytes: int = 0  # of all weights as published, where that is known; 0: count the parameters
 
+    @property
+    def position_offset(self) -> int:
+        """Rows of the table of learned positions that lie before position 0."""
+        return max(0, self.position_rows - self.context_limit)
+
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All parts in the order of execution. A tied head owns no tensor: it reads the table of `embed`."""

@@ -110,10 +110,7 @@ def changed(rig: Rig, change: str) -> Rig:
 
 
 def _cards(text: str) -> tuple[Device, ...]:
-    try:
-        cards = parse_gpus(text)
-    except CallError as error:
-        raise CallError(str(error).replace("--gpus", "--what-if", 1)) from error
+    cards = parse_gpus(text, option="--what-if")
     if not cards:
         raise CallError(f"--what-if: {text!r:.40} names no card; write +1xRTX4090 or -1x24GB")
     return cards

@@ -73,7 +73,7 @@ def tiny(spec: ModelSpec) -> ModelSpec:
     small = replace(
         block, window=0, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope
     )
-    positions = CONTEXT + spec.position_rows - spec.context_limit if spec.position_rows else 0
+    positions = CONTEXT + spec.position_offset if spec.position_rows else 0
     return replace(spec, vocab=WIDTH, hidden=WIDTH, blocks=(small,), context_limit=CONTEXT, position_rows=positions)
 
 

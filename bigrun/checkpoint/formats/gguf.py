@@ -42,19 +42,19 @@ class GgufCheckpoint:
         self._files = _open_all(path)
         self.paths = tuple(file.path for file in self._files)
         self.metadata: Mapping[str, Any] | None = self._files[0].metadata
-        self._found: dict[str, GgufTensor] = {}
+        self._entries: dict[str, GgufTensor] = {}
         self._homes: dict[str, _File] = {}
         tensors: dict[str, TensorInfo] = {}
         for file in self._files:
             for tensor in file.tensors:
                 name = tensor.name
-                if name in self._found:
+                if name in self._entries:
                     other = self._homes[name].path.name
                     raise CheckpointError(f"{file.path}: tensor {name[:80]!r} is in {other} too; fetch the set again")
-                self._found[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
+                self._entries[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
             _check_apart(file, tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
-        self.config: Mapping[str, Any] = _config(self._files[0].metadata, self._found, str(self.paths[0]))
+        self.config: Mapping[str, Any] = _config(self._files[0].metadata, self._entries, str(self.paths[0]))
 
     def companions(self) -> Mapping[str, bytes]:
         """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
@@ -64,7 +64,7 @@ class GgufCheckpoint:
     def rows(self, name: str, start: int, stop: int) -> Rows:
         from gguf import GGMLQuantizationType, dequantize
 
-        tensor, mapped = self._found[name], self._homes[name].mapped.data
+        tensor, mapped = self._entries[name], self._homes[name].mapped.data
         kind = GGMLQuantizationType(tensor.kind)
         row_bytes = _row_bytes(tensor)
         shape = tuple(reversed(tensor.shape))
@@ -84,7 +84,7 @@ class GgufCheckpoint:
 
     def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
         """(first byte, bytes) of some rows of a tensor."""
-        tensor = self._found[name]
+        tensor = self._entries[name]
         if len(tensor.shape) == 1:  # one row of blocks
             start, stop = 0, 1
         width = math.prod(tensor.shape[1:-1]) * _row_bytes(tensor)
