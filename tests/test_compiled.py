@@ -6,15 +6,17 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pytest
 from test_decoder import BLOCK, BLOCKS
 
 from bigrun.execute.block_weights import BlockWeights, NormWeights
-from bigrun.execute.compiled import CompiledBlocks
-from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block
+from bigrun.execute.compiled import CompiledBlocks, compilable
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_program
 from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, pages_per_sequence, step_buffers
+from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import Block, ModelSpec, block_tensors
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu import threads
@@ -24,7 +26,7 @@ from bigrun_kernels.ops import Pages, Weight
 TYPES = {"float16": np.uint16, "float32": np.float32, "int8": np.int8, "float64": np.float64, "int32": np.int32}
 NOTHING = np.empty(0, np.float32)
 MORE = {
-    **BLOCKS,
+    **{name: block for name, block in BLOCKS.items() if name != "one-norm"},
     "odd-heads": replace(BLOCK, head_dim=12, rope=replace(BLOCK.rope, dims=12)),
     "odd-everything": replace(BLOCK, hidden=90, intermediate=70, heads=3, kv_heads=1),
 }
@@ -50,7 +52,8 @@ def weights(block: Block, seed: int) -> BlockWeights:
     def norm(name: str) -> NormWeights:
         return NormWeights(tensors[f"{name}.weight"], tensors.get(f"{name}.bias", NOTHING))
 
-    return BlockWeights(norm("attention_norm"), norm("mlp_norm"), *map(linear, ("qkv", "out", "up", "down")))
+    made = {name: norm(name) if name.endswith("_norm") else linear(name) for name in lower(block).weights}
+    return cast(BlockWeights, made)
 
 
 @dataclass
@@ -95,12 +98,20 @@ class Model:
             self.run_compiled.run(x, step)
         else:
             for w, cache in zip(self.blocks, self.caches, strict=True):
-                run_block(self.ops, self.block, w, step, cache, self.work, x)
+                run_program(self.ops, rewrite(lower(self.block), "host"), w, step, cache, self.work, x)
         return x
 
 
 def rows(count: int, block: Block = BLOCK, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, count]).standard_normal((count, block.hidden), np.float32)
+
+
+def test_what_the_call_does_not_know_goes_op_by_op() -> None:
+    assert compilable(BLOCK, weights(BLOCK, 0))
+    one_norm = BLOCKS["one-norm"]
+    assert not compilable(one_norm, weights(one_norm, 0))
+    wide = dict(weights(BLOCK, 0))
+    assert not compilable(BLOCK, {**wide, "up": replace(wide["up"], form="float16")})
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8", "float32"])

@@ -13,8 +13,9 @@ import torch
 
 from bigrun import Runner
 from bigrun.execute.block_weights import BlockWeights, NormWeights
-from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block
+from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_program
 from bigrun.model.buffers import PAGE_TOKENS, step_buffers
+from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import Block, ModelSpec, Rope, block_tensors
 from bigrun_kernels import lanes
 from bigrun_kernels.cpu.ops import CpuOps
@@ -85,6 +86,7 @@ BLOCKS = {
         BLOCK, kv_heads=4, norm="layer", positions="alibi", rope=None, gated=False, activation="gelu_tanh",
         qkv_bias=True, out_bias=True, mlp_bias=True,
     ),
+    "one-norm": replace(BLOCK, mlp_norm=False),
     "opt": replace(BLOCK, kv_heads=4, norm="layer", positions="none", rope=None, gated=False, activation="relu"),
 }  # fmt: skip
 
@@ -105,8 +107,7 @@ def weights_of(block: Block, tensors: dict[str, torch.Tensor], convert: Callable
     def norm(name: str) -> NormWeights:
         return NormWeights(convert(tensors[f"{name}.weight"]), convert(tensors.get(f"{name}.bias", nothing)))
 
-    names = ("qkv", "out", "up", "down")
-    return BlockWeights(norm("attention_norm"), norm("mlp_norm"), *map(linear, names))  # type: ignore[arg-type]
+    return {name: norm(name) if name.endswith("_norm") else linear(name) for name in lower(block).weights}
 
 
 @pytest.mark.parametrize("mode", ["exact", "llm.int8"])
@@ -143,9 +144,9 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
             3.0,
         )
         mine = convert(x.clone())
-        run_block(
+        run_program(
             ops,
-            block,
+            rewrite(lower(block), "host"),
             weights_of(block, tensors, convert),
             step,
             BlockCache(*(Pages(p, convert(torch.empty(0))) for p in kept), make(slopes)),

@@ -189,7 +189,7 @@ def test_logits_that_are_no_numbers_are_told(folders: dict[str, Path]) -> None:
         engine: Any = made.executor.engines["cuda:0"]
         tokens = made.executor.generate([5], Sampling(), 4)
         next(tokens)  # which the host chose
-        engine.blocks[1].down.scale.fill_(float("nan"))
+        engine.blocks[1]["down"].scale.fill_(float("nan"))
         with pytest.raises(RunError, match=r"logits at position 2 of sequence 0 are nan \(first at token 0\)"):
             next(tokens)
 

@@ -1,6 +1,6 @@
 """What cannot be executed is refused by name before anything is loaded, never computed as if it were not there."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,25 @@ import pytest
 
 from bigrun import CallError, Runner
 from bigrun.execute import supported
+from bigrun.execute.compiled import COMPILED
+from bigrun.execute.forward import EXECUTE
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.open import model_spec
+from bigrun.model.program import lower, rewrite
 from bigrun.model.resolve import resolve
-from bigrun.model.spec import Block, Experts, Latent, ModelSpec, Rope
+from bigrun.model.spec import Experts, Latent, ModelSpec, Rope
 from bigrun.session import steps
 from bigrun.session.options import Options
+from bigrun_kernels.ops import EXECUTES
 
 BEYOND: dict[str, Any] = {
-    "qk_norm": True,
-    "parallel": True,
-    "after_norms": True,
-    "sinks": True,
-    "mlp_norm": False,
-    "latent": Latent(0, 16, 8, 8, 8),
-    "experts": Experts(4, 2, 32),
+    "qk_norm": (True, "norm_heads of q_norm, k_norm"),
+    "parallel": (True, "the step add"),
+    "after_norms": (True, "the step add"),
+    "sinks": (True, "attend with sinks"),
+    "latent": (Latent(0, 16, 8, 8, 8), "rope_store with latent"),
+    "experts": (Experts(4, 2, 32), "route of router"),
+    "activation": ("swish", "the activation swish"),
 }
 
 
@@ -41,11 +45,24 @@ def test_a_plain_model_is_executed() -> None:
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_a_flag_that_the_engines_ignore_is_refused_by_name(name: str) -> None:
-    assert name in why_not_executable(with_blocks(**{name: BEYOND[name]}), 128)
+    value, words = BEYOND[name]
+    assert words in why_not_executable(with_blocks(**{name: value}), 128)
 
 
-def test_every_field_of_a_block_is_executed_or_has_its_refusal() -> None:
-    assert {field.name for field in fields(Block)} == supported.EXECUTED_OF_A_BLOCK | set(BEYOND)
+@pytest.mark.parametrize("target", EXECUTES)
+def test_every_op_and_attribute_is_known_or_refused(target: str) -> None:
+    """Each step of a plain block, as if it were of another op, or had an attribute more."""
+    program = rewrite(lower(spec().blocks[0]), target)
+    assert supported.unsupported(program, target) == ""
+    for i, step in enumerate(program.steps):
+        for changed in (replace(step, op="new"), replace(step, attributes=(*step.attributes, ("new", 1)))):
+            steps = (*program.steps[:i], changed, *program.steps[i + 1 :])
+            assert "new" in supported.unsupported(replace(program, steps=steps), target)
+
+
+def test_what_the_walker_executes_is_what_the_table_says() -> None:
+    assert EXECUTE.keys() == EXECUTES["host"].keys() == EXECUTES["gpu"].keys()
+    assert set(COMPILED) == EXECUTES["compiled"].keys()
 
 
 def test_a_family_for_planning_alone_is_refused() -> None:

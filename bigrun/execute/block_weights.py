@@ -1,10 +1,11 @@
 """Wraps a part's stored arrays as the weights that the ops take: linears, norms, a table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bigrun.model.layout import Layout
+from bigrun.model.program import Program
 from bigrun.model.spec import Part
 from bigrun_kernels.ops import Weight
 
@@ -15,14 +16,7 @@ class NormWeights:
     bias: Any  # empty for RMSNorm
 
 
-@dataclass(frozen=True)
-class BlockWeights:
-    attention_norm: NormWeights
-    mlp_norm: NormWeights
-    qkv: Weight
-    out: Weight
-    up: Weight
-    down: Weight
+BlockWeights = Mapping[str, Any]  # stem of a canonical tensor → Weight of a linear, NormWeights of a norm
 
 
 def norm_weights(arrays: Mapping[str, Any], stem: str, nothing: Any) -> NormWeights:
@@ -38,9 +32,15 @@ def linear(part: Part, layout: Layout, arrays: Mapping[str, Any], name: str, bia
     return Weight(form, arrays[name], arrays.get(f"{name}.scale"), bias, tensor.shape[1])
 
 
-def block_weights(part: Part, layout: Layout, arrays: Mapping[str, Any], nothing: Any) -> BlockWeights:
-    make: Callable[[str], Weight] = lambda name: linear(  # noqa: E731
-        part, layout, arrays, f"{name}.weight", arrays.get(f"{name}.bias", nothing)
-    )
-    attention_norm, mlp_norm = (norm_weights(arrays, stem, nothing) for stem in ("attention_norm", "mlp_norm"))
-    return BlockWeights(attention_norm, mlp_norm, *map(make, ("qkv", "out", "up", "down")))
+def block_weights(
+    part: Part, layout: Layout, arrays: Mapping[str, Any], program: Program, nothing: Any
+) -> BlockWeights:
+    """The weights that the steps of a part's program name; `nothing` stands for a bias where there is none."""
+    roles = {tensor.name: tensor.role for tensor in part.tensors}
+    weights: dict[str, Any] = {}
+    for stem in program.weights:
+        if roles[f"{stem}.weight"] == "linear":
+            weights[stem] = linear(part, layout, arrays, f"{stem}.weight", arrays.get(f"{stem}.bias", nothing))
+        else:
+            weights[stem] = norm_weights(arrays, stem, nothing)
+    return weights

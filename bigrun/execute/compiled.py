@@ -12,17 +12,25 @@ import numpy as np
 from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.forward import BlockCache, StepArrays
 from bigrun.model.buffers import PAGE_TOKENS, SPAN_TOKENS
+from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import Block
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import ACTIVATIONS
 
+# The steps that blocks.participate goes through.
+COMPILED = [
+    "norm_quantise", "linear", "rope_store", "attend", "merge_quantise", "linear", "norm_quantise", "linear",
+    "activate_quantise", "linear",
+]  # fmt: skip
 FEW = 16  # tokens: a step of more goes block by block, so that Ctrl-C need not wait for all of them
 NO_COS_SIN = np.empty((0, 0), np.float32)
 
 
-def compilable(weights: BlockWeights) -> bool:
-    """Whether every linear of a block is int8: kernels of other forms are called one by one."""
-    return all(w.form == "int8" for w in (weights.qkv, weights.out, weights.up, weights.down))
+def compilable(block: Block, weights: BlockWeights) -> bool:
+    """Whether the compiled call takes a block: its steps in their order, and every linear in int8. Others go op by op."""
+    steps = rewrite(lower(block), "compiled").steps
+    linears = [weights[step.weights[0]] for step in steps if step.op == "linear"]
+    return [step.op for step in steps] == COMPILED and all(weight.form == "int8" for weight in linears)
 
 
 class CompiledBlocks:
@@ -90,8 +98,8 @@ def _number(value: Any) -> int:
 
 def _arrays(w: BlockWeights, cache: BlockCache) -> list[np.ndarray]:
     """The arrays of a block in the order of FIELDS, then LINEARS; a placeholder that is never read where it has none."""
-    norms = (w.attention_norm.weight, w.attention_norm.bias, w.mlp_norm.weight, w.mlp_norm.bias)
+    norms = [array for name in ("attention_norm", "mlp_norm") for array in (w[name].weight, w[name].bias)]
     arrays = [*norms, cache.k.values, cache.v.values, cache.k.scale, cache.v.scale, cache.slopes]
-    for linear in (w.qkv, w.out, w.up, w.down):
+    for linear in (w[name] for name in ("qkv", "out", "up", "down")):
         arrays += [linear.values, linear.scale, linear.bias]
     return arrays

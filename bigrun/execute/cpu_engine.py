@@ -8,7 +8,8 @@ import numpy as np
 from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.compiled import CompiledBlocks, compilable
 from bigrun.execute.engine import Arithmetic, Batch, EmbeddingAndHead
-from bigrun.execute.forward import BlockCache, StepArrays, rope_cos_sin, rope_frequencies, run_block, run_head
+from bigrun.execute.forward import BlockCache, StepArrays, rope_cos_sin, rope_frequencies, run_head, run_program
+from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import ModelSpec
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import Ops
@@ -23,6 +24,7 @@ class CpuEngine:
     ):  # fmt: skip
         self.spec, self.ops, self.arithmetic, self.work, self.ends = spec, ops, arithmetic, work, ends
         self.blocks, self.caches = blocks, caches
+        self.programs = {i: rewrite(lower(spec.blocks[i]), "host") for i in blocks}
         self.compiled = self._compile(ops) if isinstance(ops, CpuOps) else {}
         rope = spec.blocks[0].rope
         self._frequencies = rope_frequencies(rope) if rope else None
@@ -35,19 +37,18 @@ class CpuEngine:
         numbers = sorted(self.blocks)
         done = -1
         for first in numbers:
-            if first < done or not compilable(self.blocks[first]):
+            if first < done or not self._compilable(first):
                 continue
             stop = first + 1
-            while (
-                stop in self.blocks
-                and compilable(self.blocks[stop])
-                and self.spec.blocks[stop] == self.spec.blocks[first]
-            ):
+            while stop in self.blocks and self._compilable(stop) and self.spec.blocks[stop] == self.spec.blocks[first]:
                 stop += 1
             weights, caches = [self.blocks[i] for i in range(first, stop)], [self.caches[i] for i in range(first, stop)]
             runs[first] = stop, CompiledBlocks(ops, self.spec.blocks[first], weights, caches, self.work)
             done = stop
         return runs
+
+    def _compilable(self, i: int) -> bool:
+        return compilable(self.spec.blocks[i], self.blocks[i])
 
     @property
     def x(self) -> np.ndarray:
@@ -78,7 +79,7 @@ class CpuEngine:
                 i, compiled = self.compiled[i]
                 compiled.run(x, self._step)
                 continue
-            run_block(self.ops, self.spec.blocks[i], self.blocks[i], self._step, self.caches[i], self.work, x)
+            run_program(self.ops, self.programs[i], self.blocks[i], self._step, self.caches[i], self.work, x)
             i += 1
 
     def logits(self) -> np.ndarray:

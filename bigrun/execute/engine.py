@@ -11,6 +11,7 @@ from bigrun.execute.block_weights import BlockWeights, NormWeights, block_weight
 from bigrun.execute.forward import BlockCache
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.buffers import kv_buffers
+from bigrun.model.program import lower
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import Plan
 from bigrun_kernels.ops import Pages, Weight
@@ -108,7 +109,7 @@ def place_blocks(
         if plan.placement(name).decode_on != device:
             continue
         part = parts[name]
-        blocks[i] = block_weights(part.part, part.layout, part.arrays, nothing[0])
+        blocks[i] = block_weights(part.part, part.layout, part.arrays, lower(block), nothing[0])
         buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
         pages = memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
         k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing[1])) for name in ("k", "v"))

@@ -1,18 +1,19 @@
-"""The forward pass of a decoder-only transformer, op by op, for all families: a block's description says which ops it has.
+"""The forward pass of a decoder-only transformer, op by op: it executes a block's program (model/program.py).
 
 This walker runs on any backend of `bigrun_kernels.ops`. Arithmetic depends on the step's mode alone, never on how many
 tokens share the step (but for llm.int8's outlier columns), so chunks, batches and placements give the same tokens.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bigrun.execute.block_weights import BlockWeights, NormWeights
-from bigrun.model.spec import Block, Rope
+from bigrun.model.program import Program, Step, X
+from bigrun.model.spec import Rope
 from bigrun_kernels.ops import Array, Ops, Pages, Weight
 
 
@@ -41,28 +42,77 @@ class BlockCache:
     slopes: Array
 
 
-def run_block(
-    ops: Ops, block: Block, w: BlockWeights, step: StepArrays, cache: BlockCache, work: Mapping[str, Any], x: Array
-) -> None:
-    """x [T, hidden] ← the block's output; `work` holds the step's buffers (model/buffers.py)."""
-    count, scratch = len(x), ops.scratch(work)
-    mode, threshold = step.mode, step.threshold
-    normed, qkv, attended = work["normed"][:count], work["qkv"][:count], work["attention"][:count]
-    up = work["up"][:count]
-    first, second = w.attention_norm, w.mlp_norm
-    ops.norm_linear(x, first.weight, first.bias, block.norm_eps, normed, w.qkv, mode, threshold, scratch, qkv)
-    ops.rope_and_store_kv(
-        qkv, block.heads, block.kv_heads, block.head_dim, step.cos_sin, step.slots, cache.k, cache.v
+def run_program(
+    ops: Ops, program: Program, weights: BlockWeights, step: StepArrays, cache: BlockCache, work: Mapping[str, Any], x: Array
+) -> None:  # fmt: skip
+    """x [T, hidden] ← the block's output, by the steps of its program; `work` holds the step's buffers (model/buffers.py)."""
+    walk = _Walk(ops, weights, step, cache, work, x, ops.scratch(work))
+    for each in program.steps:
+        EXECUTE[each.op](walk, each)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What the steps of one block work on."""
+
+    ops: Ops
+    weights: BlockWeights
+    step: StepArrays
+    cache: BlockCache
+    work: Mapping[str, Any]
+    x: Array
+    scratch: Any
+
+    def buffer(self, name: str) -> Array:
+        return self.x if name == X else self.work[name][: len(self.x)]
+
+    @property
+    def arithmetic(self) -> tuple[str, float, Any]:
+        return self.step.mode, self.step.threshold, self.scratch
+
+
+def _norm(walk: _Walk, s: Step) -> None:
+    norm = walk.weights[s.weights[0]]
+    walk.ops.norm(walk.buffer(s.reads[0]), norm.weight, norm.bias, s.attribute["eps"], walk.buffer(s.writes))
+
+
+def _linear(walk: _Walk, s: Step) -> None:
+    out = walk.buffer(s.writes)
+    walk.ops.linear(walk.buffer(s.reads[0]), walk.weights[s.weights[0]], *walk.arithmetic, out, s.adds)
+
+
+def _norm_linear(walk: _Walk, s: Step) -> None:
+    (x, normed), (norm, weight) = map(walk.buffer, s.reads), (walk.weights[name] for name in s.weights)
+    out = walk.buffer(s.writes)
+    walk.ops.norm_linear(x, norm.weight, norm.bias, s.attribute["eps"], normed, weight, *walk.arithmetic, out)
+
+
+def _rope_store(walk: _Walk, s: Step) -> None:
+    step, cache = walk.step, walk.cache
+    heads, kv_heads, head_dim = (int(s.attribute[name]) for name in ("heads", "kv_heads", "head_dim"))
+    cos_sin = step.cos_sin if "cos_sin" in s.reads else None
+    walk.ops.rope_and_store_kv(walk.buffer("qkv"), heads, kv_heads, head_dim, cos_sin, step.slots, cache.k, cache.v)
+
+
+def _attend(walk: _Walk, s: Step) -> None:
+    step, cache = walk.step, walk.cache
+    walk.ops.attention(
+        walk.buffer(s.reads[0]), s.attribute["heads"], cache.k, cache.v, step.page_tables, step.sequences, step.positions,
+        cache.slopes, s.attribute["scale"], walk.buffer(s.writes),
     )  # fmt: skip
-    scale = 1.0 / math.sqrt(block.head_dim)
-    ops.attention(
-        qkv, block.heads, cache.k, cache.v, step.page_tables, step.sequences, step.positions, cache.slopes, scale,
-        attended,
-    )  # fmt: skip
-    ops.linear(attended, w.out, mode, threshold, scratch, x, True)
-    ops.norm_linear(x, second.weight, second.bias, block.norm_eps, normed, w.up, mode, threshold, scratch, up)
-    inner = work["gated"][:count] if block.gated else work.get("inner", work["up"])[:count]
-    ops.activate_linear(block.activation, up, block.gated, inner, w.down, mode, threshold, scratch, x)
+
+
+def _activate_linear(walk: _Walk, s: Step) -> None:
+    up, inner = map(walk.buffer, s.reads)
+    weight, out = walk.weights[s.weights[0]], walk.buffer(s.writes)
+    walk.ops.activate_linear(s.attribute["kind"], up, s.attribute["gated"], inner, weight, *walk.arithmetic, out)
+
+
+# One function for each op of EXECUTES["host"] and ["gpu"].
+EXECUTE: Mapping[str, Callable[[_Walk, Step], None]] = {
+    "norm": _norm, "linear": _linear, "norm_linear": _norm_linear, "rope_store": _rope_store, "attend": _attend,
+    "activate_linear": _activate_linear,
+}  # fmt: skip
 
 
 def run_head(

@@ -10,12 +10,13 @@ from torch import Tensor
 from bigrun.devices.gpu_memory import GpuMemory, device_errors, first_line
 from bigrun.execute.engine import Arithmetic, Batch, embedding_and_head, place_blocks
 from bigrun.execute.executor import computed_on
-from bigrun.execute.forward import StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_block, run_head
+from bigrun.execute.forward import StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_head, run_program
 from bigrun.execute.gpu_backend import make_ops
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.execute.sampling import Sampling, fail
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.gpu_buffers import AHEAD, gpu_step_buffers
+from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun_kernels.gpu.torch_ops import Run
@@ -40,6 +41,7 @@ class GpuEngine:
         with device_errors(self.name, "loading"):
             places = spec, plan, self.name, memory, parts, (nothing, nothing), self._slopes
             self.blocks, self.caches = place_blocks(*places)
+        self.programs = {i: rewrite(lower(spec.blocks[i]), "gpu") for i in self.blocks}
         self.ends = embedding_and_head(spec, parts, device.name, nothing)
         rows, computes = max(plan.prefill_chunk_tokens, plan.batch), computed_on(plan, device.name)
         buffers = gpu_step_buffers(spec, plan.storage, rows, plan.batch, plan.context_tokens, *computes)
@@ -134,7 +136,7 @@ class GpuEngine:
     def _blocks(self, first: int, stop: int) -> None:
         x = self.x
         for i in range(first, stop):
-            run_block(self.ops, self.spec.blocks[i], self.blocks[i], self._step, self.caches[i], self.work, x)
+            run_program(self.ops, self.programs[i], self.blocks[i], self._step, self.caches[i], self.work, x)
 
     def _capture(self, first: int, stop: int) -> Any:
         """The blocks as one CUDA graph; None where the driver will not have it, and then never again."""

@@ -1,21 +1,19 @@
 """Says what the engines cannot execute of a model's description, so that it is refused by name, never ignored.
 
-The forward pass (forward.py) and the compiled call (compiled.py) know a plain block: norm, attention over the whole
-context, norm, MLP. A field of `Block` or `ModelSpec` that is not listed here must keep its default.
+A block is what its program says (model/program.py); `bigrun_kernels.ops.EXECUTES` has the ops of each target and the attributes
+that they know. A step with any other op or attribute is refused. Fields of a model outside its blocks that are not listed here
+must keep their default.
 """
 
 from dataclasses import MISSING, fields
 from typing import Any
 
 from bigrun.model.families.registry import BY_NAME
+from bigrun.model.program import Program, lower, lower_experts, rewrite
 from bigrun.model.spec import Block, ModelSpec
-from bigrun_kernels.ops import ACTIVATIONS
+from bigrun_kernels.ops import ACTIVATIONS, EXECUTES
 
-# Fields whose every value the engines execute. `window` is compared with the context.
-EXECUTED_OF_A_BLOCK = frozenset((
-    "hidden", "heads", "kv_heads", "head_dim", "intermediate", "norm", "norm_eps", "positions", "rope", "gated",
-    "activation", "qkv_bias", "out_bias", "mlp_bias", "window",
-))  # fmt: skip
+# Fields of a model whose every value the engines execute.
 EXECUTED_OF_A_MODEL = frozenset((
     "name", "family", "vocab", "hidden", "blocks", "context_limit", "tied", "checkpoint_dtype", "embed_norm",
     "position_rows", "checkpoint_bytes",
@@ -31,10 +29,8 @@ def why_not_executable(spec: ModelSpec, context: int) -> str:
         return f"{name} = {value!r:.60} can be planned but not run yet"
     first = _plain(spec.blocks[0])
     for i, block in enumerate(spec.blocks):
-        for name, value in _beyond_defaults(block, EXECUTED_OF_A_BLOCK):
-            return f"blocks with {name} = {value!r:.60} can be planned but not run yet"
-        if block.activation not in ACTIVATIONS:
-            return f"the activation {block.activation} can be planned but not run yet"
+        if why := _why_not_block(block):
+            return f"blocks with {why} can be planned but not run yet"
         if _plain(block) != first:  # the engines share one rotation, one epsilon and one set of buffers
             return f"block {i} differs from block 0, and such models can be planned but not run yet"
     window = min((block.window for block in spec.blocks if block.window), default=context)
@@ -43,6 +39,30 @@ def why_not_executable(spec: ModelSpec, context: int) -> str:
             f"some blocks look back {window} tokens, and windows shorter than the context of {context} can be planned but "
             f"not run yet: give --context {window} at most"
         )
+    return ""
+
+
+def _why_not_block(block: Block) -> str:
+    for target in ("host", "gpu"):
+        for program in (lower(block), lower_experts(block)):
+            if why := unsupported(rewrite(program, target), target):
+                return why
+    return ""
+
+
+def unsupported(program: Program, target: str) -> str:
+    """The first step of a program that a target does not execute, in words; "" if it executes all of them."""
+    known = EXECUTES[target]
+    for step in program.steps:
+        of = f" of {', '.join(step.weights)}" if step.weights else ""
+        if step.op not in known:
+            return f"the step {step.op}{of}"
+        for name, value in step.attributes:
+            if name not in known[step.op]:
+                return f"the step {step.op} with {name} = {value!r:.60}"
+        kind = step.attribute.get("kind")
+        if step.op.startswith("activate") and kind not in ACTIVATIONS:
+            return f"the activation {kind}"
     return ""
 
 

@@ -3,10 +3,12 @@
 The planner counts what these functions say, and the executor allocates what they say.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from bigrun.model.layout import ALIGNMENT, ITEM_BYTES, K_MULTIPLE, round_up
+from bigrun.model.program import NORMED, Program, buffer_widths, programs
 from bigrun.model.spec import Block, ModelSpec
 
 PAGE_TOKENS = 64  # one page of the KV cache: small enough to waste little, long enough to stream
@@ -14,7 +16,6 @@ SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans 
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 VECTOR = 8  # keys and values are padded to whole vectors
-ORDER = ("qkv", "absorbed", "attention", "up", "gated", "cos_sin", "gathered", "sum", "routes", "side")
 LONGEST_CHUNK = (
     512  # tokens of a prefill step: a window keeps as many beside its own, since a step writes before it reads
 )
@@ -69,18 +70,13 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: b
     in the same bytes) and `mask` its outlier columns. Every computing device has `x`, the residual stream.
     """
     buffers = [Buffer("x", "float32", (rows, spec.hidden))]
-    widths = [spec.hidden]  # of what is quantised for a linear to read
+    parts = programs(spec, "host") if blocks else []
+    buffers += [Buffer(name, "float32", (rows, width)) for name, width in passed(parts).items()]
     if blocks:
-        buffer_widths = block_widths(spec)
-        widths += [buffer_widths["attention"], buffer_widths.get("gated", buffer_widths["up"])]
-        buffers += [Buffer(name, "float32", (rows, width)) for name, width in buffer_widths.items()]
-        block = spec.blocks[0]
-        value = block.latent.kv_rank if block.latent else block.head_dim
-        # one output of each head and span, with its maximum and sum of weights, for as many tokens as decode together
-        buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), round_up(value, VECTOR) + 2)))
+        buffers.append(partial(parts, batch, context))
     if blocks or head:
         held = rows if blocks else max(batch, LOGIT_ROWS)
-        widest = round_up(max(widths), K_MULTIPLE)
+        widest = round_up(widest_input(spec, parts), K_MULTIPLE)
         buffers += [
             Buffer("normed", "float32", (held, spec.hidden)),
             Buffer("planes", "int8", (held if held == 1 else round_up(held, PANEL_TOKENS), 2 * widest)),
@@ -93,35 +89,19 @@ def step_buffers(spec: ModelSpec, rows: int, batch: int, context: int, blocks: b
     return tuple(buffers)
 
 
-def block_widths(spec: ModelSpec) -> dict[str, int]:
-    """Entries a token of the buffers that blocks pass through: the widest of any block."""
-    widths: dict[str, int] = {}
-    for block in set(spec.blocks):
-        up = block.intermediate * (2 if block.gated else 1)
-        own_widths = {"qkv": block.qkv_rows, "attention": block.q_rows, "up": up}
-        if block.latent:
-            latent = block.latent
-            queries = block.heads * (latent.nope + latent.rope)
-            own_widths |= {
-                "qkv": queries + latent.q_rank + latent.kv_rank + latent.rope,
-                "absorbed": block.heads * latent.kv_rank,
-            }
-            own_widths["attention"] = block.heads * latent.value
-        if block.gated:
-            own_widths["gated"] = block.intermediate
-        if block.rope:
-            own_widths["cos_sin"] = block.rope.dims
-        if block.experts:  # tokens gathered for one expert, what it gives, and the router's choice
-            experts = block.experts
-            inner = max(experts.intermediate, experts.shared)
-            own_widths |= {
-                "up": inner * (2 if block.gated else 1),
-                "gated": inner,
-                "gathered": block.hidden,
-                "sum": block.hidden,
-            }
-            own_widths["routes"] = experts.count
-        if block.parallel:  # attention's output waits for the MLP's
-            own_widths["side"] = block.hidden
-        widths |= {name: max(width, widths.get(name, 0)) for name, width in own_widths.items()}
-    return dict(sorted(widths.items(), key=lambda item: ORDER.index(item[0])))
+def passed(parts: Sequence[Program]) -> dict[str, int]:
+    """Entries a token of the buffers that programs pass through, but for `normed`, which the head needs as well."""
+    return {name: width for name, width in buffer_widths(parts).items() if name != NORMED}
+
+
+def widest_input(spec: ModelSpec, parts: Sequence[Program]) -> int:
+    """Entries of the widest input of a linear: of these programs, and of the head."""
+    return max([spec.hidden, *(step.columns for program in parts for step in program.steps)])
+
+
+def partial(parts: Sequence[Program], batch: int, context: int) -> Buffer:
+    """One output of each head and span, with its maximum and sum of weights, for as many tokens as decode together."""
+    attends = [step.attribute for program in parts for step in program.steps if step.op == "attend"]
+    heads = max(each["heads"] for each in attends)
+    value = max(round_up(each["value"], VECTOR) for each in attends)
+    return Buffer("partial", "float32", (batch, heads, spans(context), value + 2))

@@ -3,8 +3,11 @@
 Everything is taken once, so that a captured graph finds every address where it was and allocates nothing itself.
 """
 
-from bigrun.model.buffers import LOGIT_ROWS, VECTOR, Buffer, block_widths, pages_per_sequence, spans
+from collections.abc import Sequence
+
+from bigrun.model.buffers import LOGIT_ROWS, Buffer, pages_per_sequence, partial, passed, widest_input
 from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, round_up
+from bigrun.model.program import Program, programs
 from bigrun.model.spec import ModelSpec
 from bigrun.model.storage import Storage
 from bigrun_kernels.gpu.tables import SIDE, SMALL_ROWS, SPLIT_ENTRIES
@@ -33,20 +36,14 @@ def gpu_step_buffers(
     buffers = [Buffer("x", "float32", (rows, spec.hidden))]
     buffers += [Buffer(name, "int64", (rows,)) for name in ("ids", "positions", "sequences", "slots")]
     buffers += [Buffer("tables", "int32", (batch, pages_per_sequence(context)))]
-    widths, longest = [spec.hidden], [1]
+    parts = programs(spec, "gpu") if blocks else []
+    kinds = {"cos_sin": "float32"}
+    buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in passed(parts).items()]
+    widest, longest = widest_input(spec, parts), longest_output(spec, parts) if blocks else 1
     if blocks:
-        buffer_widths = block_widths(spec)
-        widths += [buffer_widths["attention"], buffer_widths.get("gated", buffer_widths["up"])]
-        longest += [buffer_widths["qkv"], buffer_widths["up"], spec.hidden]
-        kinds = {"cos_sin": "float32"}
-        buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in buffer_widths.items()]
-        if not all(block.gated for block in spec.blocks):  # an activation is not computed in place
-            buffers.append(Buffer("inner", active, (rows, buffer_widths["up"])))
-        block = spec.blocks[0]
-        value = round_up(block.latent.kv_rank if block.latent else block.head_dim, VECTOR)
-        buffers.append(Buffer("partial", "float32", (batch, block.heads, spans(context), value + 2)))
+        buffers.append(partial(parts, batch, context))
         if storage.weights == "int8":
-            buffers += _int8_buffers(rows, round_up(max(widths), K_MULTIPLE), max(longest), batch, active)
+            buffers += _int8_buffers(rows, round_up(widest, K_MULTIPLE), longest, batch, active)
     if blocks or head:
         buffers.append(Buffer("normed", active, (rows if blocks else max(batch, LOGIT_ROWS), spec.hidden)))
     if head:
@@ -58,13 +55,24 @@ def gpu_step_buffers(
         ]
     if _wide(storage):  # inputs and products of 16- and 32-bit weights, in the weights' own type
         held = rows if blocks else max(batch, LOGIT_ROWS)
-        most = max(held * max(longest), max(batch, LOGIT_ROWS) * spec.vocab if head else 0)
+        most = max(held * longest, max(batch, LOGIT_ROWS) * spec.vocab if head else 0)
         buffers += [
-            Buffer("cast", "float32", (held * max(widths),)),
+            Buffer("cast", "float32", (held * widest,)),
             Buffer("product", "float32", (most,)),
             Buffer("library", "int8", (LIBRARY_BYTES,)),
         ]
     return tuple(buffers)
+
+
+def longest_output(spec: ModelSpec, parts: Sequence[Program]) -> int:
+    """Entries of the longest output of a linear in these programs."""
+    widths = [spec.hidden]
+    for program in parts:
+        held = dict(program.widths)
+        for step in program.steps:
+            if step.columns:  # of a linear, or of the linears of experts
+                widths += [held["up"]] if step.op == "experts" else [held.get(step.writes, spec.hidden)]
+    return max(widths)
 
 
 def _int8_buffers(rows: int, widest: int, longest: int, batch: int, active: str) -> list[Buffer]:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from bigrun.devices.rates import Rates
+from bigrun.model.program import Program, lower, lower_experts
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.ledger import Ledger
 
@@ -84,7 +85,8 @@ class Costs:
         wide = self.ledger.wide(part)
         if block is None:
             return self._end(part, nbytes, wide)
-        return (self._experts if part.endswith(".experts") else self._block)(part, block, nbytes, wide)
+        program = lower_experts(block) if part.endswith(".experts") else lower(block)
+        return self._program(part, block, program, nbytes, wide)
 
     def _end(self, part: str, nbytes: int, wide: bool) -> Work:
         if part == "head":
@@ -94,35 +96,23 @@ class Costs:
             return Work()
         return Work(elements=min(self.phase.logits, self.phase.rows) * self.spec.hidden)
 
-    def _block(self, part: str, block: Block, nbytes: int, wide: bool) -> Work:
-        rows = self.phase.rows
-        linear = sum(t.count for t in self.spec.part(part).tensors if t.role in ("linear", "kept"))
-        seen = min(self.phase.seen, block.window) if block.window else self.phase.seen
-        entries = 2 * block.head_dim * block.heads
-        if block.latent:  # queries meet the cached vector itself (the absorbed form)
-            entries = block.heads * (2 * block.latent.kv_rank + block.latent.rope)
-        inner = block.intermediate if block.experts is None else block.experts.shared
-        widths = 4 * block.hidden + block.qkv_rows + block.q_rows + 3 * inner
-        cache = self.ledger.kv(part) / max(1, self.ledger.kept_tokens(block)) * seen
+    def _program(self, part: str, block: Block, program: Program, nbytes: float, wide: bool) -> Work:
+        """The steps of a part, added up: products and entries a token, attention a token of what it sees."""
+        rows, attention, cache = self.phase.rows, 0.0, 0.0
+        for step in program.steps:
+            if step.op == "attend":
+                window = step.attribute.get("window", 0)
+                seen = min(self.phase.seen, window) if window else self.phase.seen
+                attention += rows * seen * step.scores
+                cache += self.ledger.kv(part) / max(1, self.ledger.kept_tokens(block)) * seen
+            if step.op == "experts":  # tokens that choose evenly touch so many of all
+                nbytes = nbytes * (1.0 - (1.0 - step.attribute["active"] / step.attribute["count"]) ** rows)
         return Work(
             weights=nbytes,
             cache=cache if self.phase.name == "decode" else cache / self.ledger.options.batch,
-            products=rows * linear,
-            attention=rows * seen * entries,
-            elements=rows * widths,
-            wide=wide,
-        )
-
-    def _experts(self, part: str, block: Block, nbytes: int, wide: bool) -> Work:
-        experts = block.experts
-        assert experts is not None, "a part of experts belongs to a mixture"
-        rows, share = self.phase.rows, experts.active / experts.count
-        touched = 1.0 - (1.0 - share) ** rows
-        linear = sum(t.count for t in self.spec.part(part).tensors if t.role == "linear") * share
-        return Work(
-            weights=nbytes * touched,
-            products=rows * linear,
-            elements=rows * experts.active * (2 * block.hidden + 3 * experts.intermediate),
+            products=rows * sum(step.products for step in program.steps),
+            attention=attention,
+            elements=rows * sum(step.entries for step in program.steps),
             wide=wide,
         )
 

@@ -107,6 +107,31 @@ class Ops(Protocol):
         """Rotary embedding of queries (and keys), then keys and values into the cache's pages."""
 
 
+# What executes of a program (bigrun/model/program.py): target → op → the attributes that it knows.
+_HEADS = frozenset(("heads", "kv_heads", "head_dim"))
+_NORM = frozenset(("kind", "eps"))
+_OPS = {
+    "norm": _NORM,
+    "linear": frozenset(("bias",)),
+    "norm_linear": _NORM | {"bias"},
+    "rope_store": _HEADS | {"dims", "theta", "scaling"},
+    "attend": _HEADS | {"scale", "value", "alibi", "window"},  # of a window that is no shorter than the context
+    "activate_linear": frozenset(("kind", "gated", "bias")),
+}
+EXECUTES: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "host": _OPS,
+    "gpu": _OPS,
+    "compiled": {
+        "norm_quantise": _NORM,
+        "linear": frozenset(("bias",)),
+        "rope_store": _HEADS | {"dims", "theta", "scaling"},
+        "attend": _OPS["attend"],
+        "merge_quantise": _OPS["attend"],
+        "activate_quantise": frozenset(("kind", "gated")),
+    },
+}
+
+
 class Composed:
     """Ops of several steps, one after the other: what a backend does that has no kernel for the whole."""
 
