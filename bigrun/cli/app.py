@@ -75,8 +75,10 @@ def main() -> None:
 @click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
 @click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
 @click.option("--svg", metavar="FILE", help="A picture of the plan.")
+@click.option("--programs", is_flag=True, help="Also the steps that each device would execute.")
 def plan_command(
-    as_json: bool, svg: str | None, compare: str | None, solve: str | None, what_if: str | None, target: str | None,
+    as_json: bool, svg: str | None, compare: str | None, programs: bool, solve: str | None, what_if: str | None,
+    target: str | None,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Show what would go where, to the byte, and how fast it would be. Loads nothing.
@@ -94,10 +96,16 @@ def plan_command(
     if compare and (solve, what_if, target) != (None, None, None):
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     other = _compared(made, options) if compare else None
+    steps = _programs(made, options) if programs else None
     if as_json:
-        print(json.dumps({**made.to_dict(), **({"accelerate": other} if compare else {})}, indent=1))
+        more = {**({"accelerate": other} if compare else {}), **({"programs": steps} if programs else {})}
+        print(json.dumps({**made.to_dict(), **more}, indent=1))
     else:
         _print(made, other)
+        if steps is not None:
+            from bigrun.planning.programs import programs_text
+
+            print(programs_text(steps))
     if not made.fits:
         raise PlanDoesNotFit(f"{made.model} does not fit: {made.hint}")
 
@@ -109,6 +117,13 @@ def _write_svg(made: Any, path: str) -> None:
         Path(path).write_text(plan_svg(made), encoding="utf-8")
     except OSError as error:
         raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
+
+
+def _programs(made: Any, options: Any) -> Any:
+    from bigrun.planning.programs import planned_programs
+    from bigrun.session.dry_run import planning_inputs
+
+    return planned_programs(planning_inputs(options)[0], made)
 
 
 def _compared(made: Any, options: Any) -> Any:

@@ -27,7 +27,7 @@ CLI = "bigrun.cli.app"
 JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "plan": (
         "`unplaced` and `hint` are there only where the model does not fit, `answer` only with a question, "
-        "`accelerate` only with `--compare`.",
+        "`accelerate` only with `--compare`, `programs` (a list) only with `--programs`.",
         (
             ("bigrun.planning.plan", "Plan"),
             (PLAN, "DevicePlan"),

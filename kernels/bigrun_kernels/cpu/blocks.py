@@ -1,5 +1,10 @@
-"""Transformer blocks, one after another, in one compiled call: the same description that the walker executes op by op
-(bigrun/execute/forward.py), for int8 weights in the exact mode. A team of threads goes through each block's phases (team.py).
+"""Transformer blocks, one after another, in one compiled call: their programs (bigrun/model/program.py) as rows of a table, for
+int8 weights in the exact mode. A team of threads goes through the rows together (team.py); each row's op is reached through a
+function pointer, so that a table compiles the ops that it has and no others.
+
+A table is int64: HEADER, then the addresses of the buffers, then the rows. A row is the address of its op, where to find the
+address of what is read after it (for waiting threads to fetch), and its arguments: numbers, addresses of weights, and places of
+buffers in the table. A new op is a kernel here, with an entry in ROWS.
 """
 
 import numpy as np
@@ -10,83 +15,24 @@ from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
 from bigrun_kernels.cpu.planes import TOKENS, quantise
-from bigrun_kernels.cpu.team import SLOTS, array_at, claim, finish, matrix_at, share
+from bigrun_kernels.cpu.team import SLOTS, address_of, array_at, call_op, claim, finish, matrix_at, share
 
-PHASES = 10  # of a block
-# A block's addresses, in this order; then its linears, each with values, scale and bias.
-FIELDS = (
-    "attention_norm",
-    "attention_norm.bias",
-    "mlp_norm",
-    "mlp_norm.bias",
-    "k",
-    "v",
-    "k.scale",
-    "v.scale",
-    "slopes",
+# What a step has in common for all rows: numbers, then addresses.
+HEADER = ("rows", "tokens", "team", "spans", "rope_dims", "batch", "per_sequence", "planes_size", "partial_size",
+          "first_row", "numbers", "cos_sin", "positions", "sequences", "slots", "tables", "planes", "row_scale", "row_sum",
+          "partial", "counters")  # fmt: skip
+ROWS_AT, TOKENS_AT, TEAM, SPANS, ROPE_DIMS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, FIRST_ROW, *_ = range(
+    len(HEADER)
 )
-LINEARS = ("qkv", "out", "up", "down")
-QKV, OUT, UP, DOWN = (len(FIELDS) + 3 * i for i in range(4))
-WIDTH = len(FIELDS) + 3 * len(LINEARS)
-# Sizes common to the blocks of a call. The last six are 1 or 0.
-DIMS = ("hidden", "heads", "kv_heads", "head_dim", "kv_dim", "intermediate", "page", "pages", "activation",
-        "gated", "layer_norm", "int8_kv", "qkv_bias", "out_bias", "mlp_bias")  # fmt: skip
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, KV_DIM, INTERMEDIATE, PAGE, PAGES, ACTIVATION, *_ = range(len(DIMS))
-GATED, LAYER_NORM, INT8_KV, QKV_BIAS, OUT_BIAS, MLP_BIAS = range(len(DIMS) - 6, len(DIMS))
-# What comes before them in the table: numbers, then addresses.
-HEADER = ("count", "tokens", "team", "spans", "rope_dims", "batch", "per_sequence", "planes_size", "partial_size",
-          "numbers", "x", "cos_sin", "positions", "sequences", "slots", "tables", "normed", "qkv", "attention", "up", "gated",
-          "planes", "row_scale", "row_sum", "partial", "counters")  # fmt: skip
-COUNT, TOKENS_AT, TEAM, SPANS, ROPE_DIMS, BATCH, PER_SEQUENCE, PLANES_SIZE, PARTIAL_SIZE, *_ = range(len(HEADER))
-NUMBERS, X, COS_SIN, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, NORMED, QKV_OUT, ATTENDED, UP_OUT, *_ = range(
-    9, len(HEADER)
+NUMBERS, COS_SIN, POSITIONS, SEQUENCES, SLOTS_AT, TABLES, PLANES, ROW_SCALE, ROW_SUM, PARTIAL, COUNTERS = range(
+    10, len(HEADER)
 )
-GATED_OUT, PLANES, ROW_SCALE, ROW_SUM, PARTIAL, COUNTERS = range(len(HEADER) - 6, len(HEADER))
-BLOCKS = len(HEADER) + len(DIMS)
+WIDTH = 24  # of a row
+FOLLOWING = 1  # in a row: where the table has the address that is read next; 0 for none
+VALUES = 6  # in the row of a linear: the address of its values
+# What a thread has for itself: the phase it is at, the row, and the scratch of linears.
+PHASE, ROW, SUMS = range(3)
 TASK_BYTES = 1 << 16  # of weights claimed at once, at least
-NO_OUTLIERS = np.empty(0, np.int64)
-
-
-@kernel
-def _linear_phase(
-    counters,
-    phase,
-    team,
-    pointers,
-    at,
-    following,
-    rows,
-    columns,
-    biased,
-    x,
-    planes,
-    scale,
-    row_sum,
-    sums,
-    like,
-    out,
-    add,
-):
-    """out = (or +=) x Wᵀ + b from quantised planes, shared out by panels."""
-    quads, panels = (columns + 63) // 64 * 16, (rows + 15) // 16
-    w = array_at(pointers, at, panels * quads * 64, like[0])
-    w_scale = array_at(pointers, at + 1, rows, like[1])
-    bias = array_at(pointers, at + 2, rows if biased else 0, like[1])
-    most = (TASK_BYTES + quads * 64 - 1) // (quads * 64)
-    none = np.empty(0, np.int64)
-    done = 0
-    while True:
-        step = share(counters, phase, panels, most, team)
-        first = claim(counters, phase, step)
-        if first >= panels:
-            break
-        stop = min(first + step, panels)
-        for panel in range(first, stop):
-            panel_linear(
-                x, planes, scale, row_sum, x.shape[0], True, none, quads, w, w_scale, bias, panel, sums, out, add
-            )
-        done += stop - first
-    return finish(counters, phase, done, panels, pointers, following)
 
 
 @kernel
@@ -98,25 +44,98 @@ def _quantise_panel(x, panel, mask, planes, scale, row_sum):
 
 
 @kernel
-def _norm_phase(counters, phase, table, following, x, weight, bias, eps, normed, mask, planes, scale, row_sum):
-    tokens = x.shape[0]
+def norm_quantise(table, state, planes_like, pages_like):
+    """Row: x, out, width, weight, bias, size of the bias, number of eps."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    floats, width = np.empty(0, np.float32), table[row + 4]
+    x, out = (
+        matrix_at(table, table[row + 2], tokens, width, floats),
+        matrix_at(table, table[row + 3], tokens, width, floats),
+    )
+    weight, bias = array_at(table, row + 5, width, floats), array_at(table, row + 6, table[row + 7], floats)
+    eps = array_at(table, NUMBERS, table[row + 8] + 1, np.empty(0, np.float64))[table[row + 8]]
+    planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
+    counters, mask = _counters(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)
         if panel >= panels:
             break
         for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
-            norm_row(x[t], weight, bias, eps, normed[t])
-        _quantise_panel(normed, panel, mask, planes, scale, row_sum)
+            norm_row(x[t], weight, bias, eps, out[t])
+        _quantise_panel(out, panel, mask, planes, row_scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels, table, following)
+    state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])
 
 
 @kernel
-def _cache_phase(counters, phase, table, following, qkv, cos_sin, dims, slots, k, v, k_scale, v_scale):
-    """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache."""
-    heads, kv_heads, size, dim, page = dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM], dims[KV_DIM], dims[PAGE]
-    group, total, done = heads // kv_heads, qkv.shape[0] * kv_heads, 0
+def _counters(table):
+    return array_at(table, COUNTERS, table[ROWS_AT] * SLOTS, np.empty(0, np.int64))
+
+
+@kernel
+def _quantised(table, tokens, planes_like):
+    """The quantised input of a linear: planes, the scales and the sums of rows."""
+    planes = array_at(table, PLANES, table[PLANES_SIZE], planes_like)
+    scale = array_at(table, ROW_SCALE, tokens, np.empty(0, np.float64))
+    return planes, scale, matrix_at(table, ROW_SUM, tokens, 2, np.empty(0, np.int32))
+
+
+@kernel
+def linear(table, state, planes_like, pages_like):
+    """out = (or +=) x Wᵀ + b from quantised planes, shared out by panels. Row: x, columns, out, rows, values, scale, bias,
+    size of the bias, whether it adds."""
+    row, tokens, phase, team = state[ROW], table[TOKENS_AT], state[PHASE], table[TEAM]
+    floats, columns, rows = np.empty(0, np.float32), table[row + 3], table[row + 5]
+    x, out = (
+        matrix_at(table, table[row + 2], tokens, columns, floats),
+        matrix_at(table, table[row + 4], tokens, rows, floats),
+    )
+    quads, panels = (columns + 63) // 64 * 16, (rows + 15) // 16
+    w = array_at(table, row + 6, panels * quads * 64, np.empty(0, np.int8))
+    w_scale, bias = array_at(table, row + 7, rows, floats), array_at(table, row + 8, table[row + 9], floats)
+    add = table[row + 10] > 0
+    planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
+    sums = array_at(state, SUMS, (tokens + TOKENS) * 32, np.empty(0, np.float64))
+    most = (TASK_BYTES + quads * 64 - 1) // (quads * 64)
+    counters, none = _counters(table), np.empty(0, np.int64)
+    done = 0
+    while True:
+        step = share(counters, phase, panels, most, team)
+        first = claim(counters, phase, step)
+        if first >= panels:
+            break
+        stop = min(first + step, panels)
+        for panel in range(first, stop):
+            panel_linear(
+                x, planes, row_scale, row_sum, tokens, True, none, quads, w, w_scale, bias, panel, sums, out, add
+            )
+        done += stop - first
+    state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])
+
+
+@kernel
+def _pages(table, row, pages_like):
+    """Keys, values and their scales, of which the addresses are in the row from here on, then their sizes."""
+    size, units, halves = table[row + 4], table[row + 5], np.empty(0, np.uint16)
+    k, v = array_at(table, row, size, pages_like), array_at(table, row + 1, size, pages_like)
+    return k, v, array_at(table, row + 2, units, halves), array_at(table, row + 3, units, halves)
+
+
+@kernel
+def rope_store(table, state, planes_like, pages_like):
+    """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache. Row: qkv, its width,
+    heads, key heads, entries of a head and of a page's vector, tokens of a page, then the pages."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    floats = np.empty(0, np.float32)
+    qkv, cos_sin = (
+        matrix_at(table, table[row + 2], tokens, table[row + 3], floats),
+        matrix_at(table, COS_SIN, tokens, table[ROPE_DIMS], floats),
+    )
+    heads, kv_heads, size, dim, page = table[row + 4], table[row + 5], table[row + 6], table[row + 7], table[row + 8]
+    k, v, k_scale, v_scale = _pages(table, row + 9, pages_like)
+    slots, counters = array_at(table, SLOTS_AT, tokens, np.empty(0, np.int64)), _counters(table)
+    group, total, done = heads // kv_heads, tokens * kv_heads, 0
     while True:
         task = claim(counters, phase, 1)
         if task >= total:
@@ -129,17 +148,27 @@ def _cache_phase(counters, phase, table, following, qkv, cos_sin, dims, slots, k
         store_token(qkv, t, heads * size, size, kv_heads, dim, page, slots[t], k, k_scale, g)
         store_token(qkv, t, (heads + kv_heads) * size, size, kv_heads, dim, page, slots[t], v, v_scale, g)
         done += 1
-    return finish(counters, phase, done, total, table, following)
+    state[PHASE] = finish(counters, phase, done, total, table, table[row + FOLLOWING])
 
 
 @kernel
-def _attention_phase(
-    counters, phase, table, following, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale,
-    partial, spans, out,
-):  # fmt: skip
-    """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time."""
-    heads, kv_heads, dim, page = dims[HEADS], dims[KV_HEADS], dims[KV_DIM], dims[PAGE]
-    tokens = qkv.shape[0]
+def attend_spans(table, state, planes_like, pages_like):
+    """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time. Row: as of rope_store, then
+    slopes, the number of the scale, out, its width."""
+    row, tokens, phase, team, spans = state[ROW], table[TOKENS_AT], state[PHASE], table[TEAM], table[SPANS]
+    floats, ints = np.empty(0, np.float32), np.empty(0, np.int64)
+    qkv = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
+    heads, kv_heads, dim, page = table[row + 4], table[row + 5], table[row + 7], table[row + 8]
+    k, v, k_scale, v_scale = _pages(table, row + 9, pages_like)
+    slopes, out = (
+        array_at(table, row + 15, heads, floats),
+        matrix_at(table, table[row + 17], tokens, table[row + 18], floats),
+    )
+    number = table[row + 16]
+    scale = np.float32(array_at(table, NUMBERS, number + 1, np.empty(0, np.float64))[number])
+    positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
+    tables = matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], np.empty(0, np.int32))
+    partial, counters = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats), _counters(table)
     split, done = spans > 0, 0
     if split:
         total = tokens * kv_heads * spans
@@ -162,15 +191,21 @@ def _attention_phase(
                 first, stop, g, only, partial, spans, out,
             )  # fmt: skip
             done += 1
-    return finish(counters, phase, done, total, table, following)
+    state[PHASE] = finish(counters, phase, done, total, table, table[row + FOLLOWING])
 
 
 @kernel
-def _gather_phase(
-    counters, phase, table, following, dims, positions, partial, spans, attended, mask, planes, scale, row_sum
-):
-    """Spans merged, and what attention gives quantised."""
-    tokens = attended.shape[0]
+def merge_quantise(table, state, planes_like, pages_like):
+    """Spans merged, and what attention gives quantised. Row: out, its width, heads, entries of a page's vector, tokens of a
+    page."""
+    row, tokens, phase, spans = state[ROW], table[TOKENS_AT], state[PHASE], table[SPANS]
+    floats = np.empty(0, np.float32)
+    out = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
+    heads, dim, page = table[row + 4], table[row + 5], table[row + 6]
+    positions = array_at(table, POSITIONS, tokens, np.empty(0, np.int64))
+    partial = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats)
+    planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
+    counters, mask = _counters(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)
@@ -178,116 +213,52 @@ def _gather_phase(
             break
         if spans > 0:
             for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
-                merge_spans(partial, t, dims[HEADS], spans, dims[PAGE], dims[KV_DIM], positions[t], attended)
-        _quantise_panel(attended, panel, mask, planes, scale, row_sum)
+                merge_spans(partial, t, heads, spans, page, dim, positions[t], out)
+        _quantise_panel(out, panel, mask, planes, row_scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels, table, following)
+    state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])
 
 
 @kernel
-def _activation_phase(counters, phase, table, following, dims, up, gated, mask, planes, scale, row_sum):
-    tokens = up.shape[0]
+def activate_quantise(table, state, planes_like, pages_like):
+    """Row: x, its width, out, its width, the activation, whether it is gated."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    floats = np.empty(0, np.float32)
+    x = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
+    out = matrix_at(table, table[row + 4], tokens, table[row + 5], floats)
+    planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
+    counters, mask = _counters(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)
         if panel >= panels:
             break
         for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
-            activate_row(dims[ACTIVATION], up[t], dims[GATED] > 0, gated[t])
-        _quantise_panel(gated, panel, mask, planes, scale, row_sum)
+            activate_row(table[row + 6], x[t], table[row + 7] > 0, out[t])
+        _quantise_panel(out, panel, mask, planes, row_scale, row_sum)
         done += 1
-    return finish(counters, phase, done, panels, table, following)
+    state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])
+
+
+# Op of a program rewritten for the compiled call → its kernel.
+ROWS = {
+    "norm_quantise": norm_quantise, "linear": linear, "rope_store": rope_store, "attend": attend_spans,
+    "merge_quantise": merge_quantise, "activate_quantise": activate_quantise,
+}  # fmt: skip
+
+
+def op_address(op: str, planes: np.dtype, pages: np.dtype) -> int:
+    """The address of an op's kernel for these dtypes of planes and pages, compiled if it is not."""
+    return address_of(ROWS[op], np.dtype(np.int64), np.dtype(np.int64), planes, pages)
 
 
 @kernel
 def participate(table, planes_like, pages_like):
-    """One thread's way through all blocks: a participant of team.launch. table: HEADER, DIMS, then each block's addresses."""
-    dims = table[len(HEADER) : BLOCKS]
-    hidden, heads, kv_heads, dim = dims[HIDDEN], dims[HEADS], dims[KV_HEADS], dims[HEAD_DIM]
-    q_rows, inner, page, kv_dim = heads * dim, dims[INTERMEDIATE], dims[PAGE], dims[KV_DIM]
-    norm_bias = hidden if dims[LAYER_NORM] else 0
-    kv_size = dims[PAGES] * kv_heads * page
-    units = kv_size if dims[INT8_KV] else 0
-    qkv_rows, up_rows = q_rows + 2 * kv_heads * dim, inner * (2 if dims[GATED] else 1)
-    tokens, team, spans, count = table[TOKENS_AT], table[TEAM], table[SPANS], table[COUNT]
-    ints, ints_32, floats, doubles = (
-        np.empty(0, np.int64),
-        np.empty(0, np.int32),
-        np.empty(0, np.float32),
-        np.empty(0, np.float64),
-    )
-    bytes_, halves = np.empty(0, np.int8), np.empty(0, np.uint16)
-    like = (bytes_, floats)
-    numbers = array_at(table, NUMBERS, 2, doubles)
-    eps, scale = numbers[0], np.float32(numbers[1])
-    x = matrix_at(table, X, tokens, hidden, floats)
-    cos_sin = matrix_at(table, COS_SIN, tokens, table[ROPE_DIMS], floats)
-    positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
-    slots, tables = (
-        array_at(table, SLOTS_AT, tokens, ints),
-        matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], ints_32),
-    )
-    normed, qkv = matrix_at(table, NORMED, tokens, hidden, floats), matrix_at(table, QKV_OUT, tokens, qkv_rows, floats)
-    attended, up = matrix_at(table, ATTENDED, tokens, q_rows, floats), matrix_at(table, UP_OUT, tokens, up_rows, floats)
-    gated = matrix_at(table, GATED_OUT, tokens, inner, floats)
-    planes = array_at(table, PLANES, table[PLANES_SIZE], planes_like)
-    row_scale, row_sum = array_at(table, ROW_SCALE, tokens, doubles), matrix_at(table, ROW_SUM, tokens, 2, ints_32)
-    partial = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats)
-    counters = array_at(table, COUNTERS, count * PHASES * SLOTS, ints)
-    sums = np.empty((tokens + TOKENS) * 32, np.float64)
-    mask = np.empty(0, np.int8)
-    phase = np.int64(0)
-    for b in range(count):
-        at = BLOCKS + b * WIDTH
-        norm_1, bias_1 = array_at(table, at, hidden, floats), array_at(table, at + 1, norm_bias, floats)
-        norm_2, bias_2 = array_at(table, at + 2, hidden, floats), array_at(table, at + 3, norm_bias, floats)
-        k, v = (
-            array_at(table, at + 4, kv_size * kv_dim, pages_like),
-            array_at(table, at + 5, kv_size * kv_dim, pages_like),
-        )
-        k_scale, v_scale = array_at(table, at + 6, units, halves), array_at(table, at + 7, units, halves)
-        slopes = array_at(table, at + 8, heads, floats)
-        after = at + WIDTH + QKV if b + 1 < count else 0
-        phase = _norm_phase(
-            counters, phase, table, at + QKV, x, norm_1, bias_1, eps, normed, mask, planes, row_scale, row_sum
-        )
-        phase = _linear_phase(
-            counters, phase, team, table, at + QKV, 0, qkv_rows, hidden, dims[QKV_BIAS] > 0, normed, planes, row_scale, row_sum,
-            sums, like, qkv, False,
-        )  # fmt: skip
-        phase = _cache_phase(counters, phase, table, 0, qkv, cos_sin, dims, slots, k, v, k_scale, v_scale)
-        phase = _attention_phase(
-            counters, phase, table, at + OUT, team, qkv, dims, k, v, k_scale, v_scale, tables, sequences, positions, slopes,
-            scale, partial, spans, attended,
-        )  # fmt: skip
-        phase = _gather_phase(
-            counters,
-            phase,
-            table,
-            at + OUT,
-            dims,
-            positions,
-            partial,
-            spans,
-            attended,
-            mask,
-            planes,
-            row_scale,
-            row_sum,
-        )
-        phase = _linear_phase(
-            counters, phase, team, table, at + OUT, at + UP, hidden, q_rows, dims[OUT_BIAS] > 0, attended, planes, row_scale,
-            row_sum, sums, like, x, True,
-        )  # fmt: skip
-        phase = _norm_phase(
-            counters, phase, table, at + UP, x, norm_2, bias_2, eps, normed, mask, planes, row_scale, row_sum
-        )
-        phase = _linear_phase(
-            counters, phase, team, table, at + UP, at + DOWN, up_rows, hidden, dims[MLP_BIAS] > 0, normed, planes, row_scale,
-            row_sum, sums, like, up, False,
-        )  # fmt: skip
-        phase = _activation_phase(counters, phase, table, at + DOWN, dims, up, gated, mask, planes, row_scale, row_sum)
-        phase = _linear_phase(
-            counters, phase, team, table, at + DOWN, after, hidden, inner, dims[MLP_BIAS] > 0, gated, planes, row_scale,
-            row_sum, sums, like, x, True,
-        )  # fmt: skip
+    """One thread's way through all rows: a participant of team.launch."""
+    sums = np.empty((table[TOKENS_AT] + TOKENS) * 32, np.float64)
+    state = np.zeros(3, np.int64)
+    state[SUMS] = sums.ctypes.data
+    for i in range(table[ROWS_AT]):
+        state[ROW] = table[FIRST_ROW] + i * WIDTH
+        call_op(table[state[ROW]], table, state)
+    sums[0] = 0.0  # which keeps it alive until here

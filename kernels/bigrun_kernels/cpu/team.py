@@ -135,6 +135,21 @@ def _call(typingctx, address, table):
     return types.void(types.int64, table), generate
 
 
+@intrinsic
+def call_op(typingctx, address, table, state):
+    """Calls a compiled kernel of (table, state, array, array) through a function pointer, as `_call` does."""
+    kinds = [table, state, table, table]
+
+    def generate(context, builder, signature, args):
+        kind = context.call_conv.get_function_type(types.none, kinds)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        nothing = ir.Constant(args[1].type, None)
+        context.call_conv.call_function(builder, function, types.none, kinds, [args[1], args[2], nothing, nothing])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, table, state), generate
+
+
 @parallel_kernel
 def _launch(address, table, team):
     for _ in prange(team):
@@ -142,11 +157,11 @@ def _launch(address, table, team):
 
 
 @cache
-def _address(participant, first, second):
-    """The address of a kernel compiled for arrays of these dtypes, which stays where it is."""
-    kinds = tuple(typeof(np.empty(0, dtype)) for dtype in (np.dtype(np.int64), first, second))
-    participant.compile(kinds)
-    compiled = participant.overloads[kinds]
+def address_of(compilable, *dtypes):
+    """The address of a kernel compiled for flat arrays of these dtypes, which stays where it is."""
+    kinds = tuple(typeof(np.empty(0, dtype)) for dtype in dtypes)
+    compilable.compile(kinds)
+    compiled = compilable.overloads[kinds]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
@@ -160,7 +175,7 @@ def launch(participant, table: np.ndarray, first: np.ndarray, second: np.ndarray
 
     table: int64, where the participant finds everything; first, second: empty flat arrays, for their dtypes.
     """
-    _launch(_address(participant, first.dtype, second.dtype), table, get_num_threads())
+    _launch(address_of(participant, np.dtype(np.int64), first.dtype, second.dtype), table, get_num_threads())
 
 
 @kernel

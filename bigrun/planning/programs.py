@@ -1,0 +1,47 @@
+"""The programs that a plan's devices would execute: what `bigrun plan --programs` prints."""
+
+from typing import Any
+
+from bigrun.model.program import Program, lower, lower_experts, rewrite
+from bigrun.model.spec import ModelSpec
+from bigrun.planning.plan import Plan
+from bigrun.planning.report import describe_parts
+
+
+def planned_programs(spec: ModelSpec, plan: Plan) -> list[dict[str, Any]]:
+    """Each kind of program once, in the order of execution: the parts that it is of, the target that it is rewritten for
+    (host, gpu, or the CPU's compiled call), the steps in words, and what they take for a token."""
+    gpus = {device.name for device in plan.devices if device.kind == "gpu" and not device.virtual}
+    homes = {placement.part: placement.decode_on for placement in plan.placements}
+    parts: dict[tuple[str, Program], list[str]] = {}
+    for part in spec.parts:
+        block = spec.block_of(part.name)
+        if block is None:
+            continue
+        experts = part.name.endswith(".experts")
+        # whole int8 blocks in the exact mode are the compiled call's; others go op by op
+        plain = plan.weights == "int8" and not plan.skip and not experts
+        target = "gpu" if homes.get(part.name) in gpus else "compiled" if plain else "host"
+        program = rewrite(lower_experts(block) if experts else lower(block), target)
+        parts.setdefault((target, program), []).append(part.name)
+    result = []
+    for (target, program), names in parts.items():
+        steps = [str(step) for step in program.steps]
+        result.append({
+            "parts": describe_parts(tuple(names)), "target": target, "steps": steps,
+            "products": sum(step.products for step in program.steps),
+            "products_per_context_token": sum(step.scores for step in program.steps),
+            "entries": sum(step.entries for step in program.steps),
+        })  # fmt: skip
+    return result
+
+
+def programs_text(programs: list[dict[str, Any]]) -> str:
+    """The same for a person."""
+    lines = []
+    for each in programs:
+        lines += [
+            f"{each['parts']} ({each['target']}): {each['products']:,} products a token",
+            *(f"  {s}" for s in each["steps"]),
+        ]
+    return "\n".join(lines)
