@@ -79,7 +79,9 @@ class Model:
             else np.zeros(self.block.heads, np.float32)
         )
         self.caches = [BlockCache(self.pages(), self.pages(), slopes) for _ in self.blocks]
-        self.run_compiled = CompiledBlocks(self.ops, self.block, self.blocks, self.caches, self.work)
+        self.run_compiled = CompiledBlocks(
+            self.ops, rewrite(lower(self.block), "compiled"), self.blocks, self.caches, self.work
+        )
         each = pages_per_sequence(self.context)
         self.tables = np.random.default_rng(0).permutation(self.batch * each).astype(np.int32).reshape(self.batch, each)
 

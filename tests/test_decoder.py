@@ -110,9 +110,8 @@ def weights_of(block: Block, tensors: dict[str, torch.Tensor], convert: Callable
     return {name: norm(name) if name.endswith("_norm") else linear(name) for name in lower(block).weights}
 
 
-@pytest.mark.parametrize("mode", ["exact", "llm.int8"])
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_both_backends_execute_one_description_alike(block: Block, mode: str) -> None:
+def walked(block: Block, mode: str) -> list[torch.Tensor]:
+    """A prompt through one block by the CPU's backend and by the reference's."""
     generator = torch.Generator().manual_seed(3)
     tensors = random_weights(block, generator)
     tokens, spec = 70, ModelSpec("t", "llama", 64, 64, (block,), 128, True, "float32")
@@ -154,5 +153,12 @@ def test_both_backends_execute_one_description_alike(block: Block, mode: str) ->
             mine,
         )
         results.append(torch.as_tensor(mine))
+    return results
+
+
+@pytest.mark.parametrize("mode", ["exact", "llm.int8"])
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_both_backends_execute_one_description_alike(block: Block, mode: str) -> None:
+    results = walked(block, mode)
     # an entry that falls on the other side of a rounding edge changes its neighbours by one part in some thousands
     assert error(results[0], results[1]) <= (1e-4 if mode == "exact" else 5e-3)

@@ -3,7 +3,7 @@
 The steps of the blocks' programs become rows of a table of addresses and numbers; this object keeps the arrays alive.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.forward import BlockCache, StepArrays
 from bigrun.execute.supported import unsupported
 from bigrun.model.buffers import PAGE_TOKENS, SPAN_TOKENS
-from bigrun.model.program import Program, X, lower, rewrite
+from bigrun.model.program import Program, Step, X, lower, rewrite
 from bigrun.model.spec import Block
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import ACTIVATIONS
@@ -29,25 +29,24 @@ def compilable(block: Block, weights: BlockWeights) -> bool:
 
 
 class CompiledBlocks:
-    """Consecutive blocks of one description, with their caches and the step's buffers of their device."""
+    """Consecutive blocks of one program, rewritten for the compiled call, with their caches and the step's buffers."""
 
     def __init__(
-        self, ops: CpuOps, block: Block, weights: Sequence[BlockWeights], caches: Sequence[BlockCache],
+        self, ops: CpuOps, program: Program, weights: Sequence[BlockWeights], caches: Sequence[BlockCache],
         work: Mapping[str, Any],
     ):  # fmt: skip
         from bigrun_kernels.cpu import blocks, team
         from bigrun_kernels.cpu.planes import FORMS
 
         self._kernel, self._launch, self._work = blocks, team.launch, work
-        self._program = rewrite(lower(block), "compiled")
+        self._program = program
         self._held = list(weights), list(caches)  # whose arrays the rows point to
         self._likes = np.empty(0, FORMS[ops.form]), np.empty(0, caches[0].k.values.dtype)
         self.counters = np.zeros(len(weights) * len(self._program.steps) * blocks.SLOTS, np.int64)
         self._numbers: list[float] = []
         names = [*blocks.HEADER, X, *(name for name, _ in self._program.widths if name != "cos_sin")]
         self._where = {name: i for i, name in enumerate(names)}
-        parts = zip(weights, caches, strict=True)
-        rows = [row for w, cache in parts for row in self._rows(block, self._program, w, cache)]
+        rows = [self._row(step, w, cache) for w, cache in zip(weights, caches, strict=True) for step in program.steps]
         self._rows_of_block = len(self._program.steps)
         self._tables = [self._laid(rows)]
         if len(weights) > 1:
@@ -61,36 +60,20 @@ class CompiledBlocks:
         for table in self._tables:
             table[: len(names)] = [_number(held.get(name, 0)) for name in names]
 
-    def _rows(self, block: Block, program: Program, w: BlockWeights, cache: BlockCache) -> Iterator[list[Any]]:
-        """A row for each step: its op, a place for what follows, its arguments (blocks.py says which)."""
-        widths, where = {**dict(program.widths), X: block.hidden}, self._where
-        k, v = cache.k, cache.v
-        pages = [k.values, v.values, k.scale, v.scale, k.values.size, k.scale.size]
-        for step in program.steps:
-            reads = next((name for name in step.reads if name != "cos_sin"), X)
-            head: list[Any] = [self._kernel.op_address(step.op, self._likes[0].dtype, self._likes[1].dtype), 0]
-            attribute = step.attribute
-            if step.op == "norm_quantise":
-                norm = w[step.weights[0]]
-                head += [where[reads], where[step.writes], step.width, norm.weight, norm.bias, norm.bias.size]
-                yield [*head, self._numbered(attribute["eps"])]
-            elif step.op == "linear":
-                weight = w[step.weights[0]]
-                head += [where[reads], step.columns, where[step.writes], step.width, weight.values, weight.scale]
-                yield [*head, weight.bias, weight.bias.size, step.adds]
-            elif step.op in ("rope_store", "attend"):
-                sizes = [attribute[name] for name in ("heads", "kv_heads", "head_dim")]
-                head += [where[reads], widths[reads], *sizes, k.values.shape[3], PAGE_TOKENS, *pages]
-                if step.op == "attend":
-                    head += [cache.slopes, self._numbered(attribute["scale"]), where[step.writes], step.width]
-                yield head
-            elif step.op == "merge_quantise":
-                yield [*head, where[reads], step.width, attribute["heads"], k.values.shape[3], PAGE_TOKENS]
-            else:
-                kind = ACTIVATIONS[attribute["kind"]]
-                yield [*head, where[reads], widths[reads], where[step.writes], step.width, kind, attribute["gated"]]
+    def _row(self, step: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+        """A row: the address of its op, a place for what follows, its arguments (blocks.py says which)."""
+        address = self._kernel.op_address(step.op, self._likes[0].dtype, self._likes[1].dtype)
+        return [address, 0, *ARGUMENTS[step.op](self, step, w, cache)]
 
-    def _numbered(self, value: float) -> int:
+    def place(self, buffer: str) -> int:
+        """Where the table has the address of a buffer."""
+        return self._where[buffer]
+
+    def width(self, buffer: str) -> int:
+        """Entries a token of a buffer that the program writes."""
+        return dict(self._program.widths)[buffer]
+
+    def number(self, value: float) -> int:
         """The number of a float in the table of numbers."""
         if value not in self._numbers:
             self._numbers.append(value)
@@ -132,6 +115,46 @@ class CompiledBlocks:
             table[0] = rows = (len(table) - len(self._where)) // kernel.WIDTH
             self.counters[: rows * kernel.SLOTS] = 0
             self._launch(kernel.participate, table, *self._likes)
+
+
+def _norm_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    norm = w[s.weights[0]]
+    sizes = [run.place(s.reads[0]), run.place(s.writes), s.width]
+    return [*sizes, norm.weight, norm.bias, norm.bias.size, run.number(s.attribute["eps"])]
+
+
+def _linear(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    weight = w[s.weights[0]]
+    sizes = [run.place(s.reads[0]), s.columns, run.place(s.writes), s.width]
+    return [*sizes, weight.values, weight.scale, weight.bias, weight.bias.size, s.adds]
+
+
+def _rope_store(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    k, v = cache.k, cache.v
+    sizes = [s.attribute[name] for name in ("heads", "kv_heads", "head_dim")]
+    pages = [k.values, v.values, k.scale, v.scale, k.values.size, k.scale.size]
+    return [run.place("qkv"), run.width("qkv"), *sizes, k.values.shape[3], PAGE_TOKENS, *pages]
+
+
+def _attend(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    out = [run.place(s.writes), s.width]
+    return [*_rope_store(run, s, w, cache), cache.slopes, run.number(s.attribute["scale"]), *out]
+
+
+def _merge_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    return [run.place(s.writes), s.width, s.attribute["heads"], cache.k.values.shape[3], PAGE_TOKENS]
+
+
+def _activate_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    read, kind = s.reads[0], ACTIVATIONS[s.attribute["kind"]]
+    return [run.place(read), run.width(read), run.place(s.writes), s.width, kind, s.attribute["gated"]]
+
+
+# The arguments of a row, by its op: what the kernel of blocks.ROWS reads.
+ARGUMENTS: dict[str, Callable[[CompiledBlocks, Step, BlockWeights, BlockCache], list[Any]]] = {
+    "norm_quantise": _norm_quantise, "linear": _linear, "rope_store": _rope_store, "attend": _attend,
+    "merge_quantise": _merge_quantise, "activate_quantise": _activate_quantise,
+}  # fmt: skip
 
 
 def _number(value: Any) -> int:

@@ -43,7 +43,8 @@ class CpuEngine:
             while stop in self.blocks and self._compilable(stop) and self.spec.blocks[stop] == self.spec.blocks[first]:
                 stop += 1
             weights, caches = [self.blocks[i] for i in range(first, stop)], [self.caches[i] for i in range(first, stop)]
-            runs[first] = stop, CompiledBlocks(ops, self.spec.blocks[first], weights, caches, self.work)
+            program = rewrite(lower(self.spec.blocks[first]), "compiled")
+            runs[first] = stop, CompiledBlocks(ops, program, weights, caches, self.work)
             done = stop
         return runs
 

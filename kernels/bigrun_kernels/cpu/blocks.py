@@ -55,7 +55,7 @@ def norm_quantise(table, state, planes_like, pages_like):
     weight, bias = array_at(table, row + 5, width, floats), array_at(table, row + 6, table[row + 7], floats)
     eps = array_at(table, NUMBERS, table[row + 8] + 1, np.empty(0, np.float64))[table[row + 8]]
     planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
-    counters, mask = _counters(table), np.empty(0, np.int8)
+    counters, mask = counters_of(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)
@@ -69,7 +69,7 @@ def norm_quantise(table, state, planes_like, pages_like):
 
 
 @kernel
-def _counters(table):
+def counters_of(table):
     return array_at(table, COUNTERS, table[ROWS_AT] * SLOTS, np.empty(0, np.int64))
 
 
@@ -98,7 +98,7 @@ def linear(table, state, planes_like, pages_like):
     planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
     sums = array_at(state, SUMS, (tokens + TOKENS) * 32, np.empty(0, np.float64))
     most = (TASK_BYTES + quads * 64 - 1) // (quads * 64)
-    counters, none = _counters(table), np.empty(0, np.int64)
+    counters, none = counters_of(table), np.empty(0, np.int64)
     done = 0
     while True:
         step = share(counters, phase, panels, most, team)
@@ -134,7 +134,7 @@ def rope_store(table, state, planes_like, pages_like):
     )
     heads, kv_heads, size, dim, page = table[row + 4], table[row + 5], table[row + 6], table[row + 7], table[row + 8]
     k, v, k_scale, v_scale = _pages(table, row + 9, pages_like)
-    slots, counters = array_at(table, SLOTS_AT, tokens, np.empty(0, np.int64)), _counters(table)
+    slots, counters = array_at(table, SLOTS_AT, tokens, np.empty(0, np.int64)), counters_of(table)
     group, total, done = heads // kv_heads, tokens * kv_heads, 0
     while True:
         task = claim(counters, phase, 1)
@@ -168,7 +168,7 @@ def attend_spans(table, state, planes_like, pages_like):
     scale = np.float32(array_at(table, NUMBERS, number + 1, np.empty(0, np.float64))[number])
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
     tables = matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], np.empty(0, np.int32))
-    partial, counters = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats), _counters(table)
+    partial, counters = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats), counters_of(table)
     split, done = spans > 0, 0
     if split:
         total = tokens * kv_heads * spans
@@ -205,7 +205,7 @@ def merge_quantise(table, state, planes_like, pages_like):
     positions = array_at(table, POSITIONS, tokens, np.empty(0, np.int64))
     partial = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats)
     planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
-    counters, mask = _counters(table), np.empty(0, np.int8)
+    counters, mask = counters_of(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)
@@ -227,7 +227,7 @@ def activate_quantise(table, state, planes_like, pages_like):
     x = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
     out = matrix_at(table, table[row + 4], tokens, table[row + 5], floats)
     planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
-    counters, mask = _counters(table), np.empty(0, np.int8)
+    counters, mask = counters_of(table), np.empty(0, np.int8)
     panels, done = (tokens + TOKENS - 1) // TOKENS, 0
     while True:
         panel = claim(counters, phase, 1)

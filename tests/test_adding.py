@@ -1,0 +1,116 @@
+"""The guides docs/adding-an-op.md and docs/adding-a-family.md: their code is executed, and does what they say."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import edit_config, llama, rewrite, state
+from test_compiled import BLOCK, Model, rows
+from test_decoder import walked
+
+from bigrun import Runner, plan
+from bigrun.errors import CheckpointError
+from bigrun.execute import compiled, forward
+from bigrun.execute.supported import unsupported
+from bigrun.model import program
+from bigrun.model.families import registry
+from bigrun_kernels.cpu import blocks
+from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.ops import EXECUTES
+from bigrun_kernels.reference_ops import ReferenceOps
+
+DOCS = Path(__file__).parent.parent / "docs"
+TABLES: tuple[Any, ...] = (
+    *EXECUTES.values(), forward.EXECUTE, blocks.ROWS, compiled.ARGUMENTS, registry.BY_NAME, registry.BY_ARCHITECTURE,
+)  # fmt: skip
+
+
+@pytest.fixture
+def guide(tmp_path: Path) -> Iterator[Any]:
+    """Runs the code of a guide; what it has entered in any table is taken out afterwards."""
+    before = [dict(table) for table in TABLES]
+
+    def run(name: str) -> ModuleType:
+        code = "\n\n".join(re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL))
+        file = tmp_path / f"{Path(name).stem.replace('-', '_')}.py"
+        file.write_text(code)
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield run
+    for table, was in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(was)
+    for backend in (CpuOps, ReferenceOps):
+        if hasattr(backend, "scale"):
+            del backend.scale
+
+
+def test_an_op_is_added_as_its_guide_says(guide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Model(BLOCK, True).step(rows(9), [0] * 9, range(9))
+    step = program.Step("scale", ("x",), "x", attributes=(("factor", 0.5),), width=BLOCK.hidden)
+    lowered = program.lower(BLOCK)
+    unknown = program.rewrite(program.Program((*lowered.steps, step), lowered.widths), "host")
+    assert "the step scale" in unsupported(unknown, "host")
+    toy = guide("adding-an-op.md")
+    scaled = toy.with_scale(lowered, BLOCK.hidden, 0.5)
+    for target in EXECUTES:
+        assert unsupported(program.rewrite(scaled, target), target) == ""
+        other = toy.with_scale(lowered, BLOCK.hidden, 0.5).steps[-1]
+        wrong = replace(other, attributes=(*other.attributes, ("shift", 1)))
+        assert "scale with shift" in unsupported(program.Program((wrong,), ()), target)
+    for module in ("test_compiled", "test_decoder"):
+        monkeypatch.setattr(f"{module}.lower", lambda block: toy.with_scale(lowered, block.hidden, 0.5))
+    both = [Model(BLOCK, form).step(rows(9), [0] * 9, range(9)) for form in (True, False)]
+    assert np.array_equal(*both), "the compiled call and the walker, to the bit"
+    assert not np.array_equal(both[0], plain)
+    cpu, reference = walked(BLOCK, "exact")
+    assert torch.allclose(cpu, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_a_factor_of_one_changes_nothing(guide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Model(BLOCK, True).step(rows(40), [0] * 40, range(40))
+    toy, lowered = guide("adding-an-op.md"), program.lower(BLOCK)
+    monkeypatch.setattr("test_compiled.lower", lambda block: toy.with_scale(lowered, block.hidden, 1.0))
+    assert np.array_equal(Model(BLOCK, True).step(rows(40), [0] * 40, range(40)), plain)
+
+
+def test_a_family_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "llama", tmp_path / "toy"
+    names = {
+        "model.embed_tokens": "words", "model.norm": "last_norm", "lm_head": "logits", "model.layers": "layers",
+        "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "out",
+        "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down", "post_attention_layernorm": "mlp_norm",
+        "input_layernorm": "attention_norm",
+    }  # fmt: skip
+
+    def renamed(name: str) -> str:
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    for folder in (theirs, ours):
+        llama(folder, layers=3)
+    rewrite(ours, {renamed(name): value for name, value in state(ours).items()})
+    edit_config(ours, architectures=["ToyForCausalLM"], model_type="toy")
+    rig: dict[str, Any] = {"gpus": "none", "cpu": "100MB", "context": 64}
+    with pytest.raises(CheckpointError, match="architecture 'ToyForCausalLM' is unknown"):
+        plan(str(ours), **rig)
+    guide("adding-a-family.md")
+    made = plan(str(ours), **rig)
+    assert (made.family, made.parameters) == ("toy", plan(str(theirs), **rig).parameters)
+    assert made.to_device_map()["layers.2"] == "cpu"
+    ids = np.arange(5, 25)[None]
+    with Runner(str(theirs), progress=False, **rig) as llamas, Runner(str(ours), progress=False, **rig) as toys:
+        assert np.array_equal(toys.logits(ids), llamas.logits(ids))
