@@ -44,6 +44,18 @@ def llama(
     return _save(LlamaForCausalLM(full_config), folder, dtype, max_shard_size, tokenizer, seed)
 
 
+def relative(folder: Path, model_type: str, *, layers: int = 2, seed: int = 0, **config: Any) -> Any:
+    """A causal model of a family that is shaped like Llama, such as mistral or qwen2, in `folder`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": False, "rms_norm_eps": 2.0**-17,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **config}))
+    return _save(model, folder, "float32", "1GB", False, seed)
+
+
 def bloom(
     folder: Path, *, dtype: str = "float32", layers: int = 2, hidden: int = 64, heads: int = 4,
     max_shard_size: str = "1GB", tokenizer: bool = False, seed: int = 0, **config: Any,

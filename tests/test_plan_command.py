@@ -274,3 +274,17 @@ def test_the_installed_command_ends_with_3_for_a_rig_too_small() -> None:
     assert done.returncode == 3
     assert "does not fit" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_programs_are_printed_for_each_kind_of_block_and_target() -> None:
+    args = ["plan", "--model", "gemma-2-2b", "--gpus", "1x2GB", "--cpu", "8GB", "--programs"]
+    programs = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["programs"]
+    kinds = {(each["target"], any("window" in step for step in each["steps"])) for each in programs}
+    assert kinds == {(target, window) for target in ("gpu", "compiled") for window in (True, False)}
+    for each in programs:
+        assert each["products"] == 2304 * (4096 + 4096) + 4096 * 2304 + 3 * 2304 * 9216
+        assert each["products_per_context_token"] == 2 * 8 * 256
+    text = CliRunner().invoke(main, args).stdout
+    assert all(step in text for each in programs for step in each["steps"])
+    plain = CliRunner().invoke(main, ["plan", "--model", "gemma-2-2b", "--gpus", "none", "--cpu", "8GB", "--json"])
+    assert "programs" not in json.loads(plain.stdout)

@@ -307,7 +307,7 @@ def _merge(name: str, first: Step, second: Step) -> Step:
 def _quantised(steps: tuple[Step, ...]) -> Iterator[Step]:
     """Steps with what linears read quantised: by the norm or activation that writes it, else by a step of its own."""
     ready = ""  # the buffer whose quantised form is there: one at a time
-    ropes = ("cos_sin",) if any(step.op == "rope" for step in steps) else ()
+    rope = next((step for step in steps if step.op == "rope"), None)
     for step, following in zip(steps, (*steps[1:], None), strict=True):
         feeds = following is not None and following.op == "linear" and step.writes in following.reads
         if step.op == "linear" and ready != step.reads[0]:
@@ -321,6 +321,8 @@ def _quantised(steps: tuple[Step, ...]) -> Iterator[Step]:
             yield Step("merge_quantise", (step.writes,), step.writes, attributes=step.attributes, width=step.width)
             ready = step.writes
         elif step.op == "store":
-            yield replace(step, op="rope_store", reads=(*ropes, *step.reads))
+            attributes = {**dict(rope.attributes if rope else ()), **dict(step.attributes)}
+            reads = (*(("cos_sin",) if rope else ()), *step.reads)
+            yield replace(step, op="rope_store", reads=reads, attributes=tuple(attributes.items()))
         elif step.op != "rope":
             yield step

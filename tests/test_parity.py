@@ -1,0 +1,86 @@
+"""Every step of a block on every backend: what each step leaves in its buffer, of each combination that a family uses.
+
+The CPU's compiled call and its walker are equal to the bit; torch and Triton (its interpreter), which keep 16 bits between
+linears, are near. (tests/test_decoder.py holds the walker to the reference's backend, block by block.)
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+
+from bigrun import Runner
+from bigrun.model.families.registry import FAMILIES
+from bigrun.model.program import X, lower, rewrite
+
+FOLDERS: dict[str, Callable[[Path], Any]] = {
+    "llama": lambda folder: checkpoints.llama(folder, kv_heads=1),
+    "llama with biases, equal heads": lambda folder: checkpoints.llama(folder, bias=True, kv_heads=4, dtype="bfloat16"),
+    "llama, scaled rope": lambda folder: checkpoints.llama(
+        folder, rope_scaling={
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "mistral": lambda folder: checkpoints.relative(folder, "mistral", sliding_window=128, head_dim=16),
+    "qwen2": lambda folder: checkpoints.relative(folder, "qwen2"),
+    "bloom": lambda folder: checkpoints.bloom(folder),
+    "opt": lambda folder: checkpoints.opt(folder),
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 200, 13)
+BAR = 4e-3  # of float16 between linears, as of test_gpu_engine.py
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("parity")
+    FOLDERS[request.param](path)
+    return path
+
+
+def test_every_family_that_runs_is_here() -> None:
+    assert {family.name for family in FAMILIES if family.sources} == {name.split(",")[0].split()[0] for name in FOLDERS}
+
+
+def left(runner: Runner, device: str, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """The buffers that the last block's steps have written, of a prompt and of a token after it."""
+    engine: Any = runner.executor.engines[device]
+    runner.executor.clear(0)
+    for ids in (IDS[:count], IDS[-1:]):
+        runner.executor.forward({0: ids})
+        names = {step.writes for step in rewrite(lower(runner.spec.blocks[-1]), "host").steps} - {"kv"}
+        work = {name: engine.work["inner" if name == "up" and "inner" in engine.work else name] for name in names}
+        yield {name: torch.as_tensor(value[: len(ids)]).float().numpy().copy() for name, value in work.items()}
+
+
+def test_the_compiled_call_leaves_what_the_walker_leaves(folder: Path) -> None:
+    with Runner(str(folder), gpus="none", cpu="100MB", context=64, progress=False) as runner:
+        compiled = list(left(runner, "cpu", 13))
+        engine: Any = runner.executor.engines["cpu"]
+        assert engine.compiled, "these blocks are the compiled call's"
+        engine.compiled = {}
+        for ours, theirs in zip(compiled, left(runner, "cpu", 13), strict=True):
+            assert ours.keys() == theirs.keys() >= {X, "qkv", "attention", "up"}
+            for name in ours:
+                assert np.array_equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_gpus_leave_what_the_cpu_leaves(folder: Path, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGRUN_GPU", "emulate")
+    options: dict[str, Any] = {"cpu": "100MB", "context": 64, "progress": False, "mode": "exact"}
+    with (
+        Runner(str(folder), gpus="none", **options) as host,
+        Runner(str(folder), gpus="1x100MB", kernels=kernels, **options) as card,
+    ):
+        for ours, theirs in zip(left(card, "cuda:0", 9), left(host, "cpu", 9), strict=True):
+            for name in ours.keys() - {"up"}:  # which the host's activation may have been computed in
+                columns = slice(
+                    host.spec.blocks[0].q_rows if name == "qkv" else None
+                )  # Triton rotates keys into the cache
+                a, b = ours[name][:, columns], theirs[name][:, columns]
+                assert np.linalg.norm(a - b) / np.linalg.norm(b) < BAR, name
