@@ -282,7 +282,7 @@ def test_programs_are_printed_for_each_kind_of_block_and_target() -> None:
     kinds = {(each["target"], any("window" in step for step in each["steps"])) for each in programs}
     assert kinds == {(target, window) for target in ("gpu", "compiled") for window in (True, False)}
     for each in programs:
-        assert each["products"] == 2304 * (4096 + 4096) + 4096 * 2304 + 3 * 2304 * 9216
+        assert each["products"] == 2304 * 4096 + 2048 * 2304 + 3 * 2304 * 9216
         assert each["products_per_context_token"] == 2 * 8 * 256
     text = CliRunner().invoke(main, args).stdout
     assert all(step in text for each in programs for step in each["steps"])
