@@ -23,6 +23,8 @@ from bigrun.model import program
 from bigrun.model.families import registry
 from bigrun_kernels.cpu import blocks
 from bigrun_kernels.cpu.ops import CpuOps
+from bigrun_kernels.gpu.torch_ops import TorchOps
+from bigrun_kernels.gpu.triton_ops import TritonOps
 from bigrun_kernels.ops import EXECUTES
 from bigrun_kernels.reference_ops import ReferenceOps
 
@@ -52,7 +54,7 @@ def guide(tmp_path: Path) -> Iterator[Any]:
     for table, was in zip(TABLES, before, strict=True):
         table.clear()
         table.update(was)
-    for backend in (CpuOps, ReferenceOps):
+    for backend in (CpuOps, ReferenceOps, TorchOps, TritonOps):
         if hasattr(backend, "scale"):
             del backend.scale
 
@@ -75,6 +77,11 @@ def test_an_op_is_added_as_its_guide_says(guide: Any, monkeypatch: pytest.Monkey
     both = [Model(BLOCK, form).step(rows(9), [0] * 9, range(9)) for form in (True, False)]
     assert np.array_equal(*both), "the compiled call and the walker, to the bit"
     assert not np.array_equal(both[0], plain)
+    x = torch.from_numpy(rows(70))
+    for backend in (TorchOps, TritonOps):
+        mine = x.clone()
+        backend.scale(None, mine, 0.5)  # type: ignore[attr-defined]
+        assert torch.equal(mine, toy.scale_reference(x, 0.5)), backend
     cpu, reference = walked(BLOCK, "exact")
     assert torch.allclose(cpu, reference, rtol=1e-4, atol=1e-4)
 
