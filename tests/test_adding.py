@@ -18,9 +18,9 @@ from test_decoder import walked
 from bigrun import Runner, plan
 from bigrun.errors import CheckpointError
 from bigrun.execute import compiled, forward
-from bigrun.execute.supported import unsupported
 from bigrun.model import program
 from bigrun.model.families import registry
+from bigrun.model.program import unsupported
 from bigrun_kernels.cpu import blocks
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.gpu.torch_ops import TorchOps

@@ -28,6 +28,7 @@ NOTHING = np.empty(0, np.float32)
 MORE = {
     **{name: block for name, block in BLOCKS.items() if name != "one-norm"},
     "odd-heads": replace(BLOCK, head_dim=12, rope=replace(BLOCK.rope, dims=12)),
+    "a rope that is not used": replace(BLOCK, positions="none"),
     "odd-everything": replace(BLOCK, hidden=90, intermediate=70, heads=3, kv_heads=1),
 }
 

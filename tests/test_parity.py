@@ -84,3 +84,10 @@ def test_gpus_leave_what_the_cpu_leaves(folder: Path, kernels: str, monkeypatch:
                 )  # Triton rotates keys into the cache
                 a, b = ours[name][:, columns], theirs[name][:, columns]
                 assert np.linalg.norm(a - b) / np.linalg.norm(b) < BAR, name
+
+
+def test_nothing_is_compiled_that_is_not_called(folder: Path) -> None:
+    with Runner(str(folder), gpus="none", cpu="100MB", context=64, progress=False, mode="llm.int8") as runner:
+        engine: Any = runner.executor.engines["cpu"]
+        assert not engine.compiled
+        assert np.isfinite(runner.logits(IDS[None])).all()

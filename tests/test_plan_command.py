@@ -280,11 +280,32 @@ def test_programs_are_printed_for_each_kind_of_block_and_target() -> None:
     args = ["plan", "--model", "gemma-2-2b", "--gpus", "1x2GB", "--cpu", "8GB", "--programs"]
     programs = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["programs"]
     kinds = {(each["target"], any("window" in step for step in each["steps"])) for each in programs}
-    assert kinds == {(target, window) for target in ("gpu", "compiled") for window in (True, False)}
+    assert kinds == {(target, window) for target in ("gpu", "host") for window in (True, False)}
     for each in programs:
         assert each["products"] == 2304 * 4096 + 2048 * 2304 + 3 * 2304 * 9216
         assert each["products_per_context_token"] == 2 * 8 * 256
+        assert each["refused"] == "the step add"
     text = CliRunner().invoke(main, args).stdout
     assert all(step in text for each in programs for step in each["steps"])
     plain = CliRunner().invoke(main, ["plan", "--model", "gemma-2-2b", "--gpus", "none", "--cpu", "8GB", "--json"])
     assert "programs" not in json.loads(plain.stdout)
+
+
+def test_programs_say_which_blocks_are_the_compiled_calls() -> None:
+    args = [
+        "plan",
+        "--model",
+        "llama-3.2-1b",
+        "--gpus",
+        "none",
+        "--cpu",
+        "8GB",
+        "--skip",
+        "blocks.3,embed",
+        "--programs",
+        "--json",
+    ]
+    programs = json.loads(CliRunner().invoke(main, args).stdout)["programs"]
+    assert {(each["parts"], each["target"], each["refused"]) for each in programs} == {
+        ("blocks 0-2, 4-15", "compiled", ""), ("blocks 3", "host", ""),
+    }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bigrun.model.catalog.lookup import ENTRIES
-from bigrun.model.program import NORMED, Program, buffer_widths, lower, lower_experts, programs, rewrite
+from bigrun.model.program import NORMED, Program, Step, buffer_widths, lower, lower_experts, programs, rewrite
 from bigrun.model.spec import Block, Experts, Latent, Rope, block_tensors, expert_tensors
 
 BLOCK = Block(
@@ -112,3 +112,39 @@ def test_a_model_has_the_widest_buffers_of_its_blocks() -> None:
     assert widths["routes"] == 256
     assert widths["up"] == 2 * 18432  # of the first three, which are no mixtures
     assert widths["qkv"] == 128 * (128 + 64) + 1536 + 512 + 64
+
+
+def test_an_activation_is_in_no_place_that_it_reads_on_a_gpu() -> None:
+    mixture = replace(MIXTURE, gated=False, experts=Experts(8, 2, 32, shared=16, shared_gate=True))
+    steps = rewrite(lower(mixture), "gpu").steps
+    first = next(i for i, step in enumerate(steps) if step.op == "activate")
+    assert [(step.op, step.reads, step.writes) for step in steps[first:]] == [
+        ("activate", ("up",), "inner"), ("gate", (NORMED, "inner"), "inner"), ("linear", ("inner",), "x"),
+    ]  # fmt: skip
+
+
+def test_what_the_experts_read_is_not_written_over() -> None:
+    block = replace(MIXTURE, after_norms=True)
+    after = lower(block).steps
+    last_norm = max(i for i, step in enumerate(after) if step.weights == ("mlp_norm",))
+    assert all(step.writes != NORMED for step in after[last_norm + 1 :])
+
+
+def test_a_linear_never_reads_planes_of_what_was_written_since() -> None:
+    plain = lower(replace(BLOCK, mlp_norm=False))
+    second = next(i for i, step in enumerate(plain.steps) if step.weights == ("up",))
+    scale = Step("scale", (NORMED,), NORMED, width=64)
+    changed = replace(plain, steps=(*plain.steps[:1], scale, *plain.steps[1:second], scale, *plain.steps[second:]))
+    for program in (plain, changed):
+        ready = ""
+        for step in rewrite(program, "compiled").steps:
+            if step.op == "linear":
+                assert ready == step.reads[0]
+            elif step.op.endswith("quantise"):
+                ready = step.writes
+            elif step.writes == ready:
+                ready = ""
+
+
+def test_nothing_is_rewritten_into_nothing() -> None:
+    assert rewrite(lower_experts(BLOCK), "compiled").steps == ()

@@ -8,11 +8,10 @@ import checkpoints
 import pytest
 
 from bigrun import CallError, Runner
-from bigrun.execute import supported
 from bigrun.execute.forward import EXECUTE
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.open import model_spec
-from bigrun.model.program import lower, rewrite
+from bigrun.model.program import lower, rewrite, unsupported
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import Experts, Latent, ModelSpec, Rope
 from bigrun.session import steps
@@ -53,11 +52,11 @@ def test_a_flag_that_the_engines_ignore_is_refused_by_name(name: str) -> None:
 def test_every_op_and_attribute_is_known_or_refused(target: str) -> None:
     """Each step of a plain block, as if it were of another op, or had an attribute more."""
     program = rewrite(lower(spec().blocks[0]), target)
-    assert supported.unsupported(program, target) == ""
+    assert unsupported(program, target) == ""
     for i, step in enumerate(program.steps):
         for changed in (replace(step, op="new"), replace(step, attributes=(*step.attributes, ("new", 1)))):
             steps = (*program.steps[:i], changed, *program.steps[i + 1 :])
-            assert "new" in supported.unsupported(replace(program, steps=steps), target)
+            assert "new" in unsupported(replace(program, steps=steps), target)
 
 
 def test_what_the_walker_executes_is_what_the_table_says() -> None:

@@ -120,10 +120,11 @@ def _write_svg(made: Any, path: str) -> None:
 
 
 def _programs(made: Any, options: Any) -> Any:
+    from bigrun.loading.open import model_spec
+    from bigrun.model.resolve import resolve
     from bigrun.planning.programs import planned_programs
-    from bigrun.session.dry_run import planning_inputs
 
-    return planned_programs(planning_inputs(options)[0], made)
+    return planned_programs(model_spec(resolve(options.model_id), options.revision), made)
 
 
 def _compared(made: Any, options: Any) -> Any:

@@ -10,9 +10,8 @@ import numpy as np
 
 from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.forward import BlockCache, StepArrays
-from bigrun.execute.supported import unsupported
 from bigrun.model.buffers import PAGE_TOKENS, SPAN_TOKENS
-from bigrun.model.program import Program, Step, X, lower, rewrite
+from bigrun.model.program import Program, Step, X, lower, rewrite, unsupported
 from bigrun.model.spec import Block
 from bigrun_kernels.cpu.ops import CpuOps
 from bigrun_kernels.ops import ACTIVATIONS
@@ -44,7 +43,8 @@ class CompiledBlocks:
         self._likes = np.empty(0, FORMS[ops.form]), np.empty(0, caches[0].k.values.dtype)
         self.counters = np.zeros(len(weights) * len(self._program.steps) * blocks.SLOTS, np.int64)
         self._numbers: list[float] = []
-        names = [*blocks.HEADER, X, *(name for name, _ in self._program.widths if name != "cos_sin")]
+        buffers = {name for name, _ in program.widths} - {"cos_sin"}
+        names = [*blocks.HEADER, X, *sorted(buffers)]
         self._where = {name: i for i, name in enumerate(names)}
         rows = [self._row(step, w, cache) for w, cache in zip(weights, caches, strict=True) for step in program.steps]
         self._rows_of_block = len(self._program.steps)
@@ -58,12 +58,14 @@ class CompiledBlocks:
             "planes_size": work["planes"].size // self._likes[0].itemsize, "first_row": len(names),
         }  # fmt: skip
         for table in self._tables:
-            table[: len(names)] = [_number(held.get(name, 0)) for name in names]
+            table[: len(names)] = [_number(held[name] if name in buffers else held.get(name, 0)) for name in names]
 
     def _row(self, step: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
         """A row: the address of its op, a place for what follows, its arguments (blocks.py says which)."""
         address = self._kernel.op_address(step.op, self._likes[0].dtype, self._likes[1].dtype)
-        return [address, 0, *ARGUMENTS[step.op](self, step, w, cache)]
+        row = [address, 0, *ARGUMENTS[step.op](self, step, w, cache)]
+        assert len(row) <= self._kernel.WIDTH, f"a row of {step.op} is longer than WIDTH in blocks.py"
+        return row
 
     def place(self, buffer: str) -> int:
         """Where the table has the address of a buffer."""
@@ -129,16 +131,20 @@ def _linear(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) ->
     return [*sizes, weight.values, weight.scale, weight.bias, weight.bias.size, s.adds]
 
 
-def _rope_store(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+def _pages(run: CompiledBlocks, s: Step, cache: BlockCache) -> list[Any]:
     k, v = cache.k, cache.v
     sizes = [s.attribute[name] for name in ("heads", "kv_heads", "head_dim")]
     pages = [k.values, v.values, k.scale, v.scale, k.values.size, k.scale.size]
     return [run.place("qkv"), run.width("qkv"), *sizes, k.values.shape[3], PAGE_TOKENS, *pages]
 
 
+def _rope_store(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    return [*_pages(run, s, cache), "cos_sin" in s.reads]
+
+
 def _attend(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
     out = [run.place(s.writes), s.width]
-    return [*_rope_store(run, s, w, cache), cache.slopes, run.number(s.attribute["scale"]), *out]
+    return [*_pages(run, s, cache), cache.slopes, run.number(s.attribute["scale"]), *out]
 
 
 def _merge_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:

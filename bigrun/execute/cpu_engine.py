@@ -25,8 +25,9 @@ class CpuEngine:
         self.spec, self.ops, self.arithmetic, self.work, self.ends = spec, ops, arithmetic, work, ends
         self.blocks, self.caches = blocks, caches
         self.programs = {i: rewrite(lower(spec.blocks[i]), "host") for i in blocks}
-        self.compiled = self._compile(ops) if isinstance(ops, CpuOps) else {}
-        rope = spec.blocks[0].rope
+        exact = "exact" in (arithmetic.prefill, arithmetic.decode)  # which is all that the compiled call computes
+        self.compiled = self._compile(ops) if exact and isinstance(ops, CpuOps) else {}
+        rope = spec.blocks[0].rope if spec.blocks[0].positions == "rope" else None
         self._frequencies = rope_frequencies(rope) if rope else None
         self._batch: Batch
         self._step: StepArrays

@@ -50,7 +50,7 @@ class GpuEngine:
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)
         usual = Arithmetic(prefill, "exact", threshold)
         self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
-        rope = spec.blocks[0].rope
+        rope = spec.blocks[0].rope if spec.blocks[0].positions == "rope" else None
         self._frequencies = rope_frequencies(rope) if rope else None
         self._graphs: dict[tuple[int, int, int, str], Any] = {}
         self._capturing = memory.device.type == "cuda" and self.ops.capturable

@@ -9,9 +9,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from bigrun.model.families.registry import BY_NAME
-from bigrun.model.program import Program, lower, lower_experts, rewrite
+from bigrun.model.program import lower, lower_experts, rewrite, unsupported
 from bigrun.model.spec import Block, ModelSpec
-from bigrun_kernels.ops import ACTIVATIONS, EXECUTES
 
 # Fields of a model whose every value the engines execute.
 EXECUTED_OF_A_MODEL = frozenset((
@@ -47,22 +46,6 @@ def _why_not_block(block: Block) -> str:
         for program in (lower(block), lower_experts(block)):
             if why := unsupported(rewrite(program, target), target):
                 return why
-    return ""
-
-
-def unsupported(program: Program, target: str) -> str:
-    """The first step of a program that a target does not execute, in words; "" if it executes all of them."""
-    known = EXECUTES[target]
-    for step in program.steps:
-        of = f" of {', '.join(step.weights)}" if step.weights else ""
-        if step.op not in known:
-            return f"the step {step.op}{of}"
-        for name, value in step.attributes:
-            if name not in known[step.op]:
-                return f"the step {step.op} with {name} = {value!r:.60}"
-        kind = step.attribute.get("kind")
-        if step.op.startswith("activate") and kind not in ACTIVATIONS:
-            return f"the activation {kind}"
     return ""
 
 

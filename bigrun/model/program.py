@@ -19,6 +19,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from bigrun.model.spec import Block, ModelSpec
+from bigrun_kernels.ops import ACTIVATIONS, EXECUTES
 
 X, NORMED, KV = "x", "normed", "kv"
 
@@ -113,7 +114,7 @@ def lower(block: Block) -> Program:
         build.norm(block, X, NORMED, "mlp_norm")
     _mlp(build, block)
     if block.parallel:
-        build.add("add", "side", X, adds=True, width=block.hidden)
+        build.add("add", "side", X, adds=True, width=block.hidden, entries=block.hidden)
     return build.program()
 
 
@@ -180,10 +181,11 @@ def _join(build: _Builder, block: Block, reads: str, writes: str, linear: str, n
     if not block.after_norms:
         build.linear(reads, writes, linear, block.hidden, columns, adds=writes == X, bias=bias)
         return
-    between = NORMED if block.mlp_norm else "between"  # a norm that both halves read is still wanted
+    # a norm that both halves, or the experts, read is still wanted
+    between = NORMED if block.mlp_norm and block.experts is None else "between"
     build.linear(reads, between, linear, block.hidden, columns, bias=bias)
     build.norm(block, between, between, norm)
-    build.add("add", between, writes, adds=writes == X, width=block.hidden)
+    build.add("add", between, writes, adds=writes == X, width=block.hidden, entries=block.hidden)
 
 
 def _mlp(build: _Builder, block: Block) -> None:
@@ -241,9 +243,11 @@ def _rewritten(program: Program, target: str) -> Program:
     if target == "gpu":
         for i, step in enumerate(steps):
             if step.op == "activate" and step.writes in step.reads:
-                steps[i] = replace(step, writes="inner")
-                steps[i + 1] = replace(steps[i + 1], reads=("inner",))
                 widths["inner"] = widths[step.writes]
+                steps[i] = replace(step, writes="inner")
+                for j in range(i + 1, len(steps)):
+                    steps[j] = _renamed(steps[j], step.writes, "inner")
+                break
     return Program(tuple(_merged(tuple(steps))), tuple(widths.items()))
 
 
@@ -262,6 +266,22 @@ def buffer_widths(some: Iterable[Program]) -> dict[str, int]:
     return widths
 
 
+def unsupported(program: Program, target: str) -> str:
+    """The first step of a program that a target does not execute, in words; "" if it executes all of them."""
+    known = EXECUTES[target]
+    for step in program.steps:
+        of = f" of {', '.join(step.weights)}" if step.weights else ""
+        if step.op not in known:
+            return f"the step {step.op}{of}"
+        for name, value in step.attributes:
+            if name not in known[step.op]:
+                return f"the step {step.op} with {name} = {value!r:.60}"
+        kind = step.attribute.get("kind")
+        if step.op.startswith("activate") and kind not in ACTIVATIONS:
+            return f"the activation {kind}"
+    return ""
+
+
 MERGED = {("norm", "linear"): "norm_linear", ("rope", "store"): "rope_store", ("activate", "linear"): "activate_linear"}
 
 
@@ -277,6 +297,12 @@ def _merged(steps: tuple[Step, ...]) -> Iterator[Step]:
             continue
         yield replace(pair[0], op="rope_store") if pair[0].op == "store" else pair[0]
         i += 1
+
+
+def _renamed(step: Step, old: str, new: str) -> Step:
+    """The step with another buffer in the place of one."""
+    reads = tuple(new if name == old else name for name in step.reads)
+    return replace(step, reads=reads, writes=new if step.writes == old else step.writes)
 
 
 def _fits(name: str, first: Step, second: Step) -> bool:
@@ -307,6 +333,8 @@ def _merge(name: str, first: Step, second: Step) -> Step:
 def _quantised(steps: tuple[Step, ...]) -> Iterator[Step]:
     """Steps with what linears read quantised: by the norm or activation that writes it, else by a step of its own."""
     ready = ""  # the buffer whose quantised form is there: one at a time
+    if not steps:
+        return
     rope = next((step for step in steps if step.op == "rope"), None)
     for step, following in zip(steps, (*steps[1:], None), strict=True):
         feeds = following is not None and following.op == "linear" and step.writes in following.reads
@@ -326,3 +354,4 @@ def _quantised(steps: tuple[Step, ...]) -> Iterator[Step]:
             yield replace(step, op="rope_store", reads=reads, attributes=tuple(attributes.items()))
         elif step.op != "rope":
             yield step
+            ready = "" if step.writes == ready else ready

@@ -125,7 +125,7 @@ def _pages(table, row, pages_like):
 @kernel
 def rope_store(table, state, planes_like, pages_like):
     """Rotary embedding of the queries and keys of each key head, and its keys and values into the cache. Row: qkv, its width,
-    heads, key heads, entries of a head and of a page's vector, tokens of a page, then the pages."""
+    heads, key heads, entries of a head and of a page's vector, tokens of a page, then the pages, and whether it rotates."""
     row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
     floats = np.empty(0, np.float32)
     qkv, cos_sin = (
@@ -134,6 +134,7 @@ def rope_store(table, state, planes_like, pages_like):
     )
     heads, kv_heads, size, dim, page = table[row + 4], table[row + 5], table[row + 6], table[row + 7], table[row + 8]
     k, v, k_scale, v_scale = _pages(table, row + 9, pages_like)
+    rotates = table[row + 15] > 0
     slots, counters = array_at(table, SLOTS_AT, tokens, np.empty(0, np.int64)), counters_of(table)
     group, total, done = heads // kv_heads, tokens * kv_heads, 0
     while True:
@@ -141,7 +142,7 @@ def rope_store(table, state, planes_like, pages_like):
         if task >= total:
             break
         t, g = task // kv_heads, task % kv_heads
-        if cos_sin.shape[1]:
+        if rotates:
             for i in range(g * group, (g + 1) * group):
                 rotate_head(qkv[t], i * size, cos_sin[t])
             rotate_head(qkv[t], (heads + g) * size, cos_sin[t])
