@@ -287,6 +287,7 @@ def test_programs_are_printed_for_each_kind_of_block_and_target() -> None:
         assert each["refused"] == "the step add"
     text = CliRunner().invoke(main, args).stdout
     assert all(step in text for each in programs for step in each["steps"])
+    assert text.count("; runs refuse the step add yet") == len(programs)
     plain = CliRunner().invoke(main, ["plan", "--model", "gemma-2-2b", "--gpus", "none", "--cpu", "8GB", "--json"])
     assert "programs" not in json.loads(plain.stdout)
 

@@ -89,12 +89,12 @@ def plan_command(
 
     if compare not in (None, "accelerate"):
         raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
+    if compare and (solve, what_if, target) != (None, None, None):
+        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     options = parse(flags)
     made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
-    if compare and (solve, what_if, target) != (None, None, None):
-        raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     other = _compared(made, options) if compare else None
     steps = _programs(made, options) if programs else None
     if as_json:

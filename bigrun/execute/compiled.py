@@ -47,11 +47,10 @@ class CompiledBlocks:
         names = [*blocks.HEADER, X, *sorted(buffers)]
         self._where = {name: i for i, name in enumerate(names)}
         rows = [self._row(step, w, cache) for w, cache in zip(weights, caches, strict=True) for step in program.steps]
-        self._rows_of_block = len(self._program.steps)
         self._tables = [self._laid(rows)]
         if len(weights) > 1:
-            each = range(0, len(rows), self._rows_of_block)
-            self._tables += [self._laid(rows[first : first + self._rows_of_block]) for first in each]
+            each = len(program.steps)
+            self._tables += [self._laid(rows[first : first + each]) for first in range(0, len(rows), each)]
         self._numbers_held = np.array(self._numbers)
         held = {
             **work, "numbers": self._numbers_held, "counters": self.counters, "partial_size": work["partial"].size,

@@ -226,17 +226,13 @@ def lower_experts(block: Block) -> Program:
     return build.program()
 
 
+@cache
 def rewrite(program: Program, target: str) -> Program:
     """The program as a target executes it.
 
     "host" and "gpu": op by op, neighbours merged into the fused ops of `bigrun_kernels.ops`; on a GPU no activation is in
     place. "compiled": the CPU's compiled call, where what a linear reads is quantised by the step that writes it.
     """
-    return _rewritten(program, target)
-
-
-@cache
-def _rewritten(program: Program, target: str) -> Program:
     if target == "compiled":
         return Program(tuple(_quantised(program.steps)), program.widths)
     steps, widths = list(program.steps), dict(program.widths)

@@ -43,8 +43,7 @@ def programs_text(programs: list[dict[str, Any]]) -> str:
     """The same for a person."""
     lines = []
     for each in programs:
-        lines += [
-            f"{each['parts']} ({each['target']}): {each['products']:,} products a token",
-            *(f"  {s}" for s in each["steps"]),
-        ]
+        refused = f"; runs refuse {each['refused']} yet" if each["refused"] else ""
+        lines.append(f"{each['parts']} ({each['target']}): {each['products']:,} products a token{refused}")
+        lines += [f"  {step}" for step in each["steps"]]
     return "\n".join(lines)

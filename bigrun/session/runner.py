@@ -181,8 +181,7 @@ class Runner:
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
         seed: of the noise: the same seed draws the same tokens.
         """
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        stream = self.stream(prompt, max_new_tokens, raw, **sampling)  # type: ignore[arg-type]
+        stream = self.stream(prompt, max_new_tokens, raw, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         text = "".join(stream)
         return Generation(text, tuple(stream.token_ids), stream.stats)
 
