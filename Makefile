@@ -1,10 +1,11 @@
 # The two commands: `make run` and `make test`. Re-running either is quick: each step leaves a stamp in .venv.
+# `make test-long` has what takes longer: all architectures, long texts, a kill at every call, thousands of damaged files.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint clean
+.PHONY: run test test-long lint clean
 
 run: $(VENV)/.demo
 	$(BIN)/bigrun info
@@ -13,6 +14,9 @@ run: $(VENV)/.demo
 
 test: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.demo $(VENV)/.test
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff format --check .

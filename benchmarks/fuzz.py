@@ -71,10 +71,10 @@ class Hang(BaseException):
 def make_sources(home: Path) -> None:
     """A valid checkpoint of each kind in the folder of its name."""
     import torch
-    from checkpoints import gguf_twin, llama, state
 
     from bigrun.cli.convert import convert_model
     from bigrun.session.options import Options
+    from support.checkpoints import gguf_twin, llama, state
 
     llama(home / "safetensors", **SMALL, tokenizer=True)
     llama(home / "index", **SMALL, max_shard_size="20KB")

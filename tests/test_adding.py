@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_config, llama, rewrite, state
-from test_compiled import BLOCK, Model, rows
-from test_decoder import walked
 
 from bigrun import Runner, plan
 from bigrun.errors import CheckpointError
@@ -27,6 +24,8 @@ from bigrun_kernels.gpu.torch_ops import TorchOps
 from bigrun_kernels.gpu.triton_ops import TritonOps
 from bigrun_kernels.ops import EXECUTES
 from bigrun_kernels.reference_ops import ReferenceOps
+from support.blocks import BLOCK, Model, rows, walked
+from support.checkpoints import edit_config, llama, rewrite, state
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLES: tuple[Any, ...] = (
@@ -72,8 +71,7 @@ def test_an_op_is_added_as_its_guide_says(guide: Any, monkeypatch: pytest.Monkey
         other = toy.with_scale(lowered, BLOCK.hidden, 0.5).steps[-1]
         wrong = replace(other, attributes=(*other.attributes, ("shift", 1)))
         assert "scale with shift" in unsupported(program.Program((wrong,), ()), target)
-    for module in ("test_compiled", "test_decoder"):
-        monkeypatch.setattr(f"{module}.lower", lambda block: toy.with_scale(lowered, block.hidden, 0.5))
+    monkeypatch.setattr("support.blocks.lower", lambda block: toy.with_scale(lowered, block.hidden, 0.5))
     both = [Model(BLOCK, form).step(rows(9), [0] * 9, range(9)) for form in (True, False)]
     assert np.array_equal(*both), "the compiled call and the walker, to the bit"
     assert not np.array_equal(both[0], plain)
@@ -89,7 +87,7 @@ def test_an_op_is_added_as_its_guide_says(guide: Any, monkeypatch: pytest.Monkey
 def test_a_factor_of_one_changes_nothing(guide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Model(BLOCK, True).step(rows(40), [0] * 40, range(40))
     toy, lowered = guide("adding-an-op.md"), program.lower(BLOCK)
-    monkeypatch.setattr("test_compiled.lower", lambda block: toy.with_scale(lowered, block.hidden, 1.0))
+    monkeypatch.setattr("support.blocks.lower", lambda block: toy.with_scale(lowered, block.hidden, 1.0))
     assert np.array_equal(Model(BLOCK, True).step(rows(40), [0] * 40, range(40)), plain)
 
 

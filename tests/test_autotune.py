@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from bigrun.cli.app import main
 from bigrun.devices import tuned_tiles
 from bigrun.measure import autotune
 from bigrun_kernels.gpu import tables
 from bigrun_kernels.gpu.tables import KINDS, Table, Tile, table_from
+from support.commands import run_command
 
 
 @pytest.fixture
@@ -157,10 +156,10 @@ def test_a_tuned_table_is_used_for_its_device_alone() -> None:
 
 
 def test_without_a_card_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = CliRunner().invoke(main, ["autotune", "--gpu", "2"])
+    result = run_command("autotune", "--gpu", "2")
     assert result.exit_code == 2
     assert "cuda:2 cannot be run on" in result.stderr
     monkeypatch.setenv("BIGRUN_GPU", "emulate")
-    result = CliRunner().invoke(main, ["autotune"])
+    result = run_command("autotune")
     assert result.exit_code == 2
     assert "emulated GPU cannot be tuned" in result.stderr

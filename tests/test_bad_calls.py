@@ -4,16 +4,13 @@ standard error that name what is wrong: 2 a wrong call, 3 it does not fit, 4 the
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import edit_config, gguf_twin, llama, opt, rewrite, state
-from click.testing import CliRunner
 
-from bigrun.cli.app import main
+from support.checkpoints import edit_config, gguf_twin, llama, opt, rewrite, state
+from support.commands import ended, run_command, run_process
 
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
@@ -31,26 +28,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def ended(status: int, stdout: str, stderr: str, expected: int, words: tuple[str, ...]) -> None:
-    """The promise of every error."""
-    lines = stderr.splitlines()
-    assert (status, stdout) == (expected, ""), stderr
-    assert 1 <= len(lines) <= 2, stderr
-    assert lines[-1].startswith("bigrun: "), stderr
-    assert "Traceback" not in stderr, stderr
-    assert "(a bug" not in stderr, stderr
-    assert all(word in stderr for word in words), stderr
-
-
 def call(args: tuple[str, ...], expected: int, *words: str, stdin: str | bytes | None = None) -> None:
-    result = CliRunner().invoke(main, list(args), input=stdin)
-    ended(result.exit_code, result.stdout, result.stderr, expected, words)
-
-
-def process(*args: str | bytes, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("bigrun")
-    command = [program] if program.exists() else [sys.executable, "-m", "bigrun.cli.app"]
-    return subprocess.run([*command, *args], capture_output=True, text=True, env=os.environ | environment, input="")
+    ended(run_command(*args, stdin=stdin), expected, *words, lines=2)
 
 
 MODELS = {
@@ -86,13 +65,15 @@ def test_a_rig_that_makes_no_sense(rig: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--cpu", "--disk"])
-@pytest.mark.parametrize("size", ["lots", "-1GB", "", "nan", "1e3GB", "12", "9" * 400 + "GB", "1,5GB", "٣GB"])
+@pytest.mark.parametrize("size", ["lots", "-1GB", "", "nan", "1e3GB", "9" * 400 + "GB", "1,5GB", "٣GB"])
 def test_a_size_that_makes_no_sense(flag: str, size: str) -> None:
-    if size == "12":  # bytes: a size, and far too small
-        made = CliRunner().invoke(main, ["plan", "--model", "opt-6.7b", "--gpus", "none", flag, size, "--json"])
-        assert json.loads(made.stdout)["devices"][-1]["budget_bytes"] == 12
-        return
     call(("plan", "--model", "opt-6.7b", "--gpus", "none", flag, size), 2, flag)
+
+
+@pytest.mark.parametrize("flag", ["--cpu", "--disk"])
+def test_a_number_alone_is_bytes(flag: str) -> None:
+    made = run_command("plan", "--model", "opt-6.7b", "--gpus", "none", flag, "12", "--json")
+    assert json.loads(made.stdout)["devices"][-1]["budget_bytes"] == 12
 
 
 BUDGETS = {
@@ -147,7 +128,7 @@ def test_a_wrong_call(case: tuple[tuple[str, ...], str]) -> None:
 
 
 def test_no_command_shows_the_help_and_not_an_error_of_many_lines() -> None:
-    result = CliRunner().invoke(main, [])
+    result = run_command()
     assert result.exit_code in (0, 2)
     assert "--help" in result.output
     assert not result.stderr.startswith("bigrun: Usage")
@@ -176,7 +157,7 @@ def test_too_little_memory_is_status_3(models: Path) -> None:
     small = ("--model", str(models / "llama"), "--gpus", "none", "--cpu", "100KB")
     call(("generate", *small, "--prompt", "x"), 3, "does not fit", "--cpu")
     call(("generate", "--model", str(models / "llama"), *RIG, "--context", str(2**28), "--prompt", "x"), 2, "--context")
-    made = CliRunner().invoke(main, ["plan", *small, "--json"])  # a plan that does not fit is what `plan` prints
+    made = run_command("plan", *small, "--json")  # a plan that does not fit is what `plan` prints
     assert (made.exit_code, json.loads(made.stdout)["fits"]) == (3, False)
     assert len(made.stderr.splitlines()) == 1
     assert "--cpu" in made.stderr, "what is missing is said on standard error as well"
@@ -205,8 +186,8 @@ def test_a_bad_checkpoint_is_status_4(models: Path, tmp_path: Path, case: tuple[
 def test_a_hub_id_that_is_not_in_the_cache_of_a_host_offline(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     for args in (("plan",), ("generate", "--prompt", "x", "--quiet")):
-        result = process(*args, "--model", "nobody/nothing", *RIG, **offline)
-        ended(result.returncode, result.stdout, result.stderr, 1, ("nobody/nothing", "cache"))
+        result = run_process(*args, "--model", "nobody/nothing", *RIG, env=os.environ | offline)
+        ended(result, 1, "nobody/nothing", "cache", lines=2)
 
 
 def test_a_model_in_the_hub_s_cache_runs_offline(models: Path, tmp_path: Path) -> None:
@@ -218,7 +199,7 @@ def test_a_model_in_the_hub_s_cache_runs_offline(models: Path, tmp_path: Path) -
         shutil.copy(file, home / "blobs" / str(i))
         (home / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/{i}")
     args = ("generate", "--model", "some/llama", *RIG, "--prompt", "the", "--max-new-tokens", "2", "--json")
-    result = process(*args, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    result = run_process(*args, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert len(json.loads(result.stdout)["token_ids"]) == 2
 
@@ -230,14 +211,13 @@ def test_the_program_itself_keeps_the_promise(models: Path) -> None:
         (generate, 2, "empty"),  # nothing on standard input
         ((*generate, "--prompt", b"\xff"), 2, "Unicode"),
     ):
-        result = process(*args)
-        ended(result.returncode, result.stdout, result.stderr, status, (word,))
+        ended(run_process(*args), status, word, lines=2)
 
 
 def test_debug_shows_the_traceback_and_keeps_the_status(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for name, status, error in (("nosuch", 2, "CallError"), (str(tmp_path), 4, "CheckpointError")):
-        result = process("plan", "--model", name, "--debug")
+        result = run_process("plan", "--model", name, "--debug")
         assert "Traceback (most recent call last)" in result.stderr
         assert error in result.stderr
         assert (result.returncode, result.stdout) == (status, "")

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import bloom, edit_config, gguf_twin, llama, opt, rewrite, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from bigrun.cli.convert import convert_model
 from bigrun.loading import part_file
 from bigrun.loading.identity import fingerprint
 from bigrun.session.options import Options
+from support.checkpoints import bloom, edit_config, gguf_twin, llama, opt, rewrite, state
 
 # Each line is a list of commands, {"args", "kind", "at"}: they are forked at once, and run when all are there. `kind` of fault
 # happens at the `at`-th of the calls that change a disk; the answer is the count of these, and how each command ended.

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import FAMILIES, gguf_twin, llama
-from click.testing import CliRunner, Result
 
 from bigrun import plan
-from bigrun.cli.app import main
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.loading.open import model_config, model_spec
 from bigrun.model.resolve import resolve
@@ -23,6 +20,8 @@ from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.report import rate
+from support.checkpoints import FAMILIES, gguf_twin, llama
+from support.commands import plan_command
 
 GB, MB = 10**9, 10**6
 
@@ -35,12 +34,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments])
-
-
 def compared(*arguments: str, status: int = 0) -> dict[str, Any]:
-    result = run(*arguments, "--compare", "accelerate", "--json")
+    result = plan_command(*arguments, "--compare", "accelerate", "--json")
     assert result.exit_code == status, result.stderr
     return json.loads(result.stdout)["accelerate"]
 
@@ -225,7 +220,9 @@ def test_the_speeds_of_a_map_on_one_card_are_those_of_the_same_placement() -> No
 
 
 def test_json_has_all_of_the_comparison_beside_the_plan(tiny: Path) -> None:
-    result = run("--model", str(tiny), "--gpus", "1x120KB", "--cpu", "1MB", "--compare", "accelerate", "--json")
+    result = plan_command(
+        "--model", str(tiny), "--gpus", "1x120KB", "--cpu", "1MB", "--compare", "accelerate", "--json"
+    )
     printed = json.loads(result.stdout)
     other = printed.pop("accelerate")
     assert printed == json.loads(plan(str(tiny), gpus="1x120KB", cpu="1MB").to_json())
@@ -235,7 +232,7 @@ def test_json_has_all_of_the_comparison_beside_the_plan(tiny: Path) -> None:
 
 
 def test_a_person_sees_a_line_a_device_and_the_verdict(tiny: Path) -> None:
-    result = run("--model", str(tiny), "--gpus", "1x120KB", "--cpu", "1MB", "--compare", "accelerate")
+    result = plan_command("--model", str(tiny), "--gpus", "1x120KB", "--cpu", "1MB", "--compare", "accelerate")
     assert result.exit_code == 0
     below = result.stdout.partition("accelerate's infer_auto_device_map")[2]
     (card,) = (line for line in below.splitlines() if line.startswith("cuda:0"))
@@ -251,7 +248,7 @@ def test_nothing_is_logged_or_warned_of_and_loggers_are_left_as_they_were(
 ) -> None:
     before = [logging.getLogger(name).level for name in ("accelerate.utils.modeling", "transformers")]
     compared("--model", str(tiny), "--gpus", "1x10KB", "--cpu", "1MB")
-    result = run("--model", str(tiny), "--gpus", "4x50KB", "--cpu", "10KB", "--compare", "accelerate")
+    result = plan_command("--model", str(tiny), "--gpus", "4x50KB", "--cpu", "10KB", "--compare", "accelerate")
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert not caplog.records
     assert not [str(warning.message) for warning in recwarn]
@@ -281,7 +278,7 @@ def test_a_gguf_file_is_compared_as_its_checkpoint_is(tiny: Path, tmp_path: Path
     ids=lambda q: q.replace("|", " "),
 )
 def test_a_question_cannot_be_compared(question: str, tiny: Path) -> None:
-    result = run(
+    result = plan_command(
         "--model", str(tiny), "--gpus", "24GB", "--cpu", "1GB", "--compare", "accelerate", *question.split("|")
     )
     assert (result.exit_code, result.stdout) == (2, "")
@@ -291,7 +288,7 @@ def test_a_question_cannot_be_compared(question: str, tiny: Path) -> None:
 
 @pytest.mark.parametrize("other", ["vllm", "", "Accelerate"])
 def test_what_cannot_be_compared_with_is_named(other: str, tiny: Path) -> None:
-    result = run("--model", str(tiny), "--gpus", "24GB", "--cpu", "1GB", "--compare", other)
+    result = plan_command("--model", str(tiny), "--gpus", "24GB", "--cpu", "1GB", "--compare", other)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "accelerate" in result.stderr
 
@@ -299,7 +296,7 @@ def test_what_cannot_be_compared_with_is_named(other: str, tiny: Path) -> None:
 @pytest.mark.parametrize("package", ["transformers", "accelerate"])
 def test_without_the_package_the_reason_is_said(package: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    result = run("--model", str(tiny), "--gpus", "none", "--cpu", "1GB", "--compare", "accelerate")
+    result = plan_command("--model", str(tiny), "--gpus", "none", "--cpu", "1GB", "--compare", "accelerate")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "needs the packages accelerate and transformers" in result.stderr
     assert package in result.stderr.partition("transformers: ")[2]
@@ -309,7 +306,7 @@ def test_a_model_that_transformers_lacks_is_named(tiny: Path, monkeypatch: pytes
     old = types.ModuleType("transformers")
     old.__dict__["__version__"] = "4.0"
     monkeypatch.setitem(sys.modules, "transformers", old)
-    result = run("--model", str(tiny), "--gpus", "none", "--cpu", "1GB", "--compare", "accelerate")
+    result = plan_command("--model", str(tiny), "--gpus", "none", "--cpu", "1GB", "--compare", "accelerate")
     assert result.exit_code == 2
     assert "transformers 4.0 has no LlamaForCausalLM" in result.stderr
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_decoder import BLOCK, BLOCKS
 
-from bigrun.execute.block_weights import BlockWeights, NormWeights
-from bigrun.execute.compiled import CompiledBlocks, compilable
-from bigrun.execute.forward import BlockCache, StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_program
-from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, pages_per_sequence, step_buffers
-from bigrun.model.program import lower, rewrite
-from bigrun.model.spec import Block, ModelSpec, block_tensors
-from bigrun_kernels import lanes
+from bigrun.execute.compiled import compilable
+from bigrun.model.buffers import PAGE_TOKENS
+from bigrun.model.spec import Block
 from bigrun_kernels.cpu import threads
-from bigrun_kernels.cpu.ops import CpuOps
-from bigrun_kernels.ops import Pages, Weight
+from support.blocks import BLOCK, BLOCKS, Model, numpy_weights, rows
 
 TYPES = {"float16": np.uint16, "float32": np.float32, "int8": np.int8, "float64": np.float64, "int32": np.int32}
 NOTHING = np.empty(0, np.float32)
@@ -33,87 +24,11 @@ MORE = {
 }
 
 
-def weights(block: Block, seed: int) -> BlockWeights:
-    random = np.random.default_rng(seed)
-    tensors = {
-        t.name: random.standard_normal(t.shape, np.float32) / math.sqrt(t.shape[-1]) for t in block_tensors(block)
-    }
-
-    def linear(name: str) -> Weight:
-        w = tensors[f"{name}.weight"]
-        scale = np.abs(w).max(axis=1) / 127
-        return Weight(
-            "int8",
-            lanes.pack(np.rint(w / scale[:, None]).astype(np.int8)),
-            scale,
-            tensors.get(f"{name}.bias", NOTHING),
-            w.shape[1],
-        )
-
-    def norm(name: str) -> NormWeights:
-        return NormWeights(tensors[f"{name}.weight"], tensors.get(f"{name}.bias", NOTHING))
-
-    made = {name: norm(name) if name.endswith("_norm") else linear(name) for name in lower(block).weights}
-    return cast(BlockWeights, made)
-
-
-@dataclass
-class Model:
-    """Two blocks with caches for `batch` sequences, run by one call or by the walker."""
-
-    block: Block
-    compiled: bool
-    batch: int = 2
-    context: int = 320
-    kv: str = "float16"
-    seed: int = 5
-
-    def __post_init__(self) -> None:
-        self.ops = CpuOps()
-        self.blocks = [weights(self.block, self.seed + i) for i in range(2)]
-        spec = ModelSpec("t", "llama", 64, self.block.hidden, (self.block,), self.context, True, "float32")
-        buffers = step_buffers(spec, 80, self.batch, self.context, blocks=True, head=False)
-        self.work = {b.name: np.full(b.shape, 77, TYPES[b.dtype]) for b in buffers}
-        slopes = (
-            alibi_slopes(self.block.heads)
-            if self.block.positions == "alibi"
-            else np.zeros(self.block.heads, np.float32)
-        )
-        self.caches = [BlockCache(self.pages(), self.pages(), slopes) for _ in self.blocks]
-        self.run_compiled = CompiledBlocks(
-            self.ops, rewrite(lower(self.block), "compiled"), self.blocks, self.caches, self.work
-        )
-        each = pages_per_sequence(self.context)
-        self.tables = np.random.default_rng(0).permutation(self.batch * each).astype(np.int32).reshape(self.batch, each)
-
-    def pages(self) -> Pages:
-        shape = kv_buffers(self.block, self.context, self.batch, self.kv)[0].shape
-        values = np.zeros(shape, TYPES[self.kv])
-        return Pages(values, np.zeros(shape[:3] if self.kv == "int8" else 0, np.uint16))
-
-    def step(self, x: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-        where, place = np.asarray(sequences, np.int64), np.asarray(positions, np.int64)
-        slots = self.tables[where, place // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + place % PAGE_TOKENS
-        cos_sin = rope_cos_sin(rope_frequencies(self.block.rope), place) if self.block.rope else None
-        step = StepArrays(place, where, slots, self.tables, cos_sin, "exact", 0.0)
-        x = x.copy()
-        if self.compiled:
-            self.run_compiled.run(x, step)
-        else:
-            for w, cache in zip(self.blocks, self.caches, strict=True):
-                run_program(self.ops, rewrite(lower(self.block), "host"), w, step, cache, self.work, x)
-        return x
-
-
-def rows(count: int, block: Block = BLOCK, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, count]).standard_normal((count, block.hidden), np.float32)
-
-
 def test_what_the_call_does_not_know_goes_op_by_op() -> None:
-    assert compilable(BLOCK, weights(BLOCK, 0))
+    assert compilable(BLOCK, numpy_weights(BLOCK, 0))
     one_norm = BLOCKS["one-norm"]
-    assert not compilable(one_norm, weights(one_norm, 0))
-    wide = dict(weights(BLOCK, 0))
+    assert not compilable(one_norm, numpy_weights(one_norm, 0))
+    wide = dict(numpy_weights(BLOCK, 0))
     assert not compilable(BLOCK, {**wide, "up": replace(wide["up"], form="float16")})
 
 

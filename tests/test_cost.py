@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from bigrun.devices.rates import Rates
 from bigrun.devices.rig import Device, Rig
-from bigrun.model.families.registry import spec_from_config
-from bigrun.model.spec import Experts, Latent, ModelSpec
+from bigrun.model.spec import Latent, ModelSpec
 from bigrun.model.storage import Storage
 from bigrun.planning.cost import (
     LAUNCH,
@@ -27,6 +26,7 @@ from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
 from bigrun.planning.search import Problem
+from support.toys import mixture, toy
 
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64.
 LINEAR = 64 * (192 + 64 + 128 + 64)  # multiply-adds a token: qkv, out, up and gate, down
@@ -40,13 +40,6 @@ TABLE = 64 * 64 + 64 * 2 * 2  # int8, float16 scales of 32 entries
 RATES = Rates(
     read=1000, cache=500, int8=4000, wide=2000, attention=100, elements=50, block=0.25, link=125, overlap=1, source=""
 )  # fmt: skip
-
-
-def toy(blocks: int = 1, tied: bool = True, **changes: object) -> ModelSpec:
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64}
-    config |= {"num_hidden_layers": blocks, "num_attention_heads": 1, "tie_word_embeddings": tied}
-    spec = spec_from_config({**config, "max_position_embeddings": 4096}, "toy")
-    return replace(spec, blocks=tuple(replace(block, **changes) for block in spec.blocks))  # type: ignore[arg-type]
 
 
 def costs(spec: ModelSpec, phase: Phase, **options: object) -> Costs:
@@ -171,12 +164,6 @@ def test_latent_attention_reads_one_vector_and_one_rotated_key_a_token_for_all_h
     assert work.attention == 100 * 4 * (20 + 12 + 20)  # scores of the vector and the rotated key, and the vector again
 
 
-def mixture(count: int = 4, active: int = 1, shared: int = 0) -> ModelSpec:
-    """The toy with experts as wide as its MLP was."""
-    experts = Experts(count=count, active=active, intermediate=64, shared=shared)
-    return toy(experts=experts, intermediate=shared or 64)
-
-
 EXPERT = 64 * 128 + 64 * 64  # multiply-adds of one
 EXPERT_BYTES = EXPERT + 4 * (128 + 64)
 
@@ -246,7 +233,7 @@ def test_a_gpu_alone_takes_two_hops_more_than_its_parts_in_every_step() -> None:
 SPECS = {
     "dense": toy(2, tied=False),
     "window": toy(2, window=100),
-    "mixture": mixture(8, 2, shared=32),
+    "mixture": mixture(count=8, active=2, shared=32),
     "latent": toy(heads=4, kv_heads=4, head_dim=20, latent=Latent(0, 20, 8, 12, 16)),
 }
 often = settings(

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hub_server import COMMIT, LARGE, Answers, Hub, environment
 
 from bigrun.checkpoint.hub import download
+from support.commands import run_process
+from support.hub import COMMIT, LARGE, Answers, Hub, environment
 
 WORKER = """
 import contextlib, io, json, shutil, sys
@@ -505,7 +506,7 @@ def test_a_plan_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
     folder = repository(tmp_path / "torch", download.TORCH_SINGLE, shards=None)
     (folder / CONFIG).write_text(json.dumps(LLAMA))
     hub.answers.repos["some/torch", "main"] = folder
-    plan = [sys.executable, "-m", "bigrun.cli.app", "plan", "--model", "some/torch", "--gpus", "none", "--cpu", "8GB"]
-    done = subprocess.run(plan, capture_output=True, text=True, env=environment(hub, tmp_path / "home"), timeout=60)
+    plan = ("plan", "--model", "some/torch", "--gpus", "none", "--cpu", "8GB")
+    done = run_process(*plan, env=environment(hub, tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert not [request for request in hub.log if request.path.endswith(".bin")]

@@ -2,17 +2,17 @@
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import llama, state
-from hub_server import Answers, Hub, environment
 
 import bigrun.progress
 from bigrun.progress import QUIET, Report, reporting
+from support.checkpoints import llama, state
+from support.commands import Done, run_process
+from support.hub import Answers, Hub, environment
 
 RIG = ("--gpus", "none", "--threads", "1")
 
@@ -37,12 +37,9 @@ def hub(models: Path) -> Iterator[Hub]:
     server.close()
 
 
-def generate(hub: Hub, cache: Path, *args: str, cpu: str = "1GB", **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli.app", "generate", *RIG, "--cpu", cpu, "--prompt", "the dog"]
-    env = environment(hub, cache, **more)
-    return subprocess.run(
-        [*command, "--max-new-tokens", "3", *args], capture_output=True, text=True, env=env, timeout=120
-    )
+def generate(hub: Hub, cache: Path, *args: str, cpu: str = "1GB", **more: str) -> Done:
+    asked = ("--prompt", "the dog", "--max-new-tokens", "3")
+    return run_process("generate", *RIG, "--cpu", cpu, *asked, *args, env=environment(hub, cache, **more))
 
 
 def test_a_plan_is_shown_then_what_it_needs_is_fetched_then_it_runs(hub: Hub, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import llama, load_parts, state
 from safetensors.torch import save_file
 
 from bigrun.checkpoint.base import Rows
@@ -14,6 +13,7 @@ from bigrun.checkpoint.formats.safetensors import SafetensorsCheckpoint
 from bigrun.errors import CheckpointError
 from bigrun_kernels import lanes, reference
 from bigrun_kernels.cpu import quantise
+from support.checkpoints import llama, load_parts, state
 
 BLOCK = 128
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from checkpoints import gguf_tensors, gguf_twin, llama, load_parts
 
 from bigrun import Runner
 from bigrun.checkpoint.formats.gguf import GgufCheckpoint
 from bigrun.checkpoint.formats.gguf_header import read_header
 from bigrun.errors import CheckpointError
+from support.checkpoints import gguf_tensors, gguf_twin, llama, load_parts
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_1")
 LITTLE = 2**20  # bytes: what a header of some kilobytes may take to be refused

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,43 +12,11 @@ from typing import Any
 
 import pytest
 
+from support.long import LONG
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
-BARS = {  # what the project asks of an H100
-    "decode: [128256, 4096]": "≥ 0.8", "decode: [57344, 8192]": "≥ 0.8", "decode: [28672, 4096]": "≥ 0.8",
-    "decode: [4096, 4096]": "≥ 0.6", "decode: [28672, 4096] beside torch float16": "≥ 1.6",
-    "decode: [4096, 4096] beside torch float16": "≥ 1.6", "few rows: [28672, 4096], 16 rows beside one": "≤ 1.4",
-    **{f"few rows: [28672, 4096], {m} rows": "≥ 0.65" for m in (2, 4, 8, 16)},
-    **{
-        f"prefill: {shape}, {mode}, {outliers} outliers, beside torch bfloat16": "≥ 1.2" if outliers else "≥ 1.3"
-        for shape in ("[12288, 4096]", "[4096, 11008]") for mode in ("llm.int8", "grouped") for outliers in (0, 8, 64)
-    },
-    "attention: decode, 16,384 positions, float16": "≥ 0.7", "attention: decode, int8 beside float16": "≥ 1.5",
-    "7b: decode at 512 positions": "≥ 300", "7b: decode beside torch bfloat16": "≥ 1.5",
-    "7b: decode beside bitsandbytes LLM.int8()": "≥ 8", "7b: memory beside its plan": "≤ 0.02",
-    "7b: prefill of 2,048, auto, beside torch bfloat16": "≥ 1.2",
-    "7b: prefill of 2,048, llm.int8, beside torch bfloat16": "≥ 1.2",
-    "hybrid: decode step beside its halves alone": "≤ 1.1",
-}  # fmt: skip
-CHECKS = [
-    *(f"exact: {path}" for path in ("decode [28672, 4096], 1 rows", "small [4096, 4096]", "tile [4096, 11008]")),
-    *(f"int8: {mode} [12288, 4096], {n} outliers" for mode in ("llm.int8", "grouped") for n in (0, 8, 64, 200)),
-    "int8: integers of [4096, 11008]", "int8: exact [12288, 4096], 0 outliers, from the unquantised layer",
-    "elementwise: RMSNorm", "elementwise: quantiser, a constant for 64 columns", "elementwise: gather", "table: look-up",
-    "table: head", "store: float16 cache, keys", "store: int8 cache, values",
-    *(
-        f"{phase} attention: {cache} cache, {kind}"
-        for phase in ("decode", "prompt") for cache in ("float16", "int8")
-        for kind in ("plain", "ALiBi", "window", "softcap", "sinks")
-    ),
-    *(f"{size}: mean KL, {mode}, from float32" for size in ("0.1b", "7b") for mode in ("exact", "auto", "llm.int8")),
-    "0.1b: logits, exact, from the host's", "hybrid: logits from the GPU's alone",
-]  # fmt: skip
-FREE = [
-    "roof: copy", "roof: torch bfloat16", "0.1b: memory beside its plan", "7b: device idle in decode", "hybrid: decode",
-    "decode block, exact: whole, in a CUDA graph", "prefill block, llm.int8: whole, launched one by one",
-    "decode block, exact: launch gaps in the graph", *(f"7b: prefill of 2,048, {mode}" for mode in ("exact", "grouped")),
-]  # fmt: skip
+TIMED = {"of the bandwidth", "×", "× the time", "tokens/s", "off", "s", "GB/s", "TFLOP/s", "TOP/s", "of the time", "µs"}
 PEER = '''
 """Stands in for bitsandbytes: the two names that the benchmark uses."""
 import types
@@ -103,7 +72,12 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     (fake / "bitsandbytes" / "__init__.py").write_text(PEER)
     done = benchmark("--emulate", "--out", out, path=str(fake))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return {"out": out, "printed": done.stdout, "runs": json.loads((out / "gpu-results.json").read_text())}
+    names = re.search(r"--only NAME,\.\.\.\s+of (.*?)\n\s*--", benchmark("--help").stdout, re.DOTALL)
+    assert names is not None
+    return {
+        "out": out, "printed": done.stdout, "told": done.stderr, "names": re.split(r",\s+", names[1]),
+        "runs": json.loads((out / "gpu-results.json").read_text()),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -118,21 +92,27 @@ def rows_of(emulated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
+@LONG
 def test_every_measurement_gives_rows_and_none_fails(emulated: Mapping[str, Any]) -> None:
     rows = rows_of(emulated)
     assert [row for row in rows.values() if row["figure"] is None or row["note"].startswith("failed")] == []
-    for start in (*CHECKS, *BARS, *FREE):
-        assert any(name.startswith(start) for name in rows), start
-    assert {name: rows[name]["bar"] for name in BARS} == BARS
+    counts = {name: int(count) for name, count in re.findall(r" s  (\S+): (\d+) rows", emulated["told"])}
+    assert set(counts) == set(emulated["names"]), "of each that --help names"
+    assert min(counts.values()) > 0
+    assert sum(counts.values()) == len(rows)
 
 
-def test_checks_hold_and_nothing_else_is_claimed(emulated: Mapping[str, Any]) -> None:
-    rows = rows_of(emulated)
-    checks = {name for name in rows if any(name.startswith(start) for start in CHECKS)}
-    assert {name for name in checks if rows[name]["met"] is not True} == set()
-    assert {name for name in BARS if rows[name]["met"] is not None} == set()
+@LONG
+def test_checks_hold_and_what_was_timed_without_a_gpu_meets_no_bar(emulated: Mapping[str, Any]) -> None:
+    bars = [row for row in rows_of(emulated).values() if row["bar"]]
+    timed = [row for row in bars if row["unit"] in TIMED]
+    assert len(timed) >= 30
+    assert len(bars) - len(timed) >= 100
+    assert [row for row in timed if row["met"] is not None] == []
+    assert [row for row in bars if row["unit"] not in TIMED and row["met"] is not True] == []
 
 
+@LONG
 def test_results_have_their_form(emulated: Mapping[str, Any]) -> None:
     (run,) = emulated["runs"]
     assert list(run) == ["date", "card", "capability", "driver", "torch", "triton", "python", "commit", "rows"]
@@ -148,8 +128,9 @@ def test_results_have_their_form(emulated: Mapping[str, Any]) -> None:
     assert "7b: decode beside torch bfloat16" in emulated["printed"]
 
 
-def test_runs_are_added_to_those_before(emulated: Mapping[str, Any], tmp_path: Path, report: Any) -> None:
-    (run,) = emulated["runs"]
+def test_runs_are_added_to_those_before(tmp_path: Path, report: Any) -> None:
+    row = {"name": "copy", "figure": 1.5, "unit": "GB/s", "bar": "≥ 1", "met": True, "note": ""}
+    run = {**dict.fromkeys(report.ABOUT, "some"), "rows": [row]}
     for date in ("first", "second"):
         report.append({**run, "date": date}, tmp_path)
     runs = json.loads((tmp_path / "gpu-results.json").read_text())

@@ -1,20 +1,20 @@
-"""Every Triton kernel compiled for every architecture, without a GPU: matrix instructions, registers, shared memory."""
+"""Every Triton kernel compiled for every architecture, without a GPU: matrix instructions, registers, shared memory.
+
+`make test` compiles for two of them, which between them have both kinds of matrix instructions.
+"""
 
 import re
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ahead
 import pytest
-import specimens_attention
-import specimens_elementwise
-import specimens_linear
-from ahead import Specimen, compiled
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 120)
+from support import ahead, specimens_attention, specimens_elementwise, specimens_linear
+from support.ahead import Specimen, compiled
+from support.long import only
+
+ARCHITECTURES = only((75, 80, 86, 89, 90, 120), quick=(80, 90))
 WHOLE = 90  # for which every form of a kernel of linears is compiled; for the others, those that are launched most
 USUAL = (  # one form of each of the small kernels
     "norm rms 4096 marks", "activate silu gated marks", "mark", "quantise 11008 groups of 64", "compact", "gather",
@@ -43,23 +43,16 @@ def specimens(capability: int) -> list[Specimen]:
     return all_specimens if capability not in (86, 89) else [s for s in all_specimens if s.name not in TWINS]
 
 
-BEGUN: dict[str, Any] = {}
-
-
-def begin() -> None:
-    """Compiling takes a minute or two of a core: it begins with the first test of all (conftest.py)."""
-    folder = BEGUN["folder"] = tempfile.TemporaryDirectory(prefix="bigrun-ahead-")
-    work = [(specimen, capability) for capability in ARCHITECTURES for specimen in specimens(capability)]
-    BEGUN["processes"] = ahead.begin(work, Path(folder.name))
-
-
 @pytest.fixture(scope="module")
-def built() -> Iterator[dict[tuple[str, int], Any]]:
-    results = compiled(BEGUN["processes"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
+    """(name, capability) → facts, for the architectures that this session's tests ask for."""
+    items: list[Any] = request.session.items
+    asked = {item.callspec.params.get("capability") for item in items if hasattr(item, "callspec")} - {None}
+    work = [(specimen, capability) for capability in sorted(asked) for specimen in specimens(capability)]
+    results = compiled(ahead.begin(work, tmp_path_factory.mktemp("ahead")))
     for key, facts in results.items():
         assert isinstance(facts, dict), f"{key}: {facts}"
-    yield results
-    BEGUN["folder"].cleanup()
+    return results
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)

@@ -6,14 +6,11 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from bigrun import Runner, plan
-from bigrun.cli.app import main
 from bigrun.errors import BudgetExceeded, CallError, CheckpointError, RunError
 from bigrun.execute import gpu_backend as gpu_kernels
 from bigrun.execute.engine import Batch, runs_of
@@ -21,6 +18,8 @@ from bigrun.execute.gpu_engine import runs_of_tokens
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.execute.sampling import Sampling, choose
 from bigrun_kernels import lanes, reference
+from support import checkpoints
+from support.commands import run_command
 
 IDS = np.random.default_rng(0).integers(0, 200, 13)
 CONTEXT = 100
@@ -416,7 +415,7 @@ def test_kernels_are_chosen_by_name(folders: dict[str, Path]) -> None:
     with pytest.raises(RunError, match="kernels triton: weights are not int8"):
         runner(folders["llama"], kernels="triton", weights="16bit")
     call = ["generate", "--model", str(folders["llama"]), "--gpus", "1x100MB", "--cpu", "200MB", "--context", "64"]
-    result = CliRunner().invoke(main, [*call, "--kernels", "reference", "--prompt", "hello", "--max-new-tokens", "3"])
+    result = run_command(*call, "--kernels", "reference", "--prompt", "hello", "--max-new-tokens", "3")
     assert result.exit_code == 0, result.stderr
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from bigrun.cli.app import main
 from bigrun.devices import host_file as hostfile
 from bigrun.devices import make_rig as rig_module
 from bigrun.devices.cards import card
@@ -21,6 +19,7 @@ from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, cpu_rates, gpu_rates
 from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
+from support.commands import run_command
 
 GB = 10**9
 LEARNED = Rates(
@@ -434,7 +433,7 @@ def test_gpus_that_are_here_have_the_links_that_were_measured(path: Path, monkey
 
 def test_on_the_command_line_a_broken_file_is_one_line_and_exit_status_2(path: Path) -> None:
     path.write_text(written(read_bytes_per_s=0))
-    result = CliRunner().invoke(main, ["plan", "--gpus", "24GB", "--cpu", "1GB", "--host", str(path)])
+    result = run_command("plan", "--gpus", "24GB", "--cpu", "1GB", "--host", str(path))
     assert result.exit_code == 2
     assert result.stderr.startswith(f"bigrun: --host {path}: read_bytes_per_s is 0")
     assert result.stderr.count("\n") == 1
@@ -444,12 +443,12 @@ def test_on_the_command_line_a_broken_file_is_one_line_and_exit_status_2(path: P
 def test_a_plan_with_a_host_file_says_what_was_measured(path: Path) -> None:
     write(HOST, path)
     arguments = ["plan", "--model", "opt-30b", "--gpus", "24GB", "--cpu", "64GB", "--json"]
-    result = CliRunner().invoke(main, [*arguments, "--host", str(path)])
+    result = run_command(*arguments, "--host", str(path))
     assert result.exit_code == 0, result.stderr
     predicted = json.loads(result.stdout)["predicted"]
     assert any("learned from 2 runs" in line for line in predicted["measured"])
     assert not any("not measured" in line for line in predicted["assumptions"])
     slower = replace(HOST, learned=replace(LEARNED, read=LEARNED.read / 4))
     write(slower, path)
-    again = json.loads(CliRunner().invoke(main, [*arguments, "--host", str(path)]).stdout)["predicted"]
+    again = json.loads(run_command(*arguments, "--host", str(path)).stdout)["predicted"]
     assert again["decode_tokens_per_s"] < predicted["decode_tokens_per_s"]

@@ -9,8 +9,6 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +20,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from checkpoints import edit_config, gguf_twin, llama, rewrite, state
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +34,8 @@ from bigrun.model.catalog import lookup as catalog
 from bigrun.model.families.registry import spec_from_config
 from bigrun.session.options import Options
 from bigrun.text.tokenizer import Tokenizer
+from support.checkpoints import edit_config, gguf_twin, llama, rewrite, state
+from support.commands import run_command, run_python
 
 LITTLE = 12 * 2**20  # bytes that Python may allocate at its peak
 SECONDS = 15.0  # a command that takes longer hangs
@@ -109,7 +107,7 @@ def invoke(command: str, path: Path) -> tuple[int, str, str, int]:
     signal.setitimer(signal.ITIMER_REAL, 1.0 if path.parent.name == "fifo" else SECONDS)
     tracemalloc.start()
     try:
-        result = CliRunner().invoke(program, [command, str(path)])
+        result = run_command(command, path, program=program)
         return result.exit_code, result.stdout, result.stderr, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -458,10 +456,13 @@ def test_constants_that_are_no_numbers_are_found_by_a_load(sources: dict[str, Pa
 
 
 def inspecting(folder: Path, expected: int) -> int:
-    """Peak bytes of a process that inspects a folder, which ends as expected."""
-    code = "import resource, sys; from bigrun.cli.app import main\ntry: main()\nfinally: print(resource.getrusage(0).ru_maxrss)"
-    command = [sys.executable, "-c", code, "inspect", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    """Peak bytes of a process that inspects a folder, which ends as expected. VmHWM is of what was executed alone; the
+    resource usage of a process begins with the peak of the one that it was forked from."""
+    code = (
+        "import sys; from pathlib import Path; from bigrun.cli.app import main\ntry: main()\n"
+        "finally: print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    )
+    done = run_python(code, "inspect", str(folder))
     assert (done.returncode, done.stderr.count("\n")) == (expected, int(expected > 0)), done.stderr
     return int(done.stdout.split()[-1]) * 1024
 

@@ -3,21 +3,21 @@ host that answers as the hub does and counts what it sends."""
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import edit_config, llama
-from hub_server import URL, Answers, Hub, environment
 
 from bigrun.checkpoint.hub.headers import FIRST_BYTES, Headers, check
 from bigrun.errors import CheckpointError
 from bigrun.model.families.registry import BY_NAME, spec_from_config
+from support.checkpoints import edit_config, llama
+from support.commands import Done, ended, run_process, run_python
+from support.hub import URL, Answers, Hub, environment
 
 RIG = ("--gpus", "none", "--cpu", "8GB")
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +36,13 @@ def hub(models: Path) -> Iterator[Hub]:
     server.close()
 
 
-def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli.app", "plan", "--model", model, *RIG, "--json", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache, **more), timeout=60)
+def plan(hub: Hub, cache: Path, model: str, *args: str, **more: str) -> Done:
+    return run_process("plan", "--model", model, *RIG, "--json", *args, env=environment(hub, cache, **more))
 
 
-def planned(done: subprocess.CompletedProcess[str]) -> Any:
+def planned(done: Done) -> Any:
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
-
-
-def ended(status: int, stdout: str, stderr: str, expected: int, words: tuple[str, ...]) -> None:
-    """The promise of every error: its status, and one line that says what is wrong."""
-    assert (status, stdout) == (expected, ""), stderr
-    assert len(stderr.splitlines()) == 1, stderr
-    assert stderr.startswith("bigrun: "), stderr
-    assert "(a bug" not in stderr, stderr
-    assert all(word in stderr for word in words), stderr
 
 
 def parameters(folder: Path) -> int:
@@ -173,13 +163,13 @@ def test_a_hub_that_says_no(hub: Hub, tmp_path: Path, case: tuple[dict[str, Any]
     faults, call, status, words = case
     vars(hub.answers).update(faults)
     done = plan(hub, tmp_path, *call.split())
-    ended(done.returncode, done.stdout, done.stderr, status, (words,))
+    ended(done, status, words)
 
 
 def test_no_hub_at_all(hub: Hub, tmp_path: Path) -> None:
     hub.close()
     done = plan(hub, tmp_path, "some/one")
-    ended(done.returncode, done.stdout, done.stderr, 1, ("some/one: not in the local cache", "cannot be reached"))
+    ended(done, 1, "some/one: not in the local cache", "cannot be reached")
 
 
 Case = tuple[Callable[[Path, dict[str, Any]], object], str]
@@ -238,16 +228,15 @@ BAD: dict[str, Case] = {
 
 SCRIPT = """
 import json, sys
-from click.testing import CliRunner
-from bigrun.cli.app import main
+from support.commands import run_command
 for arguments in json.load(sys.stdin):
-    done = CliRunner().invoke(main, arguments)
+    done = run_command(*arguments)
     print(json.dumps([done.exit_code, done.stdout, done.stderr]))
 """
 
 
 @pytest.fixture(scope="module")
-def bad(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+def bad(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
     """How a plan of each case ends; one process for all, since it is the process that takes the time."""
     home, server, calls = tmp_path_factory.mktemp("bad"), Hub(Answers()), []
     head = header(models / "one")
@@ -259,21 +248,18 @@ def bad(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tup
         damage(folder, json.loads(json.dumps(head)))
         server.answers.repos[f"bad/{number}", "main"] = folder
         calls.append(["plan", "--model", f"bad/{number}", *RIG])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps(calls),
-        capture_output=True,
-        text=True,
-        env=environment(server, home / "cache"),
-    )
+    done = run_python(SCRIPT, stdin=json.dumps(calls), env=environment(server, home / "cache", PYTHONPATH=str(TESTS)))
     server.close()
     assert done.returncode == 0, done.stderr
-    return dict(zip(BAD, map(json.loads, done.stdout.splitlines()), strict=True))
+    return {
+        name: Done(call, *json.loads(said))
+        for name, call, said in zip(BAD, calls, done.stdout.splitlines(), strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_headers_that_lie(bad: dict[str, tuple[int, str, str]], name: str) -> None:
-    ended(*bad[name], 4, (f"bad/{list(BAD).index(name)}: ", BAD[name][1]))
+def test_headers_that_lie(bad: dict[str, Done], name: str) -> None:
+    ended(bad[name], 4, f"bad/{list(BAD).index(name)}: ", BAD[name][1])
 
 
 def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +283,7 @@ def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "config.json").write_text("{}")  # and no safetensors
     hub.answers.repos["some/none", "main"] = tmp_path
-    run = [sys.executable, "-c", program]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment(hub, tmp_path / "cache"))
+    done = run_python(program, env=environment(hub, tmp_path / "cache"))
     count = parameters(models / "one")
     said = [f"1 {2 * count} (('BF16', {count}),) {len(header(models / 'one')) - 1} (256,)", f"{2 * count} None"]
     assert (done.stdout.splitlines(), done.stderr) == (said, "")

@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from checkpoints import FAMILIES, edit_config, gguf_twin, llama, rewrite, state, write_tokenizer
-from click.testing import CliRunner
-from hub_server import COMMIT, Answers, Hub, environment
 
-from bigrun.cli.app import main
 from bigrun.cli.convert import convert_model
 from bigrun.cli.inspection import MOST_PROBLEMS
 from bigrun.session.options import Options
+from support.checkpoints import FAMILIES, edit_config, gguf_twin, llama, rewrite, state, write_tokenizer
+from support.commands import Done, run_command, run_process
+from support.hub import COMMIT, Answers, Hub, environment
 
 DOWN, UP, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.down_proj", "mlp.up_proj", "input_layernorm"))
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -64,13 +61,9 @@ def split(source: Path, folder: Path) -> None:
     writer.close()
 
 
-def call(*args: str) -> Any:
-    return CliRunner().invoke(main, list(args))
-
-
 def inspected(path: Path, status: int = 0) -> Any:
     """The JSON; the text for a person says the same, and both end in the status."""
-    made, printed = call("inspect", str(path), "--json"), call("inspect", str(path))
+    made, printed = run_command("inspect", str(path), "--json"), run_command("inspect", str(path))
     report = json.loads(made.stdout)
     for result in (made, printed):
         assert result.exit_code == status, result.output
@@ -108,7 +101,7 @@ def test_a_sound_source_of_every_kind(sources: dict[str, Path], name: str) -> No
     family = name if name in FAMILIES else "llama"
     assert (report["format"], report["family"], report["problems"]) == (FORMATS[name], family, [])
     assert report["tokenizer"].startswith(TOKENIZERS.get(name, "320 tokens, no chat template"))
-    planned = json.loads(call("plan", "--model", str(path), "--gpus", "none", "--cpu", "1GB", "--json").stdout)
+    planned = json.loads(run_command("plan", "--model", str(path), "--gpus", "none", "--cpu", "1GB", "--json").stdout)
     assert report["parameters"] == planned["parameters"]
     assert report["int8_bytes"] == sum(device["weights_bytes"] for device in planned["devices"])
     folder = path.parent if name == "split" else path
@@ -195,7 +188,7 @@ NONE = ("{home}/nothing", "/no/such/file.gguf", "nosuch", "./nothing", "{home}",
 def test_what_is_not_there_is_a_wrong_call(tmp_path: Path, name: str) -> None:
     (tmp_path / "text").write_text("text")
     for args in ((), ("--json",)):
-        result = call("inspect", name.format(home=tmp_path), *args)
+        result = run_command("inspect", name.format(home=tmp_path), *args)
         assert (result.exit_code, result.stdout) == (2, ""), result.output
         assert len(result.stderr.splitlines()) == 1
         assert result.stderr.startswith("bigrun: ")
@@ -240,9 +233,8 @@ def hub(sources: dict[str, Path]) -> Iterator[Hub]:
     server.close()
 
 
-def remote(hub: Hub, cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigrun.cli.app", "inspect", *args, "--json"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache), timeout=60)
+def remote(hub: Hub, cache: Path, *args: str) -> Done:
+    return run_process("inspect", *args, "--json", env=environment(hub, cache))
 
 
 @pytest.mark.parametrize("name", ["single", "sharded"])

@@ -10,14 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from checkpoints import llama
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigrun.measure.learning
 from bigrun import plan
-from bigrun.cli.app import main
 from bigrun.devices.host_file import Host, machine, read, write
 from bigrun.devices.rates import Rates, cpu_rates
 from bigrun.errors import CallError
@@ -30,6 +28,8 @@ from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
 from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
+from support.checkpoints import llama
+from support.commands import run_command
 
 ROOFS = (40e9, 3e11, 5e10)
 START = cpu_rates(*ROOFS, "measured")
@@ -318,7 +318,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(model: Path | str, *arguments: str) -> Result:
     sizes = ("--gpus", "none", "--cpu", "1GB", "--prompt-tokens", "16", "--new-tokens", "4")
-    return CliRunner().invoke(main, ["bench", "--model", str(model), "--quiet", "--learn", *sizes, *arguments])
+    return run_command("bench", "--model", str(model), "--quiet", "--learn", *sizes, *arguments)
 
 
 @pytest.fixture

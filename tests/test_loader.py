@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, bloom, iterate_parts, llama, load_parts, opt, rewrite, state
 
 import bigrun.loading.conversion
 from bigrun.devices.host_memory import HostMemory
 from bigrun.errors import CheckpointError
 from bigrun.loading.loader import LoadedPart
 from bigrun_kernels import lanes, reference
+from support.checkpoints import FAMILIES, bloom, iterate_parts, llama, load_parts, opt, rewrite, state
 
 # Sizes that no padding fits: rows of 96 and 160 are stored in 128 and 192.
 WRITE = {
@@ -210,7 +210,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from bigrun.devices.measure import host_bytes, watch_memory
-from checkpoints import load_parts
+from support.checkpoints import load_parts
 load_parts(Path(sys.argv[1]))  # libraries and kernels are in memory from here on
 before, stop = host_bytes(), watch_memory(0.001)
 parts = load_parts(Path(sys.argv[2]), cpu="4GB")

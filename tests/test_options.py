@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 import pytest
-from checkpoints import llama
-from click.testing import CliRunner
 
 import bigrun
 from bigrun.cli import options as cli_options
@@ -21,6 +19,8 @@ from bigrun.execute.sampling import Sampling
 from bigrun.model.storage import Storage
 from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.options import ArithmeticOptions, Options, flat_fields
+from support.checkpoints import llama
+from support.commands import run_command
 
 QUESTIONS = {"solve", "what_if", "target"}  # which are asked of options, and are none
 RUN_ONLY = {"mode", "threshold", "threads", "kernels", "plan", "cache", "progress"}
@@ -104,7 +104,7 @@ def test_a_plan_is_made_of_what_it_is_given(tmp_path: Path) -> None:
         "--gpus", "1x40MB", "--cpu", "50MB", "--virtual", "--context", "32", "--batch", "2", "--weights", "16bit",
         "--head", "16bit", "--skip", " down,", "--kv", "int8", "--prompt-tokens", "7",
     ]  # fmt: skip
-    printed = CliRunner().invoke(main, ["plan", "--model", model, "--json", *args])
+    printed = run_command("plan", "--model", model, "--json", *args)
     assert printed.exit_code == 0, printed.output
     assert printed.stdout == made.to_json() + "\n"
 
@@ -140,7 +140,7 @@ def test_messages_name_the_flag_on_the_command_line_and_the_parameter_in_python(
     assert parameter in str(caught.value)
     assert "--" not in str(caught.value)
     if flag is not None:
-        result = CliRunner().invoke(main, ["plan", *flag.split()])
+        result = run_command("plan", *flag.split())
         assert (result.exit_code, result.stdout) == (2, "")
         assert flag.split()[0] in result.stderr
 

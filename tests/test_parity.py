@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,8 @@ import torch
 from bigrun import Runner
 from bigrun.model.families.registry import FAMILIES
 from bigrun.model.program import X, lower, rewrite
+from support import checkpoints
+from support.long import long
 
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     "llama": lambda folder: checkpoints.llama(folder, kv_heads=1),
@@ -69,7 +70,7 @@ def test_the_compiled_call_leaves_what_the_walker_leaves(folder: Path) -> None:
                 assert np.array_equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@pytest.mark.parametrize("kernels", ["reference", long("triton")])
 def test_gpus_leave_what_the_cpu_leaves(folder: Path, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIGRUN_GPU", "emulate")
     options: dict[str, Any] = {"cpu": "100MB", "context": 64, "progress": False, "mode": "exact"}

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from bigrun import plan
-from bigrun.cli.app import main
 from bigrun.planning.picture import COLOURS, COLUMN, HEIGHT, NAMES, plan_svg
 from bigrun.planning.plan import DevicePlan, Plan
 from bigrun.planning.report import describe_parts, duration, rate
 from bigrun.sizes import format_size
+from support.commands import plan_command
 
 SVG = "{http://www.w3.org/2000/svg}"
 KIND_OF = {colour: kind for kind, colour in COLOURS.items()}
@@ -267,39 +266,35 @@ def test_the_same_plan_gives_the_same_picture(made: Plan) -> None:
     assert plan_svg(made) == plan_svg(replace(made))
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments])
-
-
 SMALL = ("--model", "llama-3.2-3b", "--gpus", "1x4GB", "--cpu", "8GB")
 
 
 def test_the_command_writes_the_picture_beside_its_usual_answer(tmp_path: Path) -> None:
     file = tmp_path / "plan.svg"
-    result = run(*SMALL, "--svg", str(file), "--json")
+    result = plan_command(*SMALL, "--svg", str(file), "--json")
     assert result.exit_code == 0
-    assert result.stdout == run(*SMALL, "--json").stdout
+    assert result.stdout == plan_command(*SMALL, "--json").stdout
     assert file.read_text(encoding="utf-8") == plan_svg(plan("llama-3.2-3b", gpus="1x4GB", cpu="8GB"))
     assert json.loads(result.stdout)["fits"] is True
 
 
 def test_a_plan_that_does_not_fit_is_drawn_too_and_the_status_is_3(tmp_path: Path) -> None:
     file = tmp_path / "plan.svg"
-    result = run("--model", "llama-3.1-70b", "--gpus", "24GB", "--cpu", "8GB", "--svg", str(file))
+    result = plan_command("--model", "llama-3.1-70b", "--gpus", "24GB", "--cpu", "8GB", "--svg", str(file))
     assert result.exit_code == 3
     assert "does not fit" in texts(ElementTree.parse(file).getroot())
 
 
 def test_the_picture_of_a_question_is_that_of_its_answer(tmp_path: Path) -> None:
     file = tmp_path / "plan.svg"
-    assert run(*SMALL, "--what-if", "+2x4GB", "--svg", str(file)).exit_code == 0
+    assert plan_command(*SMALL, "--what-if", "+2x4GB", "--svg", str(file)).exit_code == 0
     assert {"cuda:0", "cuda:1", "cuda:2", "cpu"} <= set(texts(ElementTree.parse(file).getroot()))
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/plan.svg", ".", "file/plan.svg", "a" * 300], ids=lambda w: w[:24])
 def test_a_path_that_cannot_be_written_ends_with_2_and_one_line(where: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = run(*SMALL, "--svg", str(tmp_path / where))
+    result = plan_command(*SMALL, "--svg", str(tmp_path / where))
     assert result.exit_code == 2
     assert result.stdout == ""
     assert re.fullmatch(r"bigrun: --svg .*: cannot be written: .*\n", result.stderr)

@@ -2,19 +2,16 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bigrun import plan
-from bigrun.cli.app import main
 from bigrun.errors import CallError
+from support.commands import plan_command, run_command, run_process, run_python
 
 GB = 10**9
 TOP = "model family parameters fits context_tokens batch prefill_chunk_tokens devices placements predicted"
@@ -105,12 +102,8 @@ def test_following_the_hint_makes_it_fit(model: str, gpus: list[int], cpu: int, 
     assert plan(model, cpu=advice[1], **rig).fits, made.hint  # type: ignore[arg-type]
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments])
-
-
 def shown(*arguments: str) -> dict[str, Any]:
-    return json.loads(run(*arguments, "--json").stdout)
+    return json.loads(plan_command(*arguments, "--json").stdout)
 
 
 def test_json_is_one_object_with_the_promised_fields() -> None:
@@ -158,12 +151,12 @@ def test_max_memory_is_json_on_the_command_line() -> None:
 
 
 def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
-    result = run(*SMALL)
+    result = plan_command(*SMALL)
     assert result.exit_code == 3
     assert "does not fit" in result.output
     assert "no place for" in result.output
     assert re.search(r"give --cpu \d+GB", result.output)
-    assert run(*BLOOM).exit_code == 0
+    assert plan_command(*BLOOM).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -194,7 +187,7 @@ def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
 )
 def test_a_wrong_call_ends_with_2_and_a_line_or_two_on_standard_error(arguments: list[str], about: str) -> None:
     command_line = arguments if {"--model", "--gpus"} & set(arguments) else ["--model", "bloom-560m", *arguments]
-    result = run(*command_line, "--json")
+    result = plan_command(*command_line, "--json")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert about in result.stderr
@@ -212,7 +205,7 @@ def test_a_wrong_call_ends_with_2_and_a_line_or_two_on_standard_error(arguments:
     ids=["long name", "unknown home", "huge size"],
 )
 def test_odd_names_and_sizes_are_wrong_calls_too(arguments: list[str]) -> None:
-    assert run(*arguments).exit_code == 2
+    assert plan_command(*arguments).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -220,7 +213,7 @@ def test_odd_names_and_sizes_are_wrong_calls_too(arguments: list[str]) -> None:
 )
 def test_a_bad_configuration_ends_with_4_and_names_the_file(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
-    result = run("--model", str(tmp_path), "--gpus", "24GB", "--cpu", "0")
+    result = plan_command("--model", str(tmp_path), "--gpus", "24GB", "--cpu", "0")
     assert result.exit_code == 4
     assert "config.json" in result.stderr
     assert result.stdout == ""
@@ -236,14 +229,10 @@ def test_a_folder_is_planned_from_its_config_alone(tmp_path: Path) -> None:
 
 
 def test_a_traceback_is_shown_with_debug_alone_and_the_status_is_the_same() -> None:
-    result = run("--model", "nope", "--debug")
-    assert result.exit_code == run("--model", "nope").exit_code == 2
+    result = plan_command("--model", "nope", "--debug")
+    assert result.exit_code == plan_command("--model", "nope").exit_code == 2
     assert "Traceback" in result.stderr
     assert "CallError" in result.stderr
-
-
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 def test_a_plan_run_imports_neither_torch_nor_numba_and_prints_json_alone() -> None:
@@ -255,22 +244,20 @@ try:
 finally:
     print([name for name in ("torch", "numba", "triton") if name in sys.modules], file=sys.stderr)
 """
-    done = python(code)
+    done = run_python(code)
     assert (done.returncode, done.stderr.strip()) == (0, "[]")
     assert json.loads(done.stdout)["fits"] is True
 
 
 def test_import_bigrun_imports_no_torch_numpy_or_numba() -> None:
-    done = python(
+    done = run_python(
         "import bigrun, sys; print([m for m in ('torch', 'numpy', 'numba', 'accelerate') if m in sys.modules])"
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_the_installed_command_ends_with_3_for_a_rig_too_small() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bigrun.cli.app", "plan", *SMALL], capture_output=True, text=True, timeout=120
-    )
+    done = run_process("plan", *SMALL)
     assert done.returncode == 3
     assert "does not fit" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
@@ -278,17 +265,17 @@ def test_the_installed_command_ends_with_3_for_a_rig_too_small() -> None:
 
 def test_programs_are_printed_for_each_kind_of_block_and_target() -> None:
     args = ["plan", "--model", "gemma-2-2b", "--gpus", "1x2GB", "--cpu", "8GB", "--programs"]
-    programs = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["programs"]
+    programs = json.loads(run_command(*args, "--json").stdout)["programs"]
     kinds = {(each["target"], any("window" in step for step in each["steps"])) for each in programs}
     assert kinds == {(target, window) for target in ("gpu", "host") for window in (True, False)}
     for each in programs:
         assert each["products"] == 2304 * 4096 + 2048 * 2304 + 3 * 2304 * 9216
         assert each["products_per_context_token"] == 2 * 8 * 256
         assert each["refused"] == "the step add"
-    text = CliRunner().invoke(main, args).stdout
+    text = run_command(*args).stdout
     assert all(step in text for each in programs for step in each["steps"])
     assert text.count("; runs refuse the step add yet") == len(programs)
-    plain = CliRunner().invoke(main, ["plan", "--model", "gemma-2-2b", "--gpus", "none", "--cpu", "8GB", "--json"])
+    plain = run_command("plan", "--model", "gemma-2-2b", "--gpus", "none", "--cpu", "8GB", "--json")
     assert "programs" not in json.loads(plain.stdout)
 
 
@@ -306,7 +293,7 @@ def test_programs_say_which_blocks_are_the_compiled_calls() -> None:
         "--programs",
         "--json",
     ]
-    programs = json.loads(CliRunner().invoke(main, args).stdout)["programs"]
+    programs = json.loads(run_command(*args).stdout)["programs"]
     assert {(each["parts"], each["target"], each["refused"]) for each in programs} == {
         ("blocks 0-2, 4-15", "compiled", ""), ("blocks 3", "host", ""),
     }  # fmt: skip

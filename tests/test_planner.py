@@ -24,6 +24,8 @@ from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.planner import make_plan
 from bigrun.planning.search import STAGING_SLOTS
+from support.long import long
+from support.toys import mixture, toy
 
 GB = 10**9
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64. In bytes, all of them multiples of 64:
@@ -63,12 +65,6 @@ def gpu_steps(rows: int, head: bool = False) -> int:
 def budget(need: int) -> int:
     """The smallest budget that holds `need` bytes and its reserve of one percent."""
     return need + (need - 1) // 99
-
-
-def toy(blocks: int, tied: bool = True, **more: Any) -> ModelSpec:
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64}
-    config |= {"num_hidden_layers": blocks, "num_attention_heads": 1, "tie_word_embeddings": tied}
-    return spec_from_config({**config, **more}, "toy")
 
 
 def rig_of(budgets: dict[Any, int], *cards: Rates, cpu: Rates = CPU, virtual: bool = False) -> Rig:
@@ -386,12 +382,6 @@ ATTENTION = 16384 + 1024 + 512 + 4 * 64 * 2  # qkv, out; a float32 scale a row; 
 EXPERT = 8192 + 512 + 4096 + 256  # up and gate, down, their scales
 
 
-def mixture(blocks: int, tied: bool = True, count: int = 4, active: int = 1) -> ModelSpec:
-    spec = toy(blocks, tied)
-    experts = Experts(count=count, active=active, intermediate=64)
-    return replace(spec, blocks=tuple(replace(block, experts=experts) for block in spec.blocks))
-
-
 def mixture_steps(rows: int, head: bool = False) -> int:
     """Workspace of a device that computes blocks of the mixture: what is gathered, its sum and the router's choice too."""
     return steps(rows, head) + rows * 4 * (64 + 64 + 4)
@@ -701,9 +691,10 @@ def toys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize("examples", [8, long(30)])
 @pytest.mark.parametrize("models", [specs(), mixtures()], ids=["dense", "mixtures"])
-def test_every_part_is_placed_once_or_unplaced_and_every_account_adds_up(models: Any) -> None:
-    @settings(often, max_examples=30)
+def test_every_part_is_placed_once_or_unplaced_and_every_account_adds_up(models: Any, examples: int) -> None:
+    @settings(often, max_examples=examples)
     @given(cases(models))
     def check(case: tuple[Ledger, Rig]) -> None:
         ledger, rig = case
@@ -783,9 +774,10 @@ CHANGES = (more_memory, faster_rate, another_gpu, a_gpu_behind_a_slow_link, a_di
 @pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize("toys", [True], ids=["search alone"], indirect=True)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.replace("_", " "))
+@pytest.mark.parametrize("examples", [6, long(25)])
 @pytest.mark.parametrize("models", [specs(), mixtures()], ids=["dense", "mixtures"])
-def test_nothing_that_is_better_makes_a_request_slower(models: Any, change: Any) -> None:
-    @often
+def test_nothing_that_is_better_makes_a_request_slower(models: Any, examples: int, change: Any) -> None:
+    @settings(often, max_examples=examples)
     @given(cases(models), st.data())
     def check(case: tuple[Ledger, Rig], data: st.DataObject) -> None:
         ledger, rig = case

@@ -8,11 +8,8 @@ import pytest
 from bigrun.model.catalog.lookup import ENTRIES
 from bigrun.model.program import NORMED, Program, Step, buffer_widths, lower, lower_experts, programs, rewrite
 from bigrun.model.spec import Block, Experts, Latent, Rope, block_tensors, expert_tensors
+from support.blocks import BLOCK
 
-BLOCK = Block(
-    hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, norm="rms", norm_eps=1e-5, positions="rope",
-    rope=Rope(16), gated=True, activation="silu",
-)  # fmt: skip
 OTHER: dict[str, Any] = {
     "hidden": 128, "heads": 8, "kv_heads": 4, "head_dim": 32, "intermediate": 32, "norm": "layer", "norm_eps": 1e-6,
     "positions": "alibi", "rope": Rope(8), "gated": False, "activation": "relu", "qkv_bias": True, "out_bias": True,

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from peers import smollm2_float32
 
 from bigrun import Runner
-from bigrun.cli.app import main
 from bigrun.loading.open import open_checkpoint
 from bigrun.model.resolve import resolve
 from bigrun.text.tokenizer import Tokenizer
+from support.commands import run_command
+from support.long import long
+from support.peers import smollm2_float32
 
 TEXT = Path(__file__).parent / "data" / "english.txt"
 WINDOW, SHARED = 512, 1024
@@ -69,20 +69,20 @@ def closeness(mode: str, ids: np.ndarray, theirs: Callable[[np.ndarray], torch.T
     return torch.cat(divergence).mean().item(), torch.cat(agreement).mean().item()
 
 
-def test_exact_mode_holds_its_bars_over_2048_tokens(
-    ids: np.ndarray, theirs: Callable[[np.ndarray], torch.Tensor]
-) -> None:
-    assert len(ids) >= 2048
-    divergence, agreement = closeness("exact", ids[:2048], theirs)
+@pytest.mark.parametrize("tokens", [512, long(2048)])
+def test_exact_mode_holds_its_bars(tokens: int, ids: np.ndarray, theirs: Callable[[np.ndarray], torch.Tensor]) -> None:
+    assert len(ids) >= tokens
+    divergence, agreement = closeness("exact", ids[:tokens], theirs)
     assert divergence <= 0.004
     assert agreement >= 0.955
 
 
+@pytest.mark.parametrize("tokens", [512, long(1024)])
 def test_llm_int8_is_no_worse_than_bitsandbytes_on_the_same_model(
-    ids: np.ndarray, theirs: Callable[[np.ndarray], torch.Tensor]
+    tokens: int, ids: np.ndarray, theirs: Callable[[np.ndarray], torch.Tensor]
 ) -> None:
     # bitsandbytes' LLM.int8() measured 0.0165 on a dictionary; a bug in the outlier path gives several times that
-    divergence, agreement = closeness("llm.int8", ids[:SHARED], theirs)
+    divergence, agreement = closeness("llm.int8", ids[:tokens], theirs)
     assert divergence <= 0.02
     assert agreement >= 0.9
 
@@ -101,7 +101,7 @@ def test_eval_perplexity_says_what_transformers_says(ids: np.ndarray) -> None:
         "16bit",
         "--json",
     ]
-    result = CliRunner().invoke(main, call)
+    result = run_command(*call)
     report = json.loads(result.stdout)
     assert set(report) == {"model", "tokens", "perplexity", "perplexity_16bit", "mean_kl", "top1_agreement"}
     assert report["tokens"] == 2 * 127, "every token but the first of each window"

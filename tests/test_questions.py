@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bigrun import plan
-from bigrun.cli.app import main
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
@@ -22,6 +20,7 @@ from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.sizes import format_size, parse_size
+from support.commands import plan_command
 
 
 def often(examples: int) -> settings:
@@ -29,23 +28,19 @@ def often(examples: int) -> settings:
     return settings(derandomize=True, database=None, deadline=None, max_examples=examples, suppress_health_check=quiet)
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments])
-
-
 def flags(rig: dict[str, Any]) -> list[str]:
     return [word for name, value in rig.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def shown(*arguments: str) -> dict[str, Any]:
-    result = run(*arguments, "--json")
+    result = plan_command(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def told(*arguments: str) -> str:
     """What standard error says of a wrong call: one or two lines, and nothing on standard output."""
-    result = run(*arguments)
+    result = plan_command(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert "a bug" not in result.stderr
@@ -333,7 +328,9 @@ def test_a_card_of_a_rig_file_that_gives_some_of_its_memory_is_taken_out_by_that
 
 
 def test_what_if_says_what_is_changed_into_a_rig_that_is_too_small() -> None:
-    result = run("--model", "llama-3.1-70b", "--gpus", "2xRTX3090", "--cpu", "64GB", "--what-if", "cpu=8GB", "--json")
+    result = plan_command(
+        "--model", "llama-3.1-70b", "--gpus", "2xRTX3090", "--cpu", "64GB", "--what-if", "cpu=8GB", "--json"
+    )
     assert result.exit_code == 3
     answer = json.loads(result.stdout)["answer"]
     assert (answer["before"]["fits"], answer["after"]["fits"]) == (True, False)
@@ -402,7 +399,9 @@ def test_twice_the_host_of_a_small_rig_is_a_size_that_an_option_can_say() -> Non
 
 
 def test_a_target_beyond_every_change_ends_with_3_and_the_best_that_was_found() -> None:
-    result = run("--model", "llama-3.1-8b", "--gpus", "none", "--cpu", "6GB", "--target", "5000tok/s", "--json")
+    result = plan_command(
+        "--model", "llama-3.1-8b", "--gpus", "none", "--cpu", "6GB", "--target", "5000tok/s", "--json"
+    )
     assert (result.exit_code, result.stdout) == (3, "")
     assert re.search(r"5000 tokens/s; the best is \d+ with 1 more RTX5090", result.stderr)
     best = plan("llama-3.1-8b", gpus="RTX5090", cpu="6GB").predicted
@@ -477,7 +476,7 @@ def test_questions_that_are_no_text_are_wrong_calls(question: dict[str, Any]) ->
 
 @pytest.mark.parametrize("question", ["context", "batch"])
 def test_where_not_even_one_fits_the_status_is_3_and_the_plan_says_what_is_missing(question: str) -> None:
-    result = run("--model", "qwen2.5-7b", "--gpus", "3GB", "--cpu", "2GB", "--solve", question, "--json")
+    result = plan_command("--model", "qwen2.5-7b", "--gpus", "3GB", "--cpu", "2GB", "--solve", question, "--json")
     assert result.exit_code == 3
     printed = json.loads(result.stdout)
     assert printed["fits"] is False
@@ -490,7 +489,7 @@ def test_where_not_even_one_fits_the_status_is_3_and_the_plan_says_what_is_missi
 )
 def test_cards_that_are_too_small_for_a_block_end_with_3_and_their_size(gpus: list[str]) -> None:
     host = [] if "--max-memory" in gpus else ["--cpu", "1GB"]
-    result = run("--model", "bloom-176b", *gpus, *host, "--solve", "gpus")
+    result = plan_command("--model", "bloom-176b", *gpus, *host, "--solve", "gpus")
     assert result.exit_code == 3
     assert re.search(r"64 x 900 ?MB do not hold", result.stderr)
 
@@ -508,7 +507,7 @@ def test_cards_that_are_too_small_for_a_block_end_with_3_and_their_size(gpus: li
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
 def test_a_person_is_shown_the_answer_above_the_prediction(question: tuple[str, str], words: str) -> None:
-    result = run(*SMALL, *question)
+    result = plan_command(*SMALL, *question)
     assert result.exit_code == (0 if words else 3)
     assert re.search(words, result.stdout)
     if words:

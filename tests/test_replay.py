@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import FAMILIES, llama
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from bigrun import Runner, plan
-from bigrun.cli.app import main
 from bigrun.devices.host_memory import HostMemory
 from bigrun.devices.rates import ASSUMED_CPU
 from bigrun.devices.rig import Device, Rig
@@ -28,6 +26,8 @@ from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.replay import check_plan, options_of
 from bigrun.planning.search import Problem
 from bigrun.session.preflight import check_runnable
+from support.checkpoints import FAMILIES, llama
+from support.commands import run_command
 
 PROMPT = [5, 9, 77, 200, 31, 8, 44]
 Change = Callable[[dict[str, Any]], Any]
@@ -49,7 +49,7 @@ def tokens(runner: Runner) -> tuple[int, ...]:
 
 def printed(file: Path, *arguments: str) -> Plan:
     """What `bigrun plan --json` prints, as a file."""
-    result = CliRunner().invoke(main, ["plan", *arguments, "--json"])
+    result = run_command("plan", *arguments, "--json")
     assert result.exit_code == 0, result.stderr
     file.write_text(result.stdout)
     return Plan.load(file)
@@ -130,7 +130,7 @@ def test_the_command_runs_a_plan_file(tiny: Path, tmp_path: Path) -> None:
     asked = ["--prompt", "the fox", "--max-new-tokens", "8", "--raw", "--quiet", "--json"]
 
     def generate(*more: str) -> Result:
-        return CliRunner().invoke(main, ["generate", *more, *asked])
+        return run_command("generate", *more, *asked)
 
     ours = generate("--plan", str(tmp_path / "plan.json"))
     theirs = generate("--model", str(tiny), "--context", "64", *arguments(RIGS["virtual cards"]))

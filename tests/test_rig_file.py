@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigrun.cli.app import main
 from bigrun.devices import rig_file
 from bigrun.devices.cards import card
 from bigrun.devices.links import LINKS
@@ -25,6 +23,7 @@ from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_GPU, ASSUMED_ROOFS, cpu_ra
 from bigrun.devices.rig import MOST_GPUS, Device, Rig
 from bigrun.devices.rig_file import read_rig
 from bigrun.errors import CallError
+from support.commands import run_command
 
 GB = 10**9
 TERA = 10**12
@@ -537,7 +536,7 @@ def test_virtual_needs_gpus_in_the_file(write: Write) -> None:
     ["cpu: {memroy: 1GB}", "cpu: !!python/object/apply:os.abort []", "[" * 10_000, "\x00", "gpus: [{card: 9}]"],
 )
 def test_on_the_command_line_a_mistake_is_one_line_and_exit_status_2(write: Write, content: str) -> None:
-    result = CliRunner().invoke(main, ["plan", "--rig", str(write(content))])
+    result = run_command("plan", "--rig", str(write(content)))
     assert result.exit_code == 2
     assert result.stderr.startswith("bigrun: --rig ")
     assert result.stderr.count("\n") == 1

@@ -1,13 +1,12 @@
 """The Runner: text in, text out; batches, chunks and modes that do not change the answer."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from bigrun import CallError, PlanDoesNotFit, Runner
+from support.commands import run_python
 
 PROMPT = "What is the capital of France?"
 
@@ -97,7 +96,7 @@ def test_running_needs_no_torch() -> None:
         "import sys; from bigrun import Runner; r = Runner(progress=False, context=64); r.generate('Hi', 2);"
         "assert 'torch' not in sys.modules, 'torch'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_python(code).returncode == 0
 
 
 def test_a_runner_s_kernels_share_the_pool_that_was_chosen() -> None:
@@ -106,7 +105,7 @@ def test_a_runner_s_kernels_share_the_pool_that_was_chosen() -> None:
         "from bigrun_kernels.cpu import threads; assert numba.threading_layer() == 'tbb' or not threads._open_tbb(),"
         "numba.threading_layer()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_python(code).returncode == 0
 
 
 def test_two_runners_in_two_threads_answer_as_each_alone(runner: Runner) -> None:

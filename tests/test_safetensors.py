@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, bloom, edit_config, llama, load_parts, opt, rewrite, state
 
 from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
 from bigrun.errors import CheckpointError
+from support.checkpoints import FAMILIES, bloom, edit_config, llama, load_parts, opt, rewrite, state
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

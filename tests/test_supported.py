@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
 
 from bigrun import CallError, Runner
@@ -18,6 +17,7 @@ from bigrun.session import steps
 from bigrun.session.options import Options
 from bigrun_kernels.cpu.blocks import ROWS
 from bigrun_kernels.ops import EXECUTES
+from support import checkpoints
 
 BEYOND: dict[str, Any] = {
     "qk_norm": (True, "norm_heads of q_norm, k_norm"),

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import regex  # type: ignore[import-untyped]
 import tokenizers
-from test_text_stream import streamed, word_backend
 from tokenizers import decoders
 
 from bigrun.errors import CallError, TokenizerError
 from bigrun.text import byte_level
 from bigrun.text.tokenizer import Tokenizer
+from support.tokenizers import streamed, word_backend
 
 HELLO = [{"role": "user", "content": "Count to 12, it's easy!"}]
 TEXTS = {

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import llama, state
 
 from bigrun.checkpoint.formats.torch_bin import INDEX, SINGLE, TorchCheckpoint
 from bigrun.errors import CheckpointError
+from support.checkpoints import llama, state
 
 LITTLE = 8 * 2**20  # bytes that a hostile file may cost
 ORDERED = "collections OrderedDict"

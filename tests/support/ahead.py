@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def begin(work: Sequence[tuple[Specimen, int]], folder: Path, processes: int = 2
     for number in range(processes):
         share, answers = folder / f"{number}.in", folder / f"{number}.out"
         share.write_bytes(pickle.dumps(list(work[number::processes])))
-        command = [sys.executable, __file__, str(share), str(answers)]
+        command = [sys.executable, "-m", "support.ahead", str(share), str(answers)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         begun.append((answers, subprocess.Popen(command, env=environment, text=True, **pipes)))  # type: ignore[call-overload]
     return begun
@@ -111,7 +111,7 @@ def compiled(begun: Begun) -> dict[tuple[str, int], Any]:
 
 
 if __name__ == "__main__":
-    import ahead  # pickled specimens are of the module, not of __main__
+    from support import ahead  # pickled specimens are of the module, not of __main__
 
     os.nice(10)
     answers: dict[tuple[str, int], Any] = {}

@@ -1,8 +1,7 @@
 """The kernels of linear layers as each architecture's table launches them, to be compiled ahead of time (ahead.py)."""
 
-from ahead import Specimen
-
 from bigrun_kernels.gpu import linear, tables
+from support.ahead import Specimen
 
 HALF = {"x": "*fp16", "q": "*i8", "scale": "*fp32", "bias": "*fp32", "out": "*fp16", "partial": "*fp32"}
 WIDE = {

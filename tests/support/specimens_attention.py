@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ahead import Specimen
+from support.ahead import Specimen
 
 PAGES = {"fp16": {"k": "*fp16", "v": "*fp16"}, "int8": dict.fromkeys(("k", "v"), "*i8")}
 SCALES = dict.fromkeys(("k_scale", "v_scale"), "*fp16")

@@ -3,7 +3,7 @@ the widest models' 14,336, 20,480 and 57,344."""
 
 from typing import Any
 
-from ahead import Specimen
+from support.ahead import Specimen
 
 TYPES = {
     "norm:norm_kernel": {"x": "*fp32", "out": "*fp16", "marks": "*i32", "eps": "fp32", "threshold": "fp32"}
