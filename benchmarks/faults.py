@@ -36,6 +36,7 @@ from bigrun.session.options import Options
 
 MANIFEST = "bigrun.json"
 FINISHED, NAMED, UNHARMED = "finished by the next start", "named the bad file", "right all the same"
+LIMIT = 60  # seconds that a call may take; it takes a tenth of one
 RIG: dict[str, Any] = {"gpus": "none", "context": 32, "progress": False, "threads": 1}
 
 
@@ -84,7 +85,17 @@ class Child:
         self.wait()
 
     def wait(self) -> dict[str, Any]:
-        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        """What came of the call; one that does not end is killed, and said to hang."""
+        until, (done, status) = time.monotonic() + LIMIT, os.waitpid(self._pid, os.WNOHANG)
+        while not done:
+            if time.monotonic() > until:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+                os.close(self._file)
+                return {"bug": f"it hung for {LIMIT} s"}
+            time.sleep(0.0005)
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(status)
         data = os.pread(self._file, 1 << 16, 0)
         os.close(self._file)
         return json.loads(data) if status == 0 else {"bug": f"it ended with {status}"}

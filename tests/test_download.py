@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,7 +114,10 @@ def call(worker: "subprocess.Popen[str]", tmp_path: Path) -> Call:
         assert worker.stdout is not None
         worker.stdin.write(json.dumps(request | more) + "\n")
         worker.stdin.flush()
+        watch = threading.Timer(60, worker.kill)  # what never ends is an empty answer
+        watch.start()
         answer: dict[str, Any] = json.loads(worker.stdout.readline())
+        watch.cancel()
         return answer
 
     return call

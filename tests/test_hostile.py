@@ -35,7 +35,8 @@ from bigrun.model.families.registry import spec_from_config
 from bigrun.session.options import Options
 from bigrun.text.tokenizer import Tokenizer
 from support.checkpoints import edit_config, gguf_twin, llama, rewrite, state
-from support.commands import run_command, run_python
+from support.commands import run_benchmark, run_command, run_python
+from support.long import LONG
 
 LITTLE = 12 * 2**20  # bytes that Python may allocate at its peak
 SECONDS = 15.0  # a command that takes longer hangs
@@ -580,3 +581,9 @@ LENIENT = {
 @pytest.mark.parametrize("text", LENIENT.values(), ids=LENIENT.keys())
 def test_what_json_leaves_open_is_read_as_safetensors_reads_it(bare: Path, text: str) -> None:
     accepted(bare, text)
+
+
+@LONG
+def test_thousands_of_damaged_files_load_or_are_refused() -> None:
+    done = run_benchmark("fuzz.py", "--cases", "20000", "--seed", "15", timeout=1500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

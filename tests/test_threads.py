@@ -5,6 +5,7 @@ What depends on a fresh process runs in one: this file, called with the name of 
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from bigrun_kernels.cpu import threads
+from support.blocks import BLOCK, Model, rows
 
 try:
     HAS_TBB = bool(importlib.metadata.version("tbb"))
@@ -68,6 +70,12 @@ def torch_last() -> None:
     assert is_right(linear())
 
 
+def most_threads() -> int:
+    import numba
+
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
 def forked() -> None:
     """A child of a process that has run kernels runs them too, as does the parent afterwards."""
     assert is_right(linear())
@@ -82,6 +90,23 @@ def forked() -> None:
     assert is_right(linear())
 
 
+def robbed() -> None:
+    """A fork is killed while it has whatever lock Numba starts its pool under: for those that wait for it, for ever."""
+    from numba.np.ufunc import parallel
+
+    assert threads.use(None) == most_threads()
+    child = os.fork()
+    if child == 0:
+        with parallel._backend_init_process_lock:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    for count in (1, most_threads()):
+        assert threads.use(count) == count
+        assert is_right(linear(3), 3)
+    block = Model(BLOCK, True)
+    assert np.isfinite(block.step(rows(20), [0] * 20, range(20))).all()
+
+
 def asked() -> None:
     assert is_right(linear())
 
@@ -90,13 +115,14 @@ def asked() -> None:
 def alone() -> dict[str, subprocess.CompletedProcess[str]]:
     """What became of each task in a process of its own; all at once, as each waits for imports."""
     linear()  # so that none of them has to compile it
+    Model(BLOCK, True).step(rows(1), [0], [0])
     tasks: dict[str, dict[str, str]] = {
         "torch_first": {},
         "torch_last": {},
         "asked": {"NUMBA_THREADING_LAYER": "workqueue"},
     }
     if hasattr(os, "fork"):
-        tasks["forked"] = {}
+        tasks |= {"forked": {}, "robbed": {}}
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_THREADING_LAYER"}
     command = [sys.executable, str(Path(__file__))]
 
@@ -123,6 +149,13 @@ def test_kernels_and_torch_work_in_either_order(alone: dict[str, subprocess.Comp
 @pytest.mark.skipif(not HAS_TBB, reason="only tbb survives a fork")
 def test_a_forked_child_can_run_kernels(alone: dict[str, subprocess.CompletedProcess[str]]) -> None:
     assert pool_of(alone["forked"]) == "tbb"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_that_is_killed_while_it_starts_the_pool_hangs_no_other(
+    alone: dict[str, subprocess.CompletedProcess[str]],
+) -> None:
+    assert pool_of(alone["robbed"])
 
 
 def test_the_pool_that_the_user_asked_for_stands(alone: dict[str, subprocess.CompletedProcess[str]]) -> None:

@@ -44,6 +44,12 @@ def run_python(
     return subprocess.run(command, capture_output=True, text=True, env=env, input=stdin, timeout=timeout)
 
 
+def run_benchmark(name: str, *args: str, timeout: float = 900) -> Done:
+    """A script of benchmarks/ as its own process."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / name
+    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=timeout)
+
+
 def ended(result: Result | Done, status: int, *words: str, lines: int = 1) -> None:
     """The promise of every error: its status, nothing on standard output, and at most `lines` lines that say what is wrong,
     each of `words` among them."""

@@ -7,6 +7,7 @@ puts its library where the loader does not look, so it is opened by its path fir
 import ctypes
 import importlib.metadata
 import os
+from contextlib import nullcontext
 from functools import cache
 
 
@@ -36,11 +37,25 @@ def prepare() -> None:
     _open_tbb()  # Numba's own order is tbb, omp, workqueue: it now finds the first
 
 
+def start() -> None:
+    """Start the pool, once a process.
+
+    Numba starts it under a lock that forks share, and takes that lock again, for nothing, whenever a number of threads is set
+    or a kernel is loaded. A fork that is killed while it has the lock leaves it taken for all others, which wait for ever: so
+    it goes once the pool runs. (A lock of the process's own threads stays.)
+    """
+    from numba.np.ufunc import parallel
+
+    prepare()
+    parallel._launch_threads()
+    parallel._backend_init_process_lock = nullcontext()
+
+
 def use(count: int | None) -> int:
     """Run this thread's kernels on `count` threads (None: all cores); more than there are is all. Returns the number."""
     import numba
 
-    prepare()  # setting a number starts the pool
+    start()
     most = numba.config.NUMBA_NUM_THREADS
     chosen = most if count is None else max(1, min(count, most))
     numba.set_num_threads(chosen)
@@ -50,8 +65,6 @@ def use(count: int | None) -> int:
 def layer() -> str:
     """The pool in use, "tbb", "omp" or "workqueue"; starts it."""
     import numba
-    from numba.np.ufunc import parallel
 
-    prepare()
-    parallel._launch_threads()
+    start()
     return numba.threading_layer()
