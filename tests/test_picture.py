@@ -12,7 +12,8 @@ import pytest
 
 from bigrun import plan
 from bigrun.planning.picture import COLOURS, COLUMN, HEIGHT, NAMES, plan_svg
-from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import DevicePlan
 from bigrun.planning.report import describe_parts, duration, rate
 from bigrun.sizes import format_size
 from support.commands import plan_command

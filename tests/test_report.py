@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from bigrun import plan
-from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import DevicePlan
 from bigrun.planning.report import BAR, describe_parts, memory_bar, plan_text
 
 LETTERS = set("█▓▒sp░·")

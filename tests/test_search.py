@@ -17,7 +17,8 @@ from bigrun.planning.cost import Costs
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.placing import placement
-from bigrun.planning.plan import Placement, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import Placement
 from bigrun.planning.search import Problem
 from support.long import long
 from support.toys import mixture, toy

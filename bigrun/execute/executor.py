@@ -16,7 +16,8 @@ from bigrun.execute.supported import why_not_executable
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.buffers import step_buffers
 from bigrun.model.spec import Block, ModelSpec
-from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import DevicePlan
 from bigrun_kernels.ops import Ops
 
 NOTHING, NO_SCALE = np.empty(0, np.float32), np.empty(0, np.uint16)

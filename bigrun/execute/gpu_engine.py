@@ -18,7 +18,8 @@ from bigrun.loading.loader import LoadedPart
 from bigrun.model.gpu_buffers import AHEAD, gpu_step_buffers
 from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import Block, ModelSpec
-from bigrun.planning.plan import DevicePlan, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import DevicePlan
 from bigrun_kernels.gpu.torch_ops import Run
 
 SMALL_COPY = 2**15  # bytes from pageable memory that a driver takes without waiting for the device, and some to spare

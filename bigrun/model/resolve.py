@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bigrun.errors import CallError
 from bigrun.model.catalog import lookup as catalog
+from bigrun.model.catalog.entry import Entry
 
 LONGEST = 4096
 DEFAULT = "smollm2-135m"
@@ -24,7 +25,7 @@ class Model:
     folder: Path | None = None
     gguf: Path | None = None
     repo: str | None = None
-    entry: catalog.Entry | None = None
+    entry: Entry | None = None
     note: str = ""
 
     @property
@@ -66,7 +67,7 @@ def resolve(name: str) -> Model:
     raise catalog.unknown(name)
 
 
-def _from_catalog(entry: catalog.Entry) -> Model:
+def _from_catalog(entry: Entry) -> Model:
     if entry.name == DEFAULT:
         embedded = embedded_gguf()
         if embedded is not None:

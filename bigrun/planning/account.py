@@ -1,6 +1,7 @@
 """What a placement takes: every device's bytes, and the seconds of a prompt, a step and a request."""
 
-from bigrun.planning.plan import DevicePlan, Placement, Plan, Predicted
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import DevicePlan, Placement, Predicted
 from bigrun.planning.search import STAGING_SLOTS, Problem
 
 

@@ -15,7 +15,8 @@ from bigrun.planning.exhaustive import is_small, least
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.placing import arrange, place, placement
-from bigrun.planning.plan import Placement, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import Placement
 from bigrun.planning.search import EXPERT_NOWHERE, Problem, Search
 
 CHUNKS = (LONGEST_CHUNK, 256, 128, 64, 32)  # tokens of a prefill step

@@ -7,7 +7,7 @@ experts may be found, and hops may cost more than blocks: there all placements a
 from bigrun.devices.rig import Device
 from bigrun.planning.account import account, predict
 from bigrun.planning.placing import placement
-from bigrun.planning.plan import Placement
+from bigrun.planning.plan_data import Placement
 from bigrun.planning.search import Problem
 
 MOST_PARTS, MOST_DEVICES = 8, 3  # norm is with the head, and a tied table too: seven choices at most

@@ -72,7 +72,10 @@ def _mends(ledger: Ledger, rig: Rig) -> Iterator[str]:
         count = smallest(MOST_MORE, lambda n: fits(ledger, rig.with_gpus([*rig.gpus, *[last] * n])))
         if count:
             yield f"--gpus {rig.with_gpus([*rig.gpus, *[last] * count]).gpus_text}"
-    shorter = lambda n: Ledger(spec, replace(options, context=n, prompt=None))  # noqa: E731
+
+    def shorter(n: int) -> Ledger:
+        return Ledger(spec, replace(options, context=n, prompt=None))
+
     if options.context > LEAST_CONTEXT and fits(shorter(LEAST_CONTEXT), rig):
         tokens = largest(LEAST_CONTEXT, options.context, lambda n: fits(shorter(n), rig))
         if tokens >= (options.prompt or 1):

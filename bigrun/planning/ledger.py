@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from bigrun.model.buffers import PAGE_TOKENS, kv_buffers, step_buffers, total
 from bigrun.model.gpu_buffers import gpu_step_buffers
@@ -20,7 +21,7 @@ class Ledger:
     @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Equal blocks share one computation: a model has few kinds of block and many blocks."""
-        cache: dict[tuple, Layout] = {}
+        cache: dict[tuple[Any, ...], Layout] = {}
         result = {}
         skip = self.options.storage.skip
         for part in self.spec.parts:
@@ -33,7 +34,7 @@ class Ledger:
     @cached_property
     def kinds(self) -> dict[str, int]:
         """Part → a number that parts share where everything about them is equal but their place."""
-        numbers: dict[tuple, int] = {}
+        numbers: dict[tuple[Any, ...], int] = {}
         result = {}
         for part in self.spec.parts:
             layout = self.layouts[part.name]

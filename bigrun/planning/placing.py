@@ -1,7 +1,7 @@
 """From what each device takes (search.py) to placements: one for each part, or slice of experts."""
 
 from bigrun.devices.rig import Device
-from bigrun.planning.plan import Placement
+from bigrun.planning.plan_data import Placement
 from bigrun.planning.search import Load, Problem
 
 

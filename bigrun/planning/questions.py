@@ -31,7 +31,9 @@ def solve(question: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Pla
 
 
 def _context(spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
-    change = lambda tokens: replace(options, context=tokens, prompt=None)  # noqa: E731
+    def change(tokens: int) -> PlanOptions:
+        return replace(options, context=tokens, prompt=None)
+
     check(spec, change(1))
     tokens = largest(1, spec.context_limit, lambda n: fits(Ledger(spec, change(n)), rig))
     if not tokens:

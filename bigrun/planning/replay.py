@@ -15,7 +15,8 @@ from bigrun.errors import CallError
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
-from bigrun.planning.plan import Placement, Plan
+from bigrun.planning.plan import Plan
+from bigrun.planning.plan_data import Placement
 from bigrun.sizes import LARGEST
 
 

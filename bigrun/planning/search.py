@@ -12,6 +12,7 @@ place where the last one would be (`overflow_cost`). The caller tries which plac
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -203,7 +204,7 @@ class Search:
         if not self.each:
             return free
         free = free - np.where(self.length == 0, idle, 0)
-        return np.clip(free // self.expert_bytes, 0, self.all_experts)
+        return np.asarray(np.clip(free // self.expert_bytes, 0, self.all_experts))
 
     def _saved(self, room: np.ndarray, home: Device) -> np.ndarray:
         """Seconds that experts in that room save, against `overflow_cost`. On a GPU, blocks whose attention is elsewhere cost a
@@ -306,13 +307,13 @@ class Search:
         start = np.full((4, self.count + 1), np.inf)
         start[0, 0] = 0.0
         layers = []
-        made: dict[tuple[object, ...], list[tuple]] = {}
+        made: dict[tuple[object, ...], list[tuple[Any, ...]]] = {}
         for gpu in self.problem.rig.gpus:
             key = (gpu.budget_bytes, gpu.rates, gpu.virtual, self.problem.staging(gpu))
             if key not in made:
                 made[key] = [(add, *self.gpu(gpu, add)) for add in self.gpu_adds]
             layers.append((gpu.name, made[key]))
-        host: list[tuple] = [(add, *self.host(add, False)) for add in self.adds]
+        host: list[tuple[Any, ...]] = [(add, *self.host(add, False)) for add in self.adds]
         if self.each and any(d.kind == "disk" for d in self.problem.rig.devices):
             host += [(add, *self.host(add, False, True)) for add in self.adds]
         if any(d.kind == "disk" for d in self.problem.rig.devices) and not self.problem.ledger.spec.tied:
@@ -326,7 +327,7 @@ class Search:
             choices.append(choice)
         return self._trace(layers, choices) if np.isfinite(states[-1][BOTH, self.count]) else None
 
-    def _step(self, before: np.ndarray, moves: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    def _step(self, before: np.ndarray, moves: list[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
         """One device further: the least cost of each state, and (flags before, first block, move) that gave it."""
         after = np.full(before.shape, np.inf)
         choice = np.zeros((*before.shape, 3), np.int64)
@@ -346,7 +347,7 @@ class Search:
                 )[better]
         return after, choice
 
-    def _trace(self, layers: list, choices: list[np.ndarray]) -> list[Load]:
+    def _trace(self, layers: list[Any], choices: list[np.ndarray]) -> list[Load]:
         flags, stop = BOTH, self.count
         loads = []
         for (name, moves), choice in zip(reversed(layers), reversed(choices), strict=True):

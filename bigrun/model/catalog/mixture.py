@@ -10,7 +10,9 @@ SCALES = DRAFT + ", and the scales of 8-bit blocks"
 OPENAI = "OpenAI 2025 (arXiv 2508.10925), table 1; bytes as the index of {repo} on the Hugging Face hub states them"
 
 
-def _qwen3(hidden: int, inner: int, each: int, layers: int, heads: int, kv: int, count: int, context: int) -> dict:
+def _qwen3(
+    hidden: int, inner: int, each: int, layers: int, heads: int, kv: int, count: int, context: int
+) -> dict[str, object]:
     experts = {"num_experts": count, "num_experts_per_tok": 8, "moe_intermediate_size": each}
     return config("Qwen3Moe", 151936, hidden, inner, layers, heads, kv, context, head_dim=128, **experts)
 
