@@ -20,6 +20,7 @@ from bigrun import Runner
 from bigrun.checkpoint.formats.gguf import GgufCheckpoint
 from bigrun.checkpoint.formats.gguf_header import read_header
 from bigrun.errors import CheckpointError
+from bigrun.loading.identity import fingerprints
 from support.checkpoints import gguf_tensors, gguf_twin, llama, load_parts
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_1")
@@ -331,6 +332,23 @@ def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
         for one, two in zip(expected, load_parts(member), strict=True):
             for name, array in one.arrays.items():
                 np.testing.assert_array_equal(two.arrays[name], array, err_msg=f"{one.part.name} {name}")
+
+
+def test_each_tensor_of_a_set_is_in_the_file_that_has_it(folder: Path, tmp_path: Path) -> None:
+    """As the gguf library reads each file by itself; of each one the bytes that lie there, and its own fingerprint."""
+    first = split(folder / "Q8_0.gguf", tmp_path / "set")
+    checkpoint, before = GgufCheckpoint(first), fingerprints(GgufCheckpoint(first))
+    files = sorted(first.parent.iterdir())
+    homes = {tensor.name: str(file) for file in files for tensor in gguf.GGUFReader(file).tensors}
+    assert set(homes.values()) == {str(file) for file in files}
+    assert {name: info.where for name, info in checkpoint.tensors.items()} == homes
+    assert before.keys() == {str(file) for file in files}
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        after = fingerprints(GgufCheckpoint(first))
+        assert {name for name in after if after[name] != before[name]} == {str(file)}
+        before = after
 
 
 def test_the_hub_cache_s_links_to_a_set_s_files_are_followed(folder: Path, tmp_path: Path) -> None:

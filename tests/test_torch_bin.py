@@ -526,6 +526,27 @@ def test_a_tensor_or_shard_that_the_index_names_must_be_there(sharded: Path, mon
     refused(sharded, "neither", monkeypatch=monkeypatch, name="")
 
 
+@pytest.mark.parametrize("home", ["first", "last"])
+def test_of_a_tensor_in_two_shards_the_one_is_read_that_the_index_names(sharded: Path, home: str) -> None:
+    """Published shards repeat what is tied or shared, and a repeated tensor need not be the same."""
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    first, last = min(index.values()), max(index.values())
+    name = next(name for name, file in index.items() if file == (first if home == "first" else last))
+    other = last if home == "first" else first
+    right = torch.load(sharded / index[name])[name]
+    torch.save(torch.load(sharded / other) | {name: -right[1:]}, sharded / other)
+    checkpoint = TorchCheckpoint(sharded)
+    info = checkpoint.tensors[name]
+    assert (info.where, info.shape) == (str(sharded / index[name]), tuple(right.shape))
+    np.testing.assert_array_equal(checkpoint.rows(name, 0, len(right)).values, bits(right))
+
+
+def test_each_tensor_is_in_the_file_that_the_index_names(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    where = {name: info.where for name, info in TorchCheckpoint(sharded).tensors.items()}
+    assert where == {name: str(sharded / file) for name, file in index.items()}
+
+
 def test_shards_that_the_index_does_not_name_are_not_opened(sharded: Path) -> None:
     before = set(TorchCheckpoint(sharded).tensors)
     (sharded / "optimizer.bin").write_bytes(pickle.dumps(Reduced(os.system, "touch ran")))
