@@ -1,6 +1,8 @@
 """Every family counts what transformers builds, part by part, and those of Llama's kin answer as transformers does."""
 
 import copy
+import functools
+import json
 import warnings
 from math import prod
 from pathlib import Path
@@ -392,6 +394,45 @@ def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
         with Runner(str(tmp_path), context=128, progress=False, **options) as runner:
             error = ((runner.logits(ids) - expected).norm() / expected.norm()).item()
         assert error <= bar, options
+
+
+QUIET = ["llama", "mistral", "qwen2", "bloom", "opt"]
+
+
+@pytest.mark.parametrize("family", QUIET)
+def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, tmp_path: Path) -> None:
+    """Seen in the logits: with embeddings as small as the root of epsilon, a norm's output depends on it."""
+    from transformers import AutoConfig
+
+    keys = {"bloom": "layer_norm_epsilon", "opt": None}
+    key = keys.get(family, "rms_norm_eps")
+    default = {key: getattr(AutoConfig.for_model(family), key)} if key else {}
+    write = getattr(checkpoints, family, functools.partial(checkpoints.relative, model_type=family))
+    model = write(tmp_path, **default)
+    tensors = checkpoints.state(tmp_path)
+    for name, parameter in model.named_parameters():
+        if "embed" in name:  # BLOOM's norm of the embedding is among them, so that what follows it is small as well
+            parameter.data *= 0.003
+            tensors[name] = parameter.data.clone()
+    checkpoints.rewrite(tmp_path, tensors)
+    if key:
+        assert key in json.loads((tmp_path / "config.json").read_text())
+        checkpoints.edit_config(tmp_path, **{key: None})
+    ids = torch.randint(0, SHAPE["vocab_size"], (1, 12), generator=torch.Generator().manual_seed(1))
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids).logits
+
+    expected, norms = logits(), []
+    with Runner(str(tmp_path), context=32, gpus="none", cpu="100MB", weights="float32", progress=False) as runner:
+        assert (runner.logits(ids) - expected).norm() <= 1e-4 * expected.norm()
+    for norm in model.modules():
+        for name in {"eps", "variance_epsilon"} & vars(norm).keys():
+            setattr(norm, name, getattr(norm, name) / 10)
+            norms.append(norm)
+    assert len(norms) >= 5
+    assert (logits() - expected).norm() > 1e-2 * expected.norm(), "or else this sees nothing"
 
 
 @pytest.mark.parametrize("case", ["mistral", "mistral-nemo", "qwen2", "qwen2-windows"])
