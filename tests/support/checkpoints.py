@@ -195,8 +195,8 @@ def gguf_twin(
     """The Llama checkpoint of `folder` as a GGUF file at `path`; matrices as `kind`: F32, F16, Q8_0 or Q4_1.
 
     Vectors stay float32, as llama.cpp keeps them. `metadata` overrides the scalar keys that are written under
-    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type. `ids` are special tokens beside SPECIAL, or in their
-    place: "eot" is tokenizer.ggml.eot_token_id.
+    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type; None leaves one out. `ids` are special tokens
+    beside SPECIAL, or in their place: "eot" is tokenizer.ggml.eot_token_id.
     """
     import gguf
 
@@ -213,6 +213,9 @@ def gguf_twin(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     for name, value in metadata.items():
+        if value is None:
+            del writer.kv_data[0]["llama." + name.replace("__", ".")]
+            continue
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add("llama." + name.replace("__", "."), value)
     _add_tokenizer(writer, pre, ids or {})
