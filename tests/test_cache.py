@@ -23,11 +23,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from bigrun import CallError, CheckpointError, Runner
+from bigrun.checkpoint.tensor_map import map_tensors
 from bigrun.cli.convert import convert_model
 from bigrun.loading import part_file
-from bigrun.loading.identity import fingerprint
+from bigrun.loading.identity import fingerprint, fingerprints, part_identity
+from bigrun.loading.open import open_checkpoint
+from bigrun.model.layout import layout
+from bigrun.model.resolve import resolve
+from bigrun.model.storage import Storage
 from bigrun.session.options import Options
 from support.checkpoints import bloom, edit_config, gguf_twin, llama, opt, rewrite, state
 from support.commands import run_benchmark
@@ -119,7 +125,6 @@ Forked = Callable[..., Any]
 def fp8(folder: Path) -> None:
     """A Llama whose linears are float8 with a scale for each 128 x 128 block, in shards: the scales in the second."""
     import torch
-    from safetensors.torch import save_file
 
     llama(folder, dtype="bfloat16", hidden=256, intermediate=320, layers=1)
     weights, scales = {}, {}
@@ -587,10 +592,81 @@ def test_a_changed_source_is_converted_anew(source: Path, tmp_path: Path, how: s
         logits(model, cache=tmp_path / "out")
 
 
+def in_shards(folder: Path, kind: str) -> list[Path]:
+    """A Llama in shards; those that hold some of the model's tensors each."""
+    import torch
+
+    llama(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    if kind == "torch":
+        index = folder / "model.safetensors.index.json"
+        (folder / "pytorch_model.bin.index.json").write_text(index.read_text().replace(".safetensors", ".bin"))
+        index.unlink()
+        for shard in shards:
+            torch.save(dict(load_file(shard)), shard.with_suffix(".bin"))
+            shard.unlink()
+        shards = [shard.with_suffix(".bin") for shard in shards]
+    assert len(shards) >= 4
+    return shards
+
+
+def turn_around(shard: Path) -> None:
+    """The same names, shapes and sizes, with other numbers, and the file's time as it was: its bytes tell."""
+    import torch
+
+    times = shard.stat()
+    if shard.suffix == ".bin":
+        torch.save({name: value.flip(0) for name, value in torch.load(shard).items()}, shard)
+    else:
+        save_file({name: value.flip(0) for name, value in load_file(shard).items()}, shard)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_change_of_any_one_shard_is_another_source(tmp_path: Path, kind: str) -> None:
+    """Each in its turn, the last first: an answer from before the change would be another one."""
+    model = tmp_path / "model"
+    shards = in_shards(model, kind)
+    answers = [logits(model, cache=tmp_path / "cache")]
+    for shard in reversed(shards):
+        turn_around(shard)
+        answers.append(logits(model, cache=tmp_path / "cache"))
+        assert answers[-1] == logits(model), shard.name
+    assert len(set(answers)) == len(answers)
+
+
+def identities(folder: Path) -> dict[str, str]:
+    """Of each part that has tensors: what its conversion is known by."""
+    checkpoint, spec = open_checkpoint(resolve(str(folder)))
+    prints = fingerprints(checkpoint)
+    return {
+        part.name: part_identity(checkpoint, part, sources, layout(part, Storage(), spec.checkpoint_dtype), prints)
+        for part, sources in map_tensors(checkpoint, spec).parts
+        if part.tensors
+    }
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_change_of_one_shard_is_one_of_the_parts_that_it_fills_and_of_no_others(tmp_path: Path, kind: str) -> None:
+    model = tmp_path / "model"
+    shards = in_shards(model, kind)
+    index = json.loads(next(model.glob("*.index.json")).read_text())["weight_map"]
+
+    def part(name: str) -> str:
+        stem = name.removeprefix("model.").split(".")
+        return {"embed_tokens": "embed", "layers": f"blocks.{stem[1]}", "norm": "norm", "lm_head": "head"}[stem[0]]
+
+    seen = identities(model)
+    for shard in shards:
+        turn_around(shard)
+        now = identities(model)
+        changed = {name for name in now if now[name] != seen[name]}
+        assert changed == {part(name) for name, file in index.items() if file == shard.name}, shard.name
+        seen = now
+
+
 @pytest.mark.parametrize("how", ["scales", "blocks"])
 def test_changed_float8_constants_are_another_source(models: dict[str, Path], tmp_path: Path, how: str) -> None:
-    from safetensors.torch import load_file, save_file
-
     model = Path(shutil.copytree(models["fp8"], tmp_path / "model"))
     before = logits(model, cache=tmp_path / "cache")
     if how == "scales":

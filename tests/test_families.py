@@ -1,5 +1,8 @@
 """Every family counts what transformers builds, part by part, and those of Llama's kin answer as transformers does."""
 
+import copy
+import functools
+import json
 import warnings
 from math import prod
 from pathlib import Path
@@ -80,6 +83,126 @@ def case(request: pytest.FixtureRequest) -> tuple[ModelSpec, Any, dict[str, Any]
     family, fields = CASES[request.param]
     config, model = theirs(family, {**SHAPE, **fields})
     return spec_from_config(config, request.param), model, {**SHAPE, **fields}
+
+
+# What is walked: SHAPE with heads that the key heads of every class divide.
+WIDE = {**SHAPE, "hidden_size": 512, "num_attention_heads": 64}
+BY_HAND = {
+    "llama": ("llama", {}),
+    "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
+    "llama-scaled": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}),
+    "bloom": ("bloom", {"layer_norm_epsilon": 1e-4}),
+    "opt": ("opt", {"ffn_dim": 96}),
+    "opt-bare": ("opt", {"ffn_dim": 96, "enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False}),
+}  # fmt: skip
+WALKED = {**CASES, **BY_HAND}
+# Sizes that bigrun never guesses: where one is absent, the configuration is refused.
+SIZES = {
+    "vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "n_layer", "num_attention_heads",
+    "n_head", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "shared_expert_intermediate_size", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "max_window_layers",
+}  # fmt: skip
+
+
+class Asked(dict[str, Any]):
+    """A configuration that keeps the names of the fields that were asked for."""
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def described(config: dict[str, Any]) -> ModelSpec | str:
+    try:
+        return spec_from_config(config, "toy")
+    except CheckpointError as error:
+        return str(error)
+
+
+def filled(family: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All fields, as transformers' class fills in what `config` leaves out."""
+    from transformers import AutoConfig
+
+    own = {name: value for name, value in copy.deepcopy(config).items() if name not in ("architectures", "model_type")}
+    result = {**AutoConfig.for_model(family, **own).to_dict(), "architectures": [BY_NAME[family].architectures[0]]}
+    return less(result, "_sliding_window_pattern")  # written, and never read back
+
+
+def less(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Without these fields; "rope_parameters.rope_theta" is within another."""
+    result = copy.deepcopy(config)
+    for name in names:
+        outer, _, inner = name.rpartition(".")
+        (result[outer] if outer else result).pop(inner, None)
+    return result
+
+
+def read_of(config: dict[str, Any]) -> list[str]:
+    """The fields of this configuration that bigrun reads, those within rope_parameters among them."""
+    asked = Asked(config)
+    assert isinstance(described(asked), ModelSpec)
+    inner = {"rope_theta", "rope_type", "partial_rotary_factor"} & (config.get("rope_parameters") or {}).keys()
+    return sorted((asked.names & config.keys()) - {"architectures"}) + [f"rope_parameters.{name}" for name in inner]
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_what_a_configuration_leaves_out_is_the_default_of_transformers_class(name: str) -> None:
+    """Published files leave out what is at its default: field by field, with the list of layers and without it."""
+    family, fields = WALKED[name]
+    config = filled(family, {**WIDE, **fields})
+    names = read_of(config)
+    assert len(names) >= 8
+    # A list of layers with windows, and no word that there are windows, contradict each other.
+    alone = [(name,) for name in names if name != "use_sliding_window"]
+    for out in alone + [(name, "layer_types") for name in names if "layer_types" in config]:
+        some = less(config, *out)
+        ours = described(some)
+        if isinstance(ours, str):
+            assert out[0] in SIZES, f"without {out}: {ours}"
+            assert " is missing" in ours, ours
+        else:
+            assert ours == described(filled(family, some)), f"without {out}"
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_all_that_a_class_has_a_default_for_may_be_left_out_at_once(name: str) -> None:
+    family, fields = WALKED[name]
+    config = filled(family, {**WIDE, **fields})
+    sizes = {name: value for name, value in config.items() if name in SIZES or name == "architectures"}
+    assert described(sizes) == described(filled(family, sizes))
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_null_is_what_transformers_takes_it_for(name: str) -> None:
+    """Where its class takes null at all: key heads are then as many as heads, a window reaches back for ever, and so on."""
+    family, fields = WALKED[name]
+    config = filled(family, {**WIDE, **fields})
+    taken = []
+    for field in read_of(config):
+        some = {**config, field: None}
+        if "." in field:
+            continue
+        try:
+            again = filled(family, some)
+        except Exception:  # each of several classes: the field may not be null
+            continue
+        taken.append(field)
+        ours, theirs = described(some), described(again)
+        assert ours == theirs or (field in SIZES and isinstance(ours, str)), field
+    assert taken
+
+
+@pytest.mark.parametrize("scaling", [{}, {"rope_type": "linear", "factor": 4.0}], ids=["empty", "linear"])
+def test_of_two_spellings_of_the_rotary_embedding_transformers_choice_is_taken(scaling: dict[str, Any]) -> None:
+    """A file that one version wrote and another completed has both."""
+    config = filled("llama", {**WIDE, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
+    both = {**config, "rope_scaling": scaling}
+    assert described(both) == described(filled("llama", both))
 
 
 def counts(model: Any, tied: bool) -> dict[str, int]:
@@ -271,6 +394,42 @@ def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
         with Runner(str(tmp_path), context=128, progress=False, **options) as runner:
             error = ((runner.logits(ids) - expected).norm() / expected.norm()).item()
         assert error <= bar, options
+
+
+@pytest.mark.parametrize("family", [name for name, family in BY_NAME.items() if family.sources])
+def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, tmp_path: Path) -> None:
+    """Seen in the logits: with embeddings as small as the root of epsilon, a norm's output depends on it."""
+    from transformers import AutoConfig
+
+    keys = {"bloom": "layer_norm_epsilon", "opt": None}
+    key = keys.get(family, "rms_norm_eps")
+    default = {key: getattr(AutoConfig.for_model(family), key)} if key else {}
+    write = getattr(checkpoints, family, functools.partial(checkpoints.relative, model_type=family))
+    model = write(tmp_path, **default)
+    tensors = checkpoints.state(tmp_path)
+    for name, parameter in model.named_parameters():
+        if "embed" in name:  # BLOOM's norm of the embedding is among them, so that what follows it is small as well
+            parameter.data *= 0.003
+            tensors[name] = parameter.data.clone()
+    checkpoints.rewrite(tmp_path, tensors)
+    if key:
+        assert key in json.loads((tmp_path / "config.json").read_text())
+        checkpoints.edit_config(tmp_path, **{key: None})
+    ids = torch.randint(0, SHAPE["vocab_size"], (1, 12), generator=torch.Generator().manual_seed(1))
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids).logits
+
+    expected, norms = logits(), []
+    with Runner(str(tmp_path), context=32, gpus="none", cpu="100MB", weights="float32", progress=False) as runner:
+        assert (runner.logits(ids) - expected).norm() <= 1e-4 * expected.norm()
+    for norm in model.modules():
+        for name in {"eps", "variance_epsilon"} & vars(norm).keys():
+            setattr(norm, name, getattr(norm, name) / 10)
+            norms.append(norm)
+    assert len(norms) >= 5
+    assert (logits() - expected).norm() > 1e-2 * expected.norm(), "or else this sees nothing"
 
 
 @pytest.mark.parametrize("case", ["mistral", "mistral-nemo", "qwen2", "qwen2-windows"])

@@ -11,6 +11,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,6 +21,9 @@ from bigrun import Runner
 from bigrun.checkpoint.formats.gguf import GgufCheckpoint
 from bigrun.checkpoint.formats.gguf_header import read_header
 from bigrun.errors import CheckpointError
+from bigrun.loading.identity import fingerprints
+from bigrun.model.families.registry import spec_from_config
+from bigrun.model.spec import ModelSpec, Rope
 from support.checkpoints import gguf_tensors, gguf_twin, llama, load_parts
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_1")
@@ -331,6 +335,74 @@ def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
         for one, two in zip(expected, load_parts(member), strict=True):
             for name, array in one.arrays.items():
                 np.testing.assert_array_equal(two.arrays[name], array, err_msg=f"{one.part.name} {name}")
+
+
+def described(path: Path) -> ModelSpec:
+    return spec_from_config(GgufCheckpoint(path).config, "toy", str(path))
+
+
+@pytest.mark.parametrize("key", ["attention__head_count_kv", "rope__freq_base", "rope__dimension_count", "vocab_size"])
+def test_what_a_file_leaves_out_is_llama_cpp_s_default(key: str, tmp_path: Path) -> None:
+    """Key heads as many as heads, 10,000, a head, and as many tokens as the table has rows (llama-model.cpp: load_hparams)."""
+    llama(tmp_path, kv_heads=4, tokenizer=True)
+    gguf_twin(tmp_path, tmp_path / "all.gguf")
+    gguf_twin(tmp_path, tmp_path / "less.gguf", **{key: None})
+    ours = described(tmp_path / "less.gguf")
+    assert ours == described(tmp_path / "all.gguf")
+    assert (ours.blocks[0].kv_heads, ours.blocks[0].rope, ours.vocab) == (4, Rope(16, 10_000.0), 320)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "attention__layer_norm_rms_epsilon",
+        "attention__head_count",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+    ],
+)
+def test_what_llama_cpp_has_no_default_for_must_be_in_the_file(key: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "less.gguf"
+    gguf_twin(folder, path, **{key: None})
+    with pytest.raises(CheckpointError, match=" is missing") as caught:
+        described(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+SCALINGS: dict[str, tuple[dict[str, Any], Rope]] = {
+    "linear": ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, Rope(16, 10_000.0, "linear", 4.0)),
+    "a factor alone": ({"rope__scaling__factor": 4.0}, Rope(16, 10_000.0, "linear", 4.0)),
+    "none, with a factor": ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, Rope(16, 10_000.0)),
+    "linear, without a factor": ({"rope__scaling__type": "linear"}, Rope(16, 10_000.0)),
+    "linear by 0": ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, Rope(16, 10_000.0)),
+}
+
+
+@pytest.mark.parametrize(("metadata", "rope"), SCALINGS.values(), ids=SCALINGS.keys())
+def test_positions_are_scaled_as_llama_cpp_scales_them(
+    metadata: dict[str, Any], rope: Rope, folder: Path, tmp_path: Path
+) -> None:
+    """It takes a type that is not named for linear, and a factor of 0 for none."""
+    gguf_twin(folder, tmp_path / "x.gguf", **metadata)
+    assert described(tmp_path / "x.gguf").blocks[0].rope == rope
+
+
+def test_each_tensor_of_a_set_is_in_the_file_that_has_it(folder: Path, tmp_path: Path) -> None:
+    """As the gguf library reads each file by itself; of each one the bytes that lie there, and its own fingerprint."""
+    first = split(folder / "Q8_0.gguf", tmp_path / "set")
+    checkpoint, before = GgufCheckpoint(first), fingerprints(GgufCheckpoint(first))
+    files = sorted(first.parent.iterdir())
+    homes = {tensor.name: str(file) for file in files for tensor in gguf.GGUFReader(file).tensors}
+    assert set(homes.values()) == {str(file) for file in files}
+    assert {name: info.where for name, info in checkpoint.tensors.items()} == homes
+    assert before.keys() == {str(file) for file in files}
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        after = fingerprints(GgufCheckpoint(first))
+        assert {name for name in after if after[name] != before[name]} == {str(file)}
+        before = after
 
 
 def test_the_hub_cache_s_links_to_a_set_s_files_are_followed(folder: Path, tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
 """The Runner: text in, text out; batches, chunks and modes that do not change the answer."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bigrun import CallError, PlanDoesNotFit, Runner
+from bigrun.errors import RunError
+from bigrun.execute.sampling import Sampling
+from support.checkpoints import llama
 from support.commands import run_python
 
 PROMPT = "What is the capital of France?"
@@ -69,6 +75,127 @@ def test_generation_stops_where_the_context_ends() -> None:
             small.generate("word " * 60)
         with pytest.raises(CallError, match="vocabulary"):
             small.generate([49152])
+
+
+DEVICES = {"cpu": {"gpus": "none"}, "gpu": {"gpus": "1x100MB", "kernels": "reference", "mode": "exact"}}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with nothing that ends its answers."""
+    path = tmp_path_factory.mktemp("endless")
+    llama(path, tokenizer=True)
+    (path / "generation_config.json").write_text("{}")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
+    return path
+
+
+@pytest.fixture(params=DEVICES)
+def small(request: pytest.FixtureRequest, endless: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runner]:
+    """A Runner of it on the CPU, or wholly on an emulated GPU, which chooses its tokens itself."""
+    monkeypatch.setenv("BIGRUN_GPU", "emulate")
+
+    def make(**options: Any) -> Runner:
+        return Runner(str(endless), cpu="100MB", progress=False, **{**DEVICES[request.param], **options})
+
+    return make
+
+
+PIECE = list(range(100, 140))
+
+
+@pytest.mark.parametrize("context", [1, 15, 16, 17, 40])
+def test_a_context_holds_as_many_tokens_as_it_says_and_the_last_one_is_answered(
+    small: Callable[..., Runner], context: int
+) -> None:
+    """The last token that is chosen is not fed, so it needs no place: a full context is answered with one token. Around 16
+    tokens a page of keys and values ends."""
+    with small(context=context) as runner, small(context=64) as roomy:
+        for given in sorted({1, context // 2 + 1, context - 1, context} - {0}):
+            room = context - given + 1
+            said = runner.generate(PIECE[:given], max_new_tokens=1000)
+            assert (len(said.token_ids), said.stats.new_tokens, said.stats.prompt_tokens) == (room, room, given)
+            assert said.token_ids == roomy.generate(PIECE[:given], max_new_tokens=room).token_ids
+            assert (
+                runner.generate(PIECE[:given], max_new_tokens=room - 1 or 1).token_ids
+                == said.token_ids[: room - 1 or 1]
+            )
+            assert runner.generate(PIECE[:given], max_new_tokens=room).token_ids == said.token_ids
+        whole = runner.logits([PIECE[:context]])
+        assert whole.shape == (1, context, 320)
+        for refused in (runner.generate, lambda ids: runner.logits([ids])):
+            with pytest.raises(CallError) as caught:
+                refused((PIECE + PIECE)[: context + 1])
+            assert (
+                str(caught.value) == f"{context + 1} tokens do not fit the context of {context}: give a larger context"
+            )
+        assert np.array_equal(runner.logits([PIECE[:context]]), whole), "what is refused leaves nothing behind"
+
+
+def test_a_prompt_of_text_leaves_room_for_an_answer(small: Callable[..., Runner]) -> None:
+    with small(context=64) as runner:
+        ids = runner.encode("the quick brown fox", raw=True)
+    with small(context=len(ids) + 1) as runner:
+        assert len(runner.generate("the quick brown fox", 100, raw=True).token_ids) == 2
+    with small(context=len(ids)) as runner, pytest.raises(CallError) as caught:
+        runner.generate("the quick brown fox", raw=True)
+    words = f"the prompt has {len(ids)} tokens and the context {len(ids)}: "
+    assert str(caught.value).startswith(words)
+
+
+def test_beyond_the_context_the_executor_says_so(small: Callable[..., Runner]) -> None:
+    with small(context=20) as runner:
+        executor = runner.executor
+        tokens = executor.generate(PIECE[:18], Sampling(), 1000)
+        assert all(0 <= next(tokens) < 320 for _ in range(3))
+        with pytest.raises(RunError, match=r"the context of 20\b.* a larger context"):
+            next(tokens)
+        executor.clear(0)
+        executor.forward({0: PIECE[:20]})
+        with pytest.raises(RunError, match=r"^21 tokens do not fit the context of 20\b"):
+            executor.forward({0: PIECE[:1]})
+
+
+HOT: dict[str, Any] = {"temperature": 2.0, "seed": 7}
+
+
+@pytest.mark.parametrize("limits", [{}, {"top_k": 40}, {"top_p": 0.95}], ids=["all", "top_k", "top_p"])
+def test_an_answer_goes_on_as_it_would_have_from_any_place_of_it(
+    small: Callable[..., Runner], limits: dict[str, Any]
+) -> None:
+    """The noise of a token is its position's: tokens may be fed as a prompt, or chosen before, for all it knows."""
+    with small(context=64) as runner:
+        given = PIECE[:6]
+        whole = list(runner.generate(given, 12, **HOT, **limits).token_ids)
+        assert len(set(whole)) > 6, "noise"
+        for place in (1, 2, 7, 11):
+            rest = runner.generate(given + whole[:place], 12 - place, **HOT, **limits).token_ids
+            assert list(rest) == whole[place:], place
+        other = runner.generate(given, 12, **{**HOT, "seed": 8}, **limits).token_ids
+        assert list(other) != whole
+
+
+@pytest.mark.parametrize("given", [1, 6, 17])
+def test_the_noise_of_each_token_is_its_position_s(
+    small: Callable[..., Runner], given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first token that is chosen stands behind the prompt: of 6 tokens, at 0 to 5, it is number 6."""
+    drawn: list[tuple[int, int, int]] = []
+
+    def uniform(seed: int, sequence: int, position: int) -> float:
+        drawn.append((seed, sequence, position))
+        return real(seed, sequence, position)
+
+    from bigrun.execute import gpu_sampling, sampling
+
+    real = sampling.uniform
+    for module in (sampling, gpu_sampling):
+        monkeypatch.setattr(module, "uniform", uniform)
+    with small(context=64) as runner:
+        runner.generate(PIECE[:given], 9, **HOT)
+        assert drawn[:9] == [(7, 0, given + i) for i in range(9)]
+        assert len(drawn) <= 10  # a GPU is one token ahead
 
 
 def test_a_closed_runner_gives_its_memory_back() -> None:

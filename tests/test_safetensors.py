@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
 from bigrun.errors import CheckpointError
@@ -70,6 +71,83 @@ def test_names_shapes_and_rows_are_what_was_saved(tmp_path: Path, family: str, s
             rows = checkpoint.rows(name, start, stop)
             assert rows.is_bfloat == (dtype == "bfloat16")
             np.testing.assert_array_equal(rows.values, bits[start:stop], strict=True)
+
+
+def test_each_tensor_is_in_the_file_that_the_index_names(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    assert len(set(index.values())) > 3
+    tensors = SafetensorsCheckpoint(sharded).tensors
+    assert {name: info.where for name, info in tensors.items()} == {n: str(sharded / f) for n, f in index.items()}
+
+
+def test_a_bad_tensor_is_told_with_its_own_shard(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    first, last = min(index.values()), max(index.values())
+    name = next(name for name, file in index.items() if file == last)
+    tensors = load_file(sharded / last)
+    save_file(tensors | {name: tensors[name].flatten()[1:]}, sharded / last)
+    assert first not in refused(sharded, str(sharded / last), name, "has shape")
+
+
+def test_a_tensor_in_two_shards_is_told_with_both(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    first, last = min(index.values()), max(index.values())
+    name = next(name for name, file in index.items() if file == first)
+    save_file(load_file(sharded / last) | {name: load_file(sharded / first)[name]}, sharded / last)
+    refused(sharded, str(sharded / last), f"tensor {name} is in {first} as well")
+
+
+def lay_out(path: Path, change: Callable[[dict[str, list[int]], int], int]) -> None:
+    """The file with other places of its tensors: `change` gets name → [first byte, last byte] and the bytes that they take;
+    what it returns is how much data the file has then."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    nbytes = change(places, len(data) - end)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[end:].ljust(nbytes, b"\0")[:nbytes])
+
+
+def shift(places: dict[str, list[int]], total: int, start: int, by: int) -> int:
+    """Tensors from `start` on lie `by` bytes further back."""
+    for place in places.values():
+        if place[0] >= start:
+            place[:] = [place[0] + by, place[1] + by]
+    return total + by
+
+
+GAPS: dict[str, Callable[[dict[str, list[int]], int], int]] = {
+    "before the first": lambda places, total: shift(places, total, 0, 64),
+    "in the middle": lambda places, total: shift(places, total, places[DOWN][0], 64),
+    "before the last": lambda places, total: shift(places, total, max(first for first, _ in places.values()), 4),
+    "in the middle, over the last": lambda places, total: shift(places, total, places[DOWN][0], -64),
+    # as many bytes as the tensors have, so that the file's size tells nothing
+    "a gap and an overlap": lambda places, total: shift(places, total, 0, 64) - 64,
+}
+
+
+@pytest.mark.parametrize("change", GAPS.values(), ids=GAPS.keys())
+def test_a_gap_among_the_tensors_of_a_header_is_refused(
+    single: Path, change: Callable[[dict[str, list[int]], int], int]
+) -> None:
+    lay_out(single / SINGLE, lambda places, total: total)
+    assert len(load_parts(single)) == 5, "as it was"
+    lay_out(single / SINGLE, change)
+    refused(single, str(single / SINGLE), "overlap, or leave gaps")
+
+
+def test_data_behind_the_last_tensor_is_refused(single: Path) -> None:
+    (single / SINGLE).write_bytes((single / SINGLE).read_bytes() + bytes(64))
+    refused(single, str(single / SINGLE), "its header describes")
+
+
+def test_a_gap_in_any_shard_is_told_with_its_file(sharded: Path) -> None:
+    for shard in sorted(sharded.glob("*.safetensors")):
+        whole = shard.read_bytes()
+        lay_out(shard, lambda places, total: shift(places, total, 0, 64))
+        refused(sharded, str(shard), "leave gaps")
+        shard.write_bytes(whole)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import regex  # type: ignore[import-untyped]
 import tokenizers
 from tokenizers import decoders
 
+from bigrun import Runner
 from bigrun.errors import CallError, TokenizerError
 from bigrun.text import byte_level
 from bigrun.text.tokenizer import Tokenizer
+from support.checkpoints import gguf_twin, llama
 from support.tokenizers import streamed, word_backend
 
 HELLO = [{"role": "user", "content": "Count to 12, it's easy!"}]
@@ -198,6 +201,62 @@ def test_user_defined_tokens_are_found_whole_and_printed() -> None:
     assert tokenizer.decode(ids) == streamed(tokenizer, ids) == "a<tool>日本"
 
 
+SIZE = 259  # of tiny's vocabulary: 256 bytes, one merge, two special tokens
+ENDS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
+NAMES = {"bos": "bos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+
+@pytest.mark.parametrize("index", [0, 1, SIZE - 1])
+@pytest.mark.parametrize("name", [*ENDS, *NAMES])
+def test_every_token_of_the_vocabulary_may_be_a_special_one(name: str, index: int) -> None:
+    """The first too, though 0 is false, and the last."""
+    fields = tiny(**{f"ggml__{name}_token_id": index})
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert len(tokens) == SIZE
+    template = f"{{{{ {NAMES.get(name, 'eos_token')} }}}}"
+    tokenizer = Tokenizer.from_gguf(fields | {"tokenizer.chat_template": template})
+    own = {"eos": 1, "bos": 0} | {name: index}
+    assert tokenizer.stop_ids == {own[end] for end in ENDS if end in own}
+    assert tokenizer.bos_id == own["bos"]
+    assert tokenizer.render_chat(HELLO) == tokens[own.get(name if name in NAMES else "eos", index)]
+
+
+@pytest.mark.parametrize("index", [-1, SIZE, SIZE + 1, 2**32 - 1, True, 1.0, [0, SIZE]], ids=repr)
+@pytest.mark.parametrize("name", [*ENDS, *NAMES])
+def test_a_special_token_beyond_the_vocabulary_is_refused(name: str, index: Any) -> None:
+    with pytest.raises(TokenizerError, match=rf"^tokenizer\.ggml\.{name}_token_id is .* from 0 to {SIZE - 1}$"):
+        Tokenizer.from_gguf(tiny(**{f"ggml__{name}_token_id": index}))
+
+
+def test_without_an_id_there_is_no_such_token() -> None:
+    none = Tokenizer.from_gguf(tiny(ggml__bos_token_id=None, ggml__eos_token_id=None))
+    assert (none.bos_id, none.stop_ids) == (None, frozenset())
+
+
+# The tokens with which published models end a turn or a document; each is one of a family's own tokenizer.json.
+ENDINGS = {
+    "gpt-2, qwen 2.5, smollm": "<|endoftext|>", "llama 3": "<|eot_id|>", "llama 3's tools": "<|eom_id|>",
+    "llama 3's documents": "<|end_of_text|>", "chatml": "<|im_end|>", "gemma": "<end_of_turn>",
+    "deepseek": "<｜end▁of▁sentence｜>", "command r": "<|END_OF_TURN_TOKEN|>", "smolvlm": "<end_of_utterance>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [3, 4], ids=["control", "user-defined"])
+@pytest.mark.parametrize("token", ENDINGS.values(), ids=ENDINGS.keys())
+def test_a_token_of_a_known_name_ends_a_generation_though_no_id_says_so(token: str, kind: int) -> None:
+    fields = tiny()
+    fields["tokenizer.ggml.tokens"] += ["<|im_start|>", token]
+    fields["tokenizer.ggml.token_type"] += [3, kind]
+    assert Tokenizer.from_gguf(fields).stop_ids == {1, SIZE + 1}
+
+
+def test_text_that_only_looks_like_an_end_does_not_end_a_generation() -> None:
+    fields = tiny()
+    fields["tokenizer.ggml.tokens"] += ["<|im_end|>"]
+    fields["tokenizer.ggml.token_type"] += [1]  # a token like any other
+    assert Tokenizer.from_gguf(fields).stop_ids == {1}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -255,6 +314,145 @@ def test_a_folder_gives_what_its_files_say(tmp_path: Path) -> None:
     assert tokenizer.encode(rendered).count(1) == 1
     (path / "chat_template.jinja").write_text("newer")
     assert Tokenizer.from_folder(path).render_chat(HELLO) == "newer"
+
+
+EOS = "</s>"  # id 2
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "text": {"tokenizer_config": {"eos_token": EOS}},
+    "an object": {"tokenizer_config": {"eos_token": {"content": EOS, "lstrip": False, "special": True}}},
+    "an AddedToken": {"tokenizer_config": {"eos_token": {"__type": "AddedToken", "content": EOS, "normalized": True}}},
+    "text, in the map alone": {"special_tokens_map": {"eos_token": EOS}},
+    "an object, in the map alone": {"special_tokens_map": {"eos_token": {"content": EOS, "rstrip": False}}},
+    "null, text in the map": {"tokenizer_config": {"eos_token": None}, "special_tokens_map": {"eos_token": EOS}},
+    "text, another in the map": {"tokenizer_config": {"eos_token": EOS}, "special_tokens_map": {"eos_token": "<s>"}},
+    "a number": {"generation_config": {"eos_token_id": 2}},
+    "a list": {"generation_config": {"eos_token_id": [2]}},
+    "twice": {"generation_config": {"eos_token_id": [2, 2]}, "tokenizer_config": {"eos_token": EOS}},
+    "of the model": {"config": {"eos_token_id": 2}},
+    "a list, of the model": {"config": {"eos_token_id": [2]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_an_end_of_sequence_in_all_spellings(files: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder(tmp_path, word_backend(), **files))
+    assert tokenizer.stop_ids == {2}
+    ids = [*tokenizer.encode("ab", add_bos=False), 2]
+    assert tokenizer.decode(ids) == "ab"
+
+
+@pytest.mark.parametrize("name", ["bos_token", "unk_token", "pad_token", "eos_token"])
+@pytest.mark.parametrize("spell", [lambda text: text, lambda text: {"content": text}], ids=["text", "object"])
+@pytest.mark.parametrize("file", ["tokenizer_config", "special_tokens_map"])
+def test_a_chat_template_knows_each_special_token(name: str, spell: Any, file: str, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"tokenizer_config": {"chat_template": f"[{{{{ {name} }}}}]"}}
+    files.setdefault(file, {})[name] = spell("<s>")
+    tokenizer = Tokenizer.from_folder(folder(tmp_path, word_backend(), **files))
+    assert tokenizer.render_chat(HELLO) == "[<s>]"
+
+
+def test_what_tokenizer_config_lists_of_added_tokens_changes_nothing(tmp_path: Path) -> None:
+    """They are in tokenizer.json, as transformers' fast tokenizers have them; the list is for slow ones."""
+    added = {"2": {"content": EOS, "special": True}, "7": {"content": "<|im_end|>", "special": True}}
+    tokenizer = Tokenizer.from_folder(
+        folder(tmp_path, word_backend(), tokenizer_config={"added_tokens_decoder": added, "eos_token": EOS})
+    )
+    assert (tokenizer.stop_ids, tokenizer.vocab_size) == ({2}, word_backend().get_vocab_size())
+
+
+@pytest.mark.parametrize("file", ["generation_config", "config"])
+@pytest.mark.parametrize(
+    ("ids", "stops"), [(0, {0}), ([0], {0}), ([264, 2], {2, 264}), (265, {265}), ([], set()), (None, set())], ids=repr
+)
+def test_ids_of_ends_at_the_edges(ids: Any, stops: set[int], file: str, tmp_path: Path) -> None:
+    """0 is an id as good as any; one beyond the tokenizer's 265 tokens may be in the model's padded table."""
+    assert Tokenizer.from_folder(folder(tmp_path, word_backend(), **{file: {"eos_token_id": ids}})).stop_ids == stops
+
+
+@pytest.mark.parametrize("file", ["generation_config", "config"])
+@pytest.mark.parametrize("ids", [-1, [2, -1], 2**32, True, "2", [[2]], {"id": 2}], ids=repr)
+def test_what_is_no_id_of_an_end_is_refused(ids: Any, file: str, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"^eos_token_id is "):
+        Tokenizer.from_folder(folder(tmp_path, word_backend(), **{file: {"eos_token_id": ids}}))
+
+
+PROMPT = [5, 9, 77, 140]
+RIG: dict[str, Any] = {"gpus": "none", "cpu": "100MB", "context": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, ...]]:
+    """A Llama that names no end, and what it says to PROMPT then."""
+    path = tmp_path_factory.mktemp("model")
+    llama(path, tokenizer=True, seed=2)
+    for name, fields in (("tokenizer_config", ("eos_token",)), ("config", ("eos_token_id",))):
+        content = json.loads((path / f"{name}.json").read_text())
+        (path / f"{name}.json").write_text(json.dumps({k: v for k, v in content.items() if k not in fields}))
+    (path / "generation_config.json").unlink()
+    with Runner(str(path), **RIG) as runner:
+        assert not runner.tokenizer.stop_ids
+        said = runner.generate(PROMPT, 12).token_ids
+    assert len(said) == 12
+    return path, said
+
+
+def last_new(said: tuple[int, ...]) -> int:
+    """The place of the last token that was not said before."""
+    return max(place for place, token in enumerate(said) if token not in said[:place])
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_each_end_that_a_gguf_file_names_ends_a_generation(
+    name: str, model: tuple[Path, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path, said = model
+    place = last_new(said)
+    assert place > 1
+    gguf_twin(path, tmp_path / "x.gguf", ids={name: said[place]})
+    with Runner(str(tmp_path / "x.gguf"), **RIG) as runner:
+        generation = runner.generate(PROMPT, 12)
+        assert generation.token_ids == said[:place], "the end itself is not among them"
+        assert generation.stats.new_tokens == place
+        assert "".join(runner.stream(PROMPT, 12)) == generation.text
+
+
+END = {
+    "tokenizer_config": lambda index, text: {"eos_token": text},
+    "special_tokens_map": lambda index, text: {"eos_token": {"content": text}},
+    "generation_config": lambda index, text: {"eos_token_id": [2, index]},
+    "config": lambda index, text: {"eos_token_id": index},
+}
+
+
+@pytest.mark.parametrize("file", END)
+def test_each_end_that_a_folder_names_ends_a_generation(
+    file: str, model: tuple[Path, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path, said = model
+    place = last_new(said)
+    shutil.copytree(path, tmp_path / "model")
+    target = tmp_path / "model" / f"{file}.json"
+    content = json.loads(target.read_text()) if target.exists() else {}
+    text = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")).id_to_token(said[place])
+    target.write_text(json.dumps(content | END[file](said[place], text)))
+    with Runner(str(tmp_path / "model"), **RIG) as runner:
+        assert runner.generate(PROMPT, 12).token_ids == said[:place]
+
+
+def test_of_several_ends_the_first_that_comes_ends_a_generation(
+    model: tuple[Path, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path, said = model
+    shutil.copytree(path, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [said[last_new(said)], said[1]]})
+    )
+    with Runner(str(tmp_path / "model"), **RIG) as runner:
+        assert runner.generate(PROMPT, 12).token_ids == said[:1]
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": said[0]}))
+    with Runner(str(tmp_path / "model"), **RIG) as runner:
+        generation = runner.generate(PROMPT, 12)
+        assert (generation.text, generation.token_ids, generation.stats.new_tokens) == ("", (), 0)
 
 
 def test_add_bos_token_overrules_the_template(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrun.checkpoint.formats.torch_bin import INDEX, SINGLE, TorchCheckpoint
+from bigrun.checkpoint.formats.torch_bin import INDEX, SINGLE, TorchCheckpoint, stored_tensors
 from bigrun.errors import CheckpointError
 from support.checkpoints import llama, state
 
@@ -134,6 +134,35 @@ def test_tensors_may_lie_in_their_data_in_any_order_and_share_it(folder: Path) -
         "odd": torch.randn(7).half()[1:],
     }  # fmt: skip
     torch.save(saved, folder / SINGLE)
+    check(TorchCheckpoint(folder), saved)
+
+
+def padded(path: Path, saved: dict[str, torch.Tensor]) -> None:
+    """torch.save's file with other padding: a field of another length in each record's own header, none in the directory."""
+    torch.save(saved, path)
+    with zipfile.ZipFile(path) as archive:
+        records = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, (name, content) in enumerate(records):
+            info = zipfile.ZipInfo(name)
+            info.extra = struct.pack("<HH", 0x4246, 7 + i) + b"Z" * (7 + i)
+            archive.writestr(info, content)
+            info.extra = b""
+
+
+@pytest.mark.parametrize("write", [lambda path, saved: torch.save(saved, path), padded], ids=["torch's", "padded"])
+def test_a_tensor_s_first_byte_is_where_it_lies_in_the_file(
+    folder: Path, write: Callable[[Path, dict[str, torch.Tensor]], None]
+) -> None:
+    """Behind its record's own header, with that one's padding, and behind the tensors that share its record."""
+    base = torch.randn(12, 10)
+    saved = {"base": base, "middle": base[3:7], "alone": torch.randn(5, 3).half(), "flat": torch.randn(7).bfloat16()}
+    write(folder / SINGLE, saved)
+    data, stored = (folder / SINGLE).read_bytes(), stored_tensors(folder / SINGLE)
+    assert stored.keys() == saved.keys()
+    for name, tensor in saved.items():
+        first = stored[name].first
+        assert data[first : first + tensor.nbytes] == bits(tensor).tobytes(), name
     check(TorchCheckpoint(folder), saved)
 
 
@@ -524,6 +553,27 @@ def test_a_tensor_or_shard_that_the_index_names_must_be_there(sharded: Path, mon
         refused(sharded, monkeypatch=monkeypatch, name=INDEX)
     (sharded / INDEX).unlink()
     refused(sharded, "neither", monkeypatch=monkeypatch, name="")
+
+
+@pytest.mark.parametrize("home", ["first", "last"])
+def test_of_a_tensor_in_two_shards_the_one_is_read_that_the_index_names(sharded: Path, home: str) -> None:
+    """Published shards repeat what is tied or shared, and a repeated tensor need not be the same."""
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    first, last = min(index.values()), max(index.values())
+    name = next(name for name, file in index.items() if file == (first if home == "first" else last))
+    other = last if home == "first" else first
+    right = torch.load(sharded / index[name])[name]
+    torch.save(torch.load(sharded / other) | {name: -right[1:]}, sharded / other)
+    checkpoint = TorchCheckpoint(sharded)
+    info = checkpoint.tensors[name]
+    assert (info.where, info.shape) == (str(sharded / index[name]), tuple(right.shape))
+    np.testing.assert_array_equal(checkpoint.rows(name, 0, len(right)).values, bits(right))
+
+
+def test_each_tensor_is_in_the_file_that_the_index_names(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    where = {name: info.where for name, info in TorchCheckpoint(sharded).tensors.items()}
+    assert where == {name: str(sharded / file) for name, file in index.items()}
 
 
 def test_shards_that_the_index_does_not_name_are_not_opened(sharded: Path) -> None:

@@ -189,11 +189,14 @@ def gguf_tensors(folder: Path) -> dict[str, np.ndarray]:
     return result
 
 
-def gguf_twin(folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", **metadata: Any) -> None:
+def gguf_twin(
+    folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", ids: Mapping[str, int] | None = None, **metadata: Any
+) -> None:  # fmt: skip
     """The Llama checkpoint of `folder` as a GGUF file at `path`; matrices as `kind`: F32, F16, Q8_0 or Q4_1.
 
     Vectors stay float32, as llama.cpp keeps them. `metadata` overrides the scalar keys that are written under
-    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type.
+    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type; None leaves one out. `ids` are special tokens
+    beside SPECIAL, or in their place: "eot" is tokenizer.ggml.eot_token_id.
     """
     import gguf
 
@@ -210,9 +213,12 @@ def gguf_twin(folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", 
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     for name, value in metadata.items():
+        if value is None:
+            del writer.kv_data[0]["llama." + name.replace("__", ".")]
+            continue
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add("llama." + name.replace("__", "."), value)
-    _add_tokenizer(writer, pre)
+    _add_tokenizer(writer, pre, ids or {})
     target = gguf.GGMLQuantizationType[kind]
     for name, data in gguf_tensors(folder).items():
         form = target if data.ndim == 2 else gguf.GGMLQuantizationType.F32
@@ -223,7 +229,7 @@ def gguf_twin(folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", 
     writer.close()
 
 
-def _add_tokenizer(writer: Any, pre: str) -> None:
+def _add_tokenizer(writer: Any, pre: str, ids: Mapping[str, int]) -> None:
     model = json.loads(tiny_tokenizer(pre).to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
@@ -231,9 +237,8 @@ def _add_tokenizer(writer: Any, pre: str) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])  # 3: control, 1: normal
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    for name, index in ({"unknown": 0, "bos": 1, "eos": 2} | dict(ids)).items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", index)
     writer.add_add_bos_token(False)
 
 

@@ -225,14 +225,21 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], wher
             )
     if metadata.get("llama.rope.scale_linear") not in (None, 0, 1):
         raise CheckpointError(f"{where}: the old key llama.rope.scale_linear is not read; convert the file anew")
+    epsilon = "llama.attention.layer_norm_rms_epsilon"  # for which llama.cpp has no default
+    if "llama.block_count" in metadata and metadata.get(epsilon) is None:
+        raise CheckpointError(f"{where}: {epsilon} is missing; convert the file anew")
     if metadata.get("llama.expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts in GGUF is not read")
     config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
     for key, field in FIELDS.items():
         if (value := metadata.get(f"llama.{key}")) is not None:
             config[field] = value
-    if metadata.get("llama.rope.scaling.type") == "linear":
-        config["rope_scaling"] = {"type": "linear", "factor": metadata.get("llama.rope.scaling.factor")}
+    factor = metadata.get("llama.rope.scaling.factor")
+    if metadata.get("llama.rope.scaling.type", "linear") == "linear" and factor not in (
+        None,
+        0,
+    ):  # as llama.cpp reads them
+        config["rope_scaling"] = {"type": "linear", "factor": factor}
     table = tensors.get("token_embd.weight")
     if table is not None and len(table.shape) == 2:
         config["vocab_size"] = table.shape[1]

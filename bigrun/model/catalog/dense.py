@@ -15,6 +15,7 @@ SMOL = {**TIED, "rms_norm_eps": 1e-5}
 WIDE = {"head_dim": 128}
 GEMMA = {"head_dim": 256}
 WINDOW = {"sliding_window": 4096}
+NO_WINDOW = {"sliding_window": None}  # as published: left out, it would be 4,096
 PHI3 = {"sliding_window": 2047}
 ROTARY = CONFIG + ", whose page also counts the rotary frequencies that the files hold"
 FIRST = "Touvron et al. 2023 (arXiv 2302.13971), table 2; weights converted by {repo}"
@@ -99,15 +100,15 @@ ENTRIES = (
 
     row("mistral-7b", MISTRAL + "Mistral-7B-v0.1", config("Mistral", 32000, 4096, 14336, 32, 32, 8, 32768, **WINDOW),
         7_241_732_096, INDEX, tuned=MISTRAL + "Mistral-7B-Instruct-v0.1"),
-    row("mistral-7b-v0.3", MISTRAL + "Mistral-7B-v0.3", config("Mistral", 32768, 4096, 14336, 32, 32, 8, 32768),
+    row("mistral-7b-v0.3", MISTRAL + "Mistral-7B-v0.3", config("Mistral", 32768, 4096, 14336, 32, 32, 8, 32768, **NO_WINDOW),
         7_248_023_552, INDEX, tuned=MISTRAL + "Mistral-7B-Instruct-v0.3"),
     row("mistral-nemo-12b", MISTRAL + "Mistral-Nemo-Instruct-2407",
-        config("Mistral", 131072, 5120, 14336, 40, 32, 8, 131072, **WIDE), 12_247_782_400, INDEX),
+        config("Mistral", 131072, 5120, 14336, 40, 32, 8, 131072, **WIDE, **NO_WINDOW), 12_247_782_400, INDEX),
     row("mistral-small-24b", MISTRAL + "Mistral-Small-24B-Base-2501",
-        config("Mistral", 131072, 5120, 32768, 40, 32, 8, 32768, **WIDE), 23_572_403_200, HUB,
+        config("Mistral", 131072, 5120, 32768, 40, 32, 8, 32768, **WIDE, **NO_WINDOW), 23_572_403_200, HUB,
         tuned=MISTRAL + "Mistral-Small-24B-Instruct-2501"),
     row("mistral-large", MISTRAL + "Mistral-Large-Instruct-2407",
-        config("Mistral", 32768, 12288, 28672, 88, 96, 8, 131072, **WIDE), "123B", CARD),
+        config("Mistral", 32768, 12288, 28672, 88, 96, 8, 131072, **WIDE, **NO_WINDOW), "123B", CARD),
 
     row("qwen2-7b", "Qwen/Qwen2-7B", _qwen2(152064, 3584, 18944, 28, 28, 4, 131072), 7_615_616_512, INDEX,
         tuned="Qwen/Qwen2-7B-Instruct", tuned_context=32768),

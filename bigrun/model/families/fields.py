@@ -60,6 +60,10 @@ class Fields:
             raise self.bad(name, f"is {value!r:.40}, not true or false")
         return value
 
+    def unsaid(self, name: str, absent: int, null: int) -> int:
+        """What a field without a value stands for: transformers takes its class's default only where the field is absent."""
+        return null if name in self.values else absent
+
     def choice(self, *names: str, options: Mapping[str, Any], default: str | None = None) -> Any:
         name, value = self.get(*names)
         value = default if value is None else value

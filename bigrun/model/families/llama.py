@@ -35,8 +35,8 @@ def block(fields: Fields, **settings: Any) -> Block:
 
 
 def _rope(fields: Fields, head_dim: int) -> Rope:
-    """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4)."""
-    key, scaling = fields.get("rope_parameters", "rope_scaling")
+    """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4), which wins, as there."""
+    key, scaling = fields.get(*("rope_scaling",) if fields.values.get("rope_scaling") else (), "rope_parameters")
     if scaling is not None and not isinstance(scaling, dict):
         raise fields.bad(key, "is not an object")
     inner = Fields(scaling or {}, f"{fields.where}: {key}")

@@ -35,10 +35,10 @@ def _blocks(fields: Fields, dense: Block, experts: Experts, sparse: Callable[[in
 def describe_mixtral(fields: Fields, name: str) -> ModelSpec:
     """Mistral with experts in every layer (Jiang et al. 2024)."""
     experts = _experts(fields, "num_local_experts", size="intermediate_size")
-    blocks = _blocks(fields, shapes.block(fields), experts, lambda i: True)
+    blocks = _blocks(fields, shapes.block(fields, usual_kv_heads=8, eps=1e-5), experts, lambda i: True)
     windows = shapes.windows(fields, len(blocks), lambda i: True)
     blocks = [replace(block, window=window) for block, window in zip(blocks, windows, strict=True)]
-    return shapes.model(fields, name, "mixtral", blocks)
+    return shapes.model(fields, name, "mixtral", blocks, context=2**17)
 
 
 def _qwen_sparse(fields: Fields) -> Callable[[int], bool]:
@@ -54,33 +54,39 @@ def describe_qwen2_moe(fields: Fields, name: str) -> ModelSpec:
     """Qwen2 with experts and a shared one that a gate weighs."""
     shared = fields.integer("shared_expert_intermediate_size")
     experts = _experts(fields, "num_experts", "num_local_experts", shared=shared, shared_gate=True)
-    block = shapes.block(fields, qkv_bias=fields.flag("qkv_bias", True))
-    return shapes.model(fields, name, "qwen2_moe", _blocks(fields, block, experts, _qwen_sparse(fields)))
+    block = shapes.block(fields, usual_kv_heads=16, qkv_bias=fields.flag("qkv_bias", True))
+    blocks = _blocks(fields, block, experts, _qwen_sparse(fields))
+    return shapes.model(fields, name, "qwen2_moe", blocks, context=2**15)
 
 
 def describe_qwen3_moe(fields: Fields, name: str) -> ModelSpec:
     """Qwen3 with experts, none of them shared (Yang et al. 2025, section 2)."""
     bias = fields.flag("attention_bias", False)
-    block = shapes.block(fields, qk_norm=True, qkv_bias=bias, out_bias=bias)
+    block = shapes.block(fields, usual_kv_heads=4, qk_norm=True, qkv_bias=bias, out_bias=bias)
     experts = _experts(fields, "num_experts", "num_local_experts")
-    return shapes.model(fields, name, "qwen3_moe", _blocks(fields, block, experts, _qwen_sparse(fields)))
+    blocks = _blocks(fields, block, experts, _qwen_sparse(fields))
+    return shapes.model(fields, name, "qwen3_moe", blocks, context=2**15)
 
 
 def describe_gpt_oss(fields: Fields, name: str) -> ModelSpec:
     """A window in every other layer, the first included, a sink for each head, biases on all but the head (OpenAI 2025)."""
     bias = fields.flag("attention_bias", True)
-    block = shapes.block(fields, usual_head_dim=64, sinks=True, qkv_bias=bias, out_bias=bias)
+    usual: dict[str, Any] = {"usual_head_dim": 64, "usual_kv_heads": 8, "eps": 1e-5}
+    block = shapes.block(fields, **usual, sinks=True, qkv_bias=bias, out_bias=bias)
     experts = _experts(
         fields, "num_local_experts", "num_experts", size="intermediate_size", router_bias=True, bias=True
     )
     blocks = _blocks(fields, block, experts, lambda i: True)
-    windows = shapes.windows(fields, len(blocks), lambda i: i % 2 == 0)
+    windows = shapes.windows(fields, len(blocks), lambda i: i % 2 == 0, 128)
     blocks = [replace(block, window=window) for block, window in zip(blocks, windows, strict=True)]
-    return shapes.model(fields, name, "gpt_oss", blocks)
+    return shapes.model(fields, name, "gpt_oss", blocks, context=2**17)
 
 
-def _shared(fields: Fields) -> int:
-    return fields.integer("n_shared_experts", default=0, low=0, high=1024) * fields.integer("moe_intermediate_size")
+def _shared(fields: Fields, usual: int) -> int:
+    """The width of the shared experts together; `usual` is their number where the configuration is silent."""
+    default = fields.unsaid("n_shared_experts", usual, 0)
+    number = fields.integer("n_shared_experts", default=default, low=0, high=1024)
+    return number * fields.integer("moe_intermediate_size")
 
 
 def _after_dense(fields: Fields, first: int) -> Callable[[int], bool]:
@@ -95,18 +101,23 @@ def describe_glm4_moe(fields: Fields, name: str) -> ModelSpec:
     block = shapes.block(
         fields,
         rotated=0.5,
+        usual_kv_heads=8,
+        eps=1e-5,
         qkv_bias=fields.flag("attention_bias", False),
         qk_norm=fields.flag("use_qk_norm", False),
     )
-    experts = _experts(fields, "n_routed_experts", shared=_shared(fields), router_bias=True)
-    return shapes.model(fields, name, "glm4_moe", _blocks(fields, block, experts, _after_dense(fields, 1)))
+    experts = _experts(fields, "n_routed_experts", shared=_shared(fields, 1), router_bias=True)
+    blocks = _blocks(fields, block, experts, _after_dense(fields, 1))
+    return shapes.model(fields, name, "glm4_moe", blocks, context=2**17)
 
 
-def _deepseek(fields: Fields, name: str, family: str, first: int, router_bias: bool) -> ModelSpec:
+def _deepseek(
+    fields: Fields, name: str, family: str, first: int, shared: int, context: int, router_bias: bool
+) -> ModelSpec:
     """Latent attention, dense layers first, then experts beside shared ones (DeepSeek-AI 2024)."""
     fields.refuse("attention_bias", (False,), "biases in latent attention are not supported")
     latent = Latent(
-        q_rank=fields.integer("q_lora_rank", default=0),
+        q_rank=fields.integer("q_lora_rank", default=fields.unsaid("q_lora_rank", 1536, 0)),
         kv_rank=fields.integer("kv_lora_rank"),
         nope=fields.integer("qk_nope_head_dim"),
         rope=fields.integer("qk_rope_head_dim"),
@@ -116,19 +127,20 @@ def _deepseek(fields: Fields, name: str, family: str, first: int, router_bias: b
     rope = shapes.planned_rope(fields, latent.rope)
     heads = fields.integer("num_attention_heads", high=4096)
     block = shapes.block(fields, kv_heads=heads, head_dim=width, rope=rope, latent=latent)
-    experts = _experts(fields, "n_routed_experts", shared=_shared(fields), router_bias=router_bias)
-    return shapes.model(fields, name, family, _blocks(fields, block, experts, _after_dense(fields, first)))
+    experts = _experts(fields, "n_routed_experts", shared=_shared(fields, shared), router_bias=router_bias)
+    blocks = _blocks(fields, block, experts, _after_dense(fields, first))
+    return shapes.model(fields, name, family, blocks, context=context)
 
 
 def describe_deepseek_v2(fields: Fields, name: str) -> ModelSpec:
     """DeepSeek-V2 and V2-Lite, whose queries are projected directly (arXiv 2405.04434, appendix B)."""
-    return _deepseek(fields, name, "deepseek_v2", 0, router_bias=False)
+    return _deepseek(fields, name, "deepseek_v2", 0, shared=2, context=2048, router_bias=False)
 
 
 def describe_deepseek_v3(fields: Fields, name: str) -> ModelSpec:
     """DeepSeek-V3, R1 and Kimi K2: the router's choice takes a bias an expert (`noaux_tc`; arXiv 2412.19437, 2.1.2)."""
     fields.refuse("topk_method", ("noaux_tc",), "bigrun knows noaux_tc")
-    return _deepseek(fields, name, "deepseek_v3", 3, router_bias=True)
+    return _deepseek(fields, name, "deepseek_v3", 3, shared=1, context=4096, router_bias=True)
 
 
 FAMILIES = (

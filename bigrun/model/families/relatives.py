@@ -15,15 +15,16 @@ from bigrun.model.spec import Block, ModelSpec
 
 
 def _model(
-    fields: Fields, name: str, family: str, block: Block, slides: Callable[[int], bool], **settings: Any
-) -> ModelSpec:
-    windows = shapes.windows(fields, shapes.layers(fields), slides)
+    fields: Fields, name: str, family: str, block: Block, slides: Callable[[int], bool], window: int = 4096, **settings: Any
+) -> ModelSpec:  # fmt: skip
+    windows = shapes.windows(fields, shapes.layers(fields), slides, window)
     return shapes.model(fields, name, family, [replace(block, window=window) for window in windows], **settings)
 
 
 def describe_mistral(fields: Fields, name: str) -> ModelSpec:
     """Llama with a window in every layer (Jiang et al. 2023), which later releases set to null."""
-    return _model(fields, name, "mistral", llama.block(fields), lambda i: True)
+    block = llama.block(fields, usual_kv_heads=8)
+    return _model(fields, name, "mistral", block, lambda i: True, context=2**17)
 
 
 def _qwen_slides(fields: Fields) -> Callable[[int], bool]:
@@ -36,7 +37,8 @@ def _qwen_slides(fields: Fields) -> Callable[[int], bool]:
 
 def describe_qwen2(fields: Fields, name: str) -> ModelSpec:
     """Llama with biases on q, k and v alone (Yang et al. 2024, section 2.2)."""
-    return _model(fields, name, "qwen2", llama.block(fields, qkv_bias=True), _qwen_slides(fields))
+    block = llama.block(fields, usual_kv_heads=32, qkv_bias=True)
+    return _model(fields, name, "qwen2", block, _qwen_slides(fields), context=2**15)
 
 
 def qwen2_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
@@ -48,37 +50,37 @@ def qwen2_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tup
 def describe_qwen3(fields: Fields, name: str) -> ModelSpec:
     """Norms of q and k in place of their biases (Yang et al. 2025, section 2)."""
     bias = fields.flag("attention_bias", False)
-    block = shapes.block(fields, usual_head_dim=128, qk_norm=True, qkv_bias=bias, out_bias=bias)
-    return _model(fields, name, "qwen3", block, _qwen_slides(fields))
+    block = shapes.block(fields, usual_head_dim=128, usual_kv_heads=32, qk_norm=True, qkv_bias=bias, out_bias=bias)
+    return _model(fields, name, "qwen3", block, _qwen_slides(fields), context=2**15)
 
 
 def describe_phi3(fields: Fields, name: str) -> ModelSpec:
     """Phi-3 and Phi-4 (Abdin et al. 2024): Llama's shapes, with q, k, v fused in the file and a window in every layer."""
-    return _model(fields, name, "phi3", shapes.block(fields), lambda i: True)
+    return _model(fields, name, "phi3", shapes.block(fields, eps=1e-5), lambda i: True, window=0, context=4096)
 
 
 def _gemma(fields: Fields, **settings: Any) -> Block:
     bias = fields.flag("attention_bias", False)
-    flags = {"activation": "gelu_tanh", "qkv_bias": bias, "out_bias": bias, **settings}
+    flags = {"usual_kv_heads": 16, "activation": "gelu_tanh", "qkv_bias": bias, "out_bias": bias, **settings}
     return shapes.block(fields, usual_head_dim=256, **flags)
 
 
 def describe_gemma(fields: Fields, name: str) -> ModelSpec:
     """Wide heads, GeGLU, a tied head over a large vocabulary (Gemma Team 2024)."""
-    return _model(fields, name, "gemma", _gemma(fields), lambda i: False, tied=True)
+    return _model(fields, name, "gemma", _gemma(fields), lambda i: False, tied=True, context=8192)
 
 
 def describe_gemma2(fields: Fields, name: str) -> ModelSpec:
     """Norms on both sides of each half, and a window in every other layer, the first included (Gemma Team 2024)."""
-    block = _gemma(fields, after_norms=True)
-    return _model(fields, name, "gemma2", block, lambda i: i % 2 == 0, tied=True)
+    block = _gemma(fields, usual_kv_heads=4, after_norms=True)
+    return _model(fields, name, "gemma2", block, lambda i: i % 2 == 0, tied=True, context=8192)
 
 
 def describe_gemma3(fields: Fields, name: str) -> ModelSpec:
     """Gemma 2 with norms of q and k, and five layers with a window to one without (Gemma Team 2025). Text alone."""
-    block = _gemma(fields, after_norms=True, qk_norm=True)
+    block = _gemma(fields, usual_kv_heads=4, after_norms=True, qk_norm=True)
     pattern = fields.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    return _model(fields, name, "gemma3_text", block, lambda i: (i + 1) % pattern > 0, tied=True)
+    return _model(fields, name, "gemma3_text", block, lambda i: (i + 1) % pattern > 0, tied=True, context=2**17)
 
 
 def _runs(name: str, architecture: str, describe: Any, sources: Any) -> Family:

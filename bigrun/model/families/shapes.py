@@ -13,14 +13,18 @@ def layers(fields: Fields) -> int:
     return fields.integer("num_hidden_layers", high=MOST_LAYERS)
 
 
-def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **settings: Any) -> Block:
+def block(
+    fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, usual_kv_heads: int = 0, eps: float = 1e-6, **settings: Any
+) -> Block:  # fmt: skip
     """A block as Llama has it: RMSNorm, rotary and grouped-query attention, a gated SiLU MLP. `settings` override that.
 
-    `usual_head_dim` and `rotated`, the share of a head that is turned, are the family's where the configuration is silent.
+    `usual_head_dim`, `rotated`, the share of a head that is turned, `usual_kv_heads` and `eps` are the family's where the
+    configuration is silent: the defaults of transformers' class, as published files leave out what is at its default.
     """
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads", high=4096)
-    kv_heads = settings.get("kv_heads") or fields.integer("num_key_value_heads", default=heads, high=4096)
+    usual = fields.unsaid("num_key_value_heads", usual_kv_heads or heads, heads)
+    kv_heads = settings.get("kv_heads") or fields.integer("num_key_value_heads", default=usual, high=4096)
     if heads % kv_heads:
         raise fields.bad("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
     head_dim = fields.integer("head_dim", default=usual_head_dim or max(hidden // heads, 1), high=4096)
@@ -33,7 +37,7 @@ def block(fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, **setti
         "head_dim": head_dim,
         "intermediate": settings.get("intermediate") or fields.integer("intermediate_size"),
         "norm": "rms",
-        "norm_eps": fields.number("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=1e-6, high=1.0),
+        "norm_eps": fields.number("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=eps, high=1.0),
         "positions": "rope",
         "rope": planned_rope(fields, head_dim, rotated),
         "gated": True,
@@ -50,10 +54,11 @@ def planned_rope(fields: Fields, head_dim: int, rotated: float = 1.0) -> Rope:
     return Rope(int(head_dim * inner.number("partial_rotary_factor", default=rotated, high=1.0)))
 
 
-def windows(fields: Fields, count: int, slides: Callable[[int], bool]) -> list[int]:
-    """Tokens that each of `count` layers looks back, 0 for all: `sliding_window` in the layers that `layer_types` names,
-    or, where there is no such list, in those that `slides`, the family's rule, picks."""
-    size = fields.integer("sliding_window", default=0, low=0, high=2**28)
+def windows(fields: Fields, count: int, slides: Callable[[int], bool], usual: int = 0) -> list[int]:
+    """Tokens that each of `count` layers looks back, 0 for all: `sliding_window` (null: all; absent: `usual`) in the layers
+    that `layer_types` names, or, where there is no such list, in those that `slides`, the family's rule, picks."""
+    default = fields.unsaid("sliding_window", usual, 0)
+    size = fields.integer("sliding_window", default=default, low=0, high=2**28)
     kinds = fields.values.get("layer_types")
     if kinds is None:
         return [size if slides(i) else 0 for i in range(count)]
@@ -68,13 +73,13 @@ def windows(fields: Fields, count: int, slides: Callable[[int], bool]) -> list[i
 
 
 def model(
-    fields: Fields, name: str, family: str, blocks: Iterable[Block], tied: bool = False, **settings: Any
-) -> ModelSpec:
-    """The spec around these blocks; `tied` is the family's default, which configurations leave out."""
+    fields: Fields, name: str, family: str, blocks: Iterable[Block], tied: bool = False, context: int = 2048, **settings: Any
+) -> ModelSpec:  # fmt: skip
+    """The spec around these blocks; `tied` and `context` are the family's defaults, which configurations leave out."""
     blocks = tuple(blocks)
     common: dict[str, Any] = {
         "vocab": fields.integer("vocab_size"),
-        "context_limit": fields.integer("max_position_embeddings", default=2048, high=2**28),
+        "context_limit": fields.integer("max_position_embeddings", default=context, high=2**28),
         "tied": fields.flag("tie_word_embeddings", tied),
         "checkpoint_dtype": fields.dtype(),
     }
