@@ -311,6 +311,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
     from bigrun.measure.info import describe, gather
 
+    _check_instruction_set()
     report = gather(host)
     print(json.dumps(report) if as_json else describe(report))
 
@@ -322,7 +323,18 @@ for command in (convert, cache, inspect_command, autotune):
 def _runner(options: Any) -> Any:
     from bigrun.session.runner import Runner
 
+    _check_instruction_set()
     return Runner.from_options(options)
+
+
+def _check_instruction_set() -> None:
+    """CallError where BIGRUN_ISA names none; commands that compute nothing do not look at it."""
+    from bigrun_kernels.cpu import isa
+
+    try:
+        isa.current()
+    except ValueError as error:
+        raise CallError(str(error)) from error
 
 
 def _prompt(prompt: str | None) -> str:
