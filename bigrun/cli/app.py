@@ -221,9 +221,9 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
                 print(piece, end="", flush=True)
         stats = stream.stats
         if as_json:
-            print(
-                json.dumps({"text": "".join(pieces), "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
-            )
+            text = "".join(pieces)
+            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
+            print(_readable(answer))
             return
         print()
         if not flags["quiet"] and sys.stderr.isatty():
@@ -325,6 +325,11 @@ def _runner(options: Any) -> Any:
 
     _check_instruction_set()
     return Runner.from_options(options)
+
+
+def _readable(text: str) -> str:
+    """JSON of one line that keeps letters of all scripts, with what a terminal would obey escaped."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _check_instruction_set() -> None:
