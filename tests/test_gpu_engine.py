@@ -262,7 +262,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A driver that has one card, of which `card(free, whole)` sets the bytes. What is allocated on it is counted and comes
     from host memory; all above the driver is bigrun's own."""
     monkeypatch.delenv("BIGRUN_GPU")
-    state, zeros = {"bytes": (0, 0), "taken": []}, torch.zeros
+    state: dict[str, Any] = {"bytes": (0, 0), "taken": []}
+    zeros = torch.zeros
 
     def allocate(size: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         state["taken"].append((size, str(device)))
@@ -276,7 +277,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: state["bytes"])
     monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", allocate)
 
-    def of(free: int, whole: int) -> list[tuple[int, str]]:
+    def of(free: int, whole: int) -> Any:
         state["bytes"] = free, whole
         return state["taken"]
 
@@ -303,7 +304,9 @@ def test_a_card_with_a_byte_less_free_than_planned_is_refused_whatever_its_size(
     from bigrun.devices.gpu_memory import GpuMemory
 
     taken = card(PLANNED - 1, whole)
-    with pytest.raises(RunError, match=r"cuda:1 \(Imagined Card\): the 64.0 MB of the plan do not fit: 64.0 MB") as caught:
+    with pytest.raises(
+        RunError, match=r"cuda:1 \(Imagined Card\): the 64.0 MB of the plan do not fit: 64.0 MB"
+    ) as caught:
         GpuMemory("cuda:1", whole, PLANNED)
     message = str(caught.value)
     assert not isinstance(caught.value, BudgetExceeded)
@@ -322,7 +325,9 @@ def test_an_allocation_that_fails_says_what_is_free_then(card: Any, monkeypatch:
 
     card(PLANNED, 8_000_000_000)
     monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", full)
-    with pytest.raises(RunError, match=r"cuda:1: the 64.0 MB of the plan found no memory, 3.00 MB of 8.00 GB are free now"):
+    with pytest.raises(
+        RunError, match=r"cuda:1: the 64.0 MB of the plan found no memory, 3.00 MB of 8.00 GB are free now"
+    ):
         GpuMemory("cuda:1", 10**9, PLANNED)
 
 

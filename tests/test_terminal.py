@@ -172,7 +172,8 @@ def test_what_is_quoted_of_a_rig_file(tmp_path: Path, rig: dict[str, Any]) -> No
 def test_what_is_quoted_of_a_host_file(tmp_path: Path, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from bigrun.devices.host_file import Host, machine, write
 
-    write(replace(Host(*machine(), "avx2", "2026-01-31", 1e10, 1e12, 1e11), **{field: TAME}), tmp_path / "host.json")
+    changed: dict[str, Any] = {field: TAME}
+    write(replace(Host(*machine(), "avx2", "2026-01-31", 1e10, 1e12, 1e11), **changed), tmp_path / "host.json")
     args = ("plan", "--model", "opt-6.7b", *RIG[:2], "--cpu", "100GB")
     harmless(run_command(*args, "--host", tmp_path / "host.json"), 2)
     monkeypatch.setenv("BIGRUN_HOST", str(tmp_path / "host.json"))
@@ -194,7 +195,8 @@ def test_what_is_quoted_of_the_manifest_of_a_conversion(sound: Path, tmp_path: P
     """Its digest finds damage; a stranger can compute it too."""
     folder = tmp_path / "conversion"
     assert run_command("convert", "--model", sound, "--out", folder, "--quiet").exit_code == 0
-    replace(read_manifest(folder), **{field: EVIL}).write(folder)
+    changed: dict[str, Any] = {field: EVIL}
+    replace(read_manifest(folder), **changed).write(folder)
     harmless(run_command("cache", "list", folder), 0)
     harmless(run_command("cache", "list", folder, "--json"), 0)
     harmless(run_command("cache", "verify", folder), 0, quoted=False)
