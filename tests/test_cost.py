@@ -25,6 +25,7 @@ from bigrun.planning.cost import (
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
+from bigrun.planning.report import duration, plan_text
 from bigrun.planning.search import Problem
 from support.toys import mixture, toy
 
@@ -268,3 +269,39 @@ def test_more_context_more_sequences_and_a_longer_prompt_never_take_less_time(
         later = step(replace(options, **changes))  # type: ignore[arg-type]
         assert later[0] >= decode * slack, changes
         assert later[1] >= prefill * slack, changes
+
+
+PARAMETERS = 2 * (LINEAR + 2 * 64) + 2 * 64 * 64 + 64  # two blocks with their norms, table and head, the last norm
+
+
+@pytest.mark.parametrize(
+    ("dtype", "published", "nbytes"),
+    [
+        ("float32", 0, 4 * PARAMETERS),
+        ("float16", 0, 2 * PARAMETERS),
+        ("bfloat16", 0, 2 * PARAMETERS),
+        ("bfloat16", PARAMETERS + 500, PARAMETERS + 500),
+        ("float32", PARAMETERS + 500, PARAMETERS + 500),
+    ],
+    ids=["float32", "float16", "bfloat16", "fp8 of known size", "a known size comes before the dtype"],
+)
+@pytest.mark.parametrize("weights", ["int8", "float32"])
+def test_a_model_loads_as_long_as_the_rig_takes_for_the_bytes_of_its_checkpoint(
+    dtype: str, published: int, nbytes: int, weights: str
+) -> None:
+    """What it is stored as afterwards is of no account: the checkpoint is what is read."""
+    spec = replace(toy(blocks=2, tied=False), checkpoint_dtype=dtype, checkpoint_bytes=published)
+    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), load=1000.0)
+    made = make_plan(spec, rig, PlanOptions(context=64, storage=Storage(weights=weights)))
+    assert made.parameters == PARAMETERS
+    assert made.predicted is not None
+    assert made.predicted.load_seconds == pytest.approx(nbytes / 1000)
+    text = plan_text(made, 200)
+    assert f"{duration(nbytes / 1000)} to load" in text
+
+
+def test_a_tied_head_is_read_once() -> None:
+    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), load=500.0)
+    made = make_plan(replace(toy(blocks=2), checkpoint_dtype="float32"), rig, PlanOptions(context=64))
+    assert made.predicted is not None
+    assert made.predicted.load_seconds == pytest.approx(4 * (PARAMETERS - 64 * 64) / 500)

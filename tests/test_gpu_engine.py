@@ -17,6 +17,7 @@ from bigrun.execute.engine import Batch, runs_of
 from bigrun.execute.gpu_engine import runs_of_tokens
 from bigrun.execute.gpu_sampling import chosen_on_device
 from bigrun.execute.sampling import Sampling, choose
+from bigrun.sizes import format_size
 from bigrun_kernels import lanes, reference
 from support import checkpoints
 from support.commands import run_command
@@ -254,6 +255,80 @@ def test_a_card_that_is_full_is_told_before_anything_is_read(
     with pytest.raises(RunError, match=r"cuda:0: the .* of the plan found no memory.*max_memory") as caught:
         runner(folders["llama"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A driver that has one card, of which `card(free, whole)` sets the bytes. What is allocated on it is counted and comes
+    from host memory; all above the driver is bigrun's own."""
+    monkeypatch.delenv("BIGRUN_GPU")
+    state: dict[str, Any] = {"bytes": (0, 0), "taken": []}
+    zeros = torch.zeros
+
+    def allocate(size: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        state["taken"].append((size, str(device)))
+        return zeros(size, dtype=dtype)
+
+    for name, answer in {
+        "is_available": True, "device_count": 2, "get_device_name": "Imagined Card", "empty_cache": None,
+        "reset_peak_memory_stats": None, "synchronize": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: state["bytes"])
+    monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", allocate)
+
+    def of(free: int, whole: int) -> Any:
+        state["bytes"] = free, whole
+        return state["taken"]
+
+    return of
+
+
+PLANNED = 64_000_000
+
+
+@pytest.mark.parametrize("whole", [PLANNED, 100 * PLANNED], ids=["all of it", "others hold the rest"])
+def test_a_card_with_as_much_free_as_planned_is_taken_whole_in_one_piece(card: Any, whole: int) -> None:
+    from bigrun.devices.gpu_memory import GpuMemory
+
+    taken = card(PLANNED, whole)
+    memory = GpuMemory("cuda:1", whole, PLANNED)
+    assert taken == [(PLANNED, "cuda:1")]
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    "whole", [PLANNED - 1, PLANNED, 100 * PLANNED], ids=["too small", "a byte in use", "mostly in use"]
+)
+def test_a_card_with_a_byte_less_free_than_planned_is_refused_whatever_its_size(card: Any, whole: int) -> None:
+    from bigrun.devices.gpu_memory import GpuMemory
+
+    taken = card(PLANNED - 1, whole)
+    with pytest.raises(
+        RunError, match=r"cuda:1 \(Imagined Card\): the 64.0 MB of the plan do not fit: 64.0 MB"
+    ) as caught:
+        GpuMemory("cuda:1", whole, PLANNED)
+    message = str(caught.value)
+    assert not isinstance(caught.value, BudgetExceeded)
+    assert "max_memory: 60.8MB for this one" in message, "95 % of what is free"
+    assert f"of {format_size(whole)} are free" in message
+    assert "\n" not in message
+    assert taken == [], "nothing is allocated on it"
+
+
+def test_an_allocation_that_fails_says_what_is_free_then(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigrun.devices.gpu_memory import GpuMemory
+
+    def full(*_: Any, **__: Any) -> Any:
+        card(3_000_000, 8_000_000_000)  # another process was quicker
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 61 MiB\nmore lines")
+
+    card(PLANNED, 8_000_000_000)
+    monkeypatch.setattr("bigrun.devices.gpu_memory.torch.zeros", full)
+    with pytest.raises(
+        RunError, match=r"cuda:1: the 64.0 MB of the plan found no memory, 3.00 MB of 8.00 GB are free now"
+    ):
+        GpuMemory("cuda:1", 10**9, PLANNED)
 
 
 def test_a_card_that_goes_missing_is_one_line(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

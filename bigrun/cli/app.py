@@ -1,8 +1,12 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
+import errno
 import json
+import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,31 @@ from bigrun.version import __version__
 
 # click 8.2 raises this for a group without a command; 8.1 prints the help by itself
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _PipeClosed(Exception):
+    """Nobody reads what is printed. A BrokenPipeError itself would not come past click, which ends with 1 at one."""
+
+
+@contextmanager
+def _past_click() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _PipeClosed from error
 
 
 class Group(click.Group):
     """A click group that reports errors in one or two lines on standard error and exits with the documented status."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _past_click():  # --help and --version print here
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _past_click():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with command_line():
@@ -28,34 +53,65 @@ class Group(click.Group):
 
     def _main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        if sys.stderr is None:  # closed by the caller: what is said there goes nowhere, least of all to standard output
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+            self._flush()
+            return result
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except NO_ARGUMENTS as error:
             print(error.format_message(), file=sys.stderr)
             sys.exit(2)
-        except BrokenPipeError:
-            sys.stderr.close()
-            sys.exit(141)
         except (Exception, KeyboardInterrupt) as error:
+            ending: BaseException = error
+            try:
+                self._flush()
+            except (OSError, _PipeClosed) as output:
+                ending = output
+                _discard(sys.stdout)
             if debug:
                 traceback.print_exc()
-            self._end(error)
+            self._end(ending)
+
+    @staticmethod
+    def _flush() -> None:
+        """What was printed leaves this process now: after it, Python's own end would be the one to fail, with 120."""
+        if sys.stdout is not None and not sys.stdout.closed:
+            with _past_click():
+                sys.stdout.flush()
 
     @staticmethod
     def _end(error: BaseException) -> None:
         """One line on standard error, whatever names it quotes, and the exit status."""
+        if isinstance(error, _PipeClosed):
+            _discard(sys.stdout)
+            _discard(sys.stderr)
+            sys.exit(141)
         if isinstance(error, BigrunError):
             message, status = str(error), error.exit_status
+        elif isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            message, status = f"standard output (or a file) cannot be written: {error.strerror}", 1
         elif isinstance(error, click.ClickException):
             message, status = error.format_message(), 2
         elif isinstance(error, click.Abort | KeyboardInterrupt):
             message, status = str(error.__cause__ or error) or "interrupted", 130  # click's Abort has ours as its cause
         else:
             message, status = f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1
-        print(f"bigrun: {BigrunError(message)}", file=sys.stderr)
+        try:
+            print(f"bigrun: {BigrunError(message)}", file=sys.stderr)
+        except OSError:
+            _discard(sys.stderr)
         sys.exit(status)
+
+
+def _discard(stream: Any) -> None:
+    """What a stream still holds, and all that follows, goes nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # not a file, closed, or None
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -165,9 +221,9 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
                 print(piece, end="", flush=True)
         stats = stream.stats
         if as_json:
-            print(
-                json.dumps({"text": "".join(pieces), "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
-            )
+            text = "".join(pieces)
+            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
+            print(_readable(answer))
             return
         print()
         if not flags["quiet"] and sys.stderr.isatty():
@@ -255,6 +311,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
     from bigrun.measure.info import describe, gather
 
+    _check_instruction_set()
     report = gather(host)
     print(json.dumps(report) if as_json else describe(report))
 
@@ -266,7 +323,23 @@ for command in (convert, cache, inspect_command, autotune):
 def _runner(options: Any) -> Any:
     from bigrun.session.runner import Runner
 
+    _check_instruction_set()
     return Runner.from_options(options)
+
+
+def _readable(text: str) -> str:
+    """JSON of one line that keeps letters of all scripts, with what a terminal would obey escaped."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _check_instruction_set() -> None:
+    """CallError where BIGRUN_ISA names none; commands that compute nothing do not look at it."""
+    from bigrun_kernels.cpu import isa
+
+    try:
+        isa.current()
+    except ValueError as error:
+        raise CallError(str(error)) from error
 
 
 def _prompt(prompt: str | None) -> str:
@@ -287,9 +360,11 @@ def _print(made: Any, other: Any) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    console.print(plan_view(made, console.width))
-    if other is not None:
-        console.print(compared_view(other))
+    with console.capture() as capture:  # and printed here: rich itself ends with 1 where a pipe is closed
+        console.print(plan_view(made, console.width))
+        if other is not None:
+            console.print(compared_view(other))
+    print(capture.get(), end="")
 
 
 if __name__ == "__main__":

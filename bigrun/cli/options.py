@@ -96,14 +96,16 @@ def parse(values: dict[str, Any]) -> "Options":
     values["skip"] = tuple(name.strip() for name in values.get("skip", "").split(",") if name.strip())
     if values.get("max_memory") is not None:
         values["max_memory"] = _max_memory(values["max_memory"])
-    if "cache" in values and values["cache"] is None and values.get("weights", "int8") == "int8":
-        values["cache"] = os.environ.get("BIGRUN_CACHE") or None
+    weights = values.get("weights", "int8")
     if values.get("plan") is not None:
         from bigrun.planning.plan import Plan
 
         values["plan"] = Plan.load(values["plan"])
+        weights = values["plan"].weights
         if values["model"] == DEFAULT_MODEL:
             values["model"] = None  # the plan names its model
+    if "cache" in values and values["cache"] is None and weights == "int8":  # a cache keeps nothing else
+        values["cache"] = os.environ.get("BIGRUN_CACHE") or None
     return Options.of(**values)
 
 

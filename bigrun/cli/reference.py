@@ -16,7 +16,10 @@ from bigrun.cli.reference_source import flat, table
 from bigrun.errors import BigrunError
 
 COMMAND = "python -m bigrun.cli.reference > docs/reference.md"
-OTHERS = {1: "Any other error, which is a bug in bigrun.", 2: "A command line that cannot be parsed."}
+OTHERS = {
+    1: "Standard output that cannot be written; any other error, which is a bug in bigrun.",
+    2: "A command line that cannot be parsed.",
+}
 ENDS = {0: "Done.", 130: "Interrupted, as by Ctrl-C.", 141: "The reader of standard output closed the pipe."}
 
 

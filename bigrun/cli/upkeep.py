@@ -92,7 +92,12 @@ def describe(entries: list[CacheEntry]) -> str:
         used = "today" if entry.idle_days < 1 else f"{entry.idle_days:.0f} days ago"
         lines.append(f"{Path(entry.folder).name}: {entry.model}, {format_size(entry.bytes)}, {whole}, last used {used}")
         lines.append(f"  from {entry.source} ({entry.source_state}), begun {entry.created}")
-    return "\n".join(lines)
+    return _joined(lines)
+
+
+def _joined(lines: list[str]) -> str:
+    """Lines for a terminal: manifests and folders may be named anything."""
+    return "\n".join(str(BigrunError(line)) for line in lines)
 
 
 def verify_all(cache: Path) -> tuple[int, list[str]]:
@@ -181,6 +186,5 @@ def describe_pruned(gone: list[CacheEntry], dry_run: bool) -> str:
     """For a person."""
     verb = "would go" if dry_run else "removed"
     lines = [f"{Path(entry.folder).name}: {format_size(entry.bytes)} {verb}: {entry.why}" for entry in gone]
-    return "\n".join(
-        [*lines, f"{format_size(sum(entry.bytes for entry in gone))} in all"] if gone else ["nothing to remove"]
-    )
+    total = f"{format_size(sum(entry.bytes for entry in gone))} in all"
+    return _joined([*lines, total] if gone else ["nothing to remove"])

@@ -26,5 +26,5 @@ def compiled(kernel: str = "linear") -> bool:
     import os
 
     folders = [Path(__file__).parent / "__pycache__"]
-    folders.append(Path(os.environ.get("NUMBA_CACHE_DIR", Path.home() / ".cache" / "numba")))
+    folders.append(Path(os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "numba"))
     return any(next(folder.rglob(f"{kernel}.*.nbi"), None) for folder in folders if folder.is_dir())

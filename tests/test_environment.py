@@ -1,0 +1,333 @@
+"""Variables of the environment, each with the commands and options that it could meet: one that does not apply is ignored, an
+explicit option that does not apply is refused by its name, and an explicit option comes before its variable."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from bigrun.cli import app
+from bigrun.session.options import Options
+from support.checkpoints import llama
+from support.commands import ended, run_command
+
+RIG = ("--gpus", "none", "--cpu", "1GB")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a text, a conversion of the model, and plans of it in each form."""
+    folder = tmp_path_factory.mktemp("environment")
+    llama(folder / "llama", tokenizer=True)
+    (folder / "text").write_text("the quick brown fox jumps over the lazy dog; then the other dogs slept there")
+    assert run_command("convert", "--model", folder / "llama", "--out", folder / "int8", "--quiet").exit_code == 0
+    for weights in ("int8", "float32"):
+        made = run_command("plan", "--model", folder / "llama", *RIG, "--weights", weights, "--json")
+        (folder / f"{weights}.json").write_text(made.stdout)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that BIGRUN_CACHE names, which is not there yet."""
+    monkeypatch.setenv("BIGRUN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bench measures how fast this host reads, which takes a second."""
+    monkeypatch.setattr("bigrun.devices.measure.read_bandwidth", lambda: 1e10)
+
+
+def command(home: Path, name: str) -> tuple[str | Path, ...]:
+    model = ("--model", home / "llama", *RIG, "--quiet")
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "generate": ("generate", *model, "--prompt", "the", "--max-new-tokens", "2"),
+        "bench": ("bench", *model, "--prompt-tokens", "4", "--new-tokens", "2"),
+        "eval": ("eval", "perplexity", *model, "--text", home / "text", "--window", "16"),
+        "eval --against": (
+            "eval",
+            "perplexity",
+            *model,
+            "--text",
+            home / "text",
+            "--window",
+            "16",
+            "--against",
+            "16bit",
+        ),
+    }
+    return commands[name]
+
+
+# BIGRUN_CACHE
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("name", ["generate", "bench", "eval", "eval --against"])
+def test_a_run_in_int8_keeps_its_conversion_in_the_cache_of_the_environment(home: Path, cache: Path, name: str) -> None:
+    result = run_command(*command(home, name))
+    assert result.exit_code == 0, result.stderr
+    (conversion,) = cache.iterdir()
+    assert (conversion / "bigrun.json").exists()
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("generate", "float32"),
+        ("generate", "16bit"),
+        ("bench", "float32"),
+        ("eval", "16bit"),
+        ("eval --against", "16bit"),
+    ],
+)
+def test_a_run_in_other_forms_takes_no_notice_of_it(home: Path, cache: Path, name: str, weights: str) -> None:
+    result = run_command(*command(home, name), "--weights", weights)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("weights", ["float32", "16bit"])
+@pytest.mark.parametrize("name", ["generate", "eval --against"])
+def test_a_cache_that_is_asked_for_with_other_forms_is_refused_by_name(
+    home: Path, tmp_path: Path, name: str, weights: str
+) -> None:
+    result = run_command(*command(home, name), "--weights", weights, "--cache", tmp_path / "c")
+    ended(result, 2, f"--weights {weights}", "cache")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_evaluation_with_a_cache_compares_with_float32_that_does_not_use_it(home: Path, tmp_path: Path) -> None:
+    plain = run_command(*command(home, "eval --against"), "--json")
+    cached = [run_command(*command(home, "eval --against"), "--json", "--cache", tmp_path / "c") for _ in range(2)]
+    for result in cached:  # the second maps what the first kept
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout) == json.loads(plain.stdout)
+
+
+@pytest.mark.parametrize(("weights", "kept"), [("int8", True), ("float32", False)])
+def test_with_a_plan_the_form_is_the_plans(home: Path, cache: Path, weights: str, kept: bool) -> None:
+    result = run_command(
+        "generate", "--plan", home / f"{weights}.json", "--prompt", "the", "--max-new-tokens", "2", "--quiet"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert cache.exists() == kept
+
+
+def test_a_conversion_that_is_the_model_is_its_own_cache(home: Path, cache: Path) -> None:
+    result = run_command(
+        "generate", "--model", home / "int8", *RIG, "--prompt", "the", "--max-new-tokens", "2", "--quiet"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert not cache.exists()
+
+
+def test_the_option_comes_before_the_variable_and_an_empty_variable_is_none(
+    home: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_command(*command(home, "generate"), "--cache", tmp_path / "mine").exit_code == 0
+    assert (cache.exists(), len(list((tmp_path / "mine").iterdir()))) == (False, 1)
+    monkeypatch.setenv("BIGRUN_CACHE", "")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run_command(*command(home, "generate")).exit_code == 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_commands_that_take_no_cache_do_not_look_for_one(home: Path, cache: Path, tmp_path: Path) -> None:
+    cache.write_text("not a folder")  # which a run would refuse
+    ended(run_command(*command(home, "generate")), 2, str(cache))
+    for args in (
+        ("plan", "--model", home / "llama", *RIG),
+        ("inspect", home / "llama"),
+        ("convert", "--model", home / "llama", "--out", tmp_path / "out", "--quiet"),
+        ("cache", "list", home / "int8"),  # its own argument comes first
+    ):
+        result = run_command(*args)
+        assert (result.exit_code, result.stderr) == (0, ""), args
+    ended(run_command("cache", "list"), 2, str(cache))
+
+
+@pytest.mark.parametrize("mode", ["exact", "llm.int8", "w8a16"])
+def test_a_mode_changes_nothing_about_the_cache(
+    home: Path, cache: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_for(monkeypatch, *command(home, "generate"), "--mode", mode)
+    assert [options.cache for options in asked] == [str(cache)]
+
+
+# What reaches a Runner, without one
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> list[Options]:
+    """The options of the Runners that a command would load."""
+    asked: list[Options] = []
+
+    def refuse(options: Options) -> Any:
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "_runner", refuse)
+    assert run_command(*args).exit_code == 130
+    return asked
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("command_name", ["generate", "bench", "eval"])
+def test_no_other_variable_changes_the_options_of_a_run(
+    home: Path, command_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = asked_for(monkeypatch, *command(home, command_name))
+    for name in ("MODEL", "GPUS", "CPU", "HOST", "ISA", "GPU", "THREADS", "MODE", "WEIGHTS", "CONTEXT", "REVISION"):
+        monkeypatch.setenv(f"BIGRUN_{name}", "44")
+    assert asked_for(monkeypatch, *command(home, command_name)) == plain
+
+
+# BIGRUN_ISA, BIGRUN_GPU, BIGRUN_HOST
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("name", ["generate", "bench", "eval"])
+def test_an_instruction_set_that_is_none_is_a_wrong_call_of_what_computes(
+    home: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGRUN_ISA", "avx9")
+    ended(run_command(*command(home, name)), 2, "BIGRUN_ISA='avx9'", "portable")
+
+
+def test_info_refuses_it_before_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGRUN_ISA", "avx9")
+    monkeypatch.setattr("bigrun.measure.info.gather", lambda *_: pytest.fail("it was measured"))
+    ended(run_command("info", "--host", tmp_path / "host.json"), 2, "BIGRUN_ISA='avx9'")
+
+
+NOT_READ = {
+    "BIGRUN_ISA": "avx9", "BIGRUN_GPU": "emulate", "CUDA_VISIBLE_DEVICES": "7", "HF_HUB_OFFLINE": "1", "HF_HOME": "/no/where",
+    "NUMBA_CACHE_DIR": "/no/where", "NUMBA_NUM_THREADS": "0", "BIGRUN_CACHE": "/dev/null", "NO_COLOR": "1", "TERM": "dumb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", [(), ("--json",)], ids=["text", "json"])
+def test_plans_and_inspections_of_what_is_on_this_disk_read_none_of_these(
+    home: Path, shown: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = (("plan", "--model", home / "llama", "--gpus", "1x24GB", "--cpu", "1GB"), ("inspect", home / "llama"))
+    before = [answer(run_command(*args, *shown)) for args in commands]
+    for name, value in NOT_READ.items():
+        monkeypatch.setenv(name, value)
+    assert [answer(run_command(*args, *shown)) for args in commands] == before
+
+
+def answer(result: Result) -> tuple[int, str, str]:
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_emulated_gpus_are_of_no_concern_to_a_run_without_gpus_and_to_virtual_ones(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    virtual = ("--gpus", "1x100MB", "--virtual")
+    calls = [tuple("--quiet" if a in RIG else a for a in command(home, "generate")), command(home, "generate")]
+    args = [(*calls[0], *virtual, "--cpu", "1GB"), calls[1]]
+    before = [answer(run_command(*each)) for each in args]
+    assert {status for status, _, _ in before} == {0}
+    monkeypatch.setenv("BIGRUN_GPU", "emulate")
+    assert [answer(run_command(*each)) for each in args] == before
+
+
+@pytest.mark.parametrize("value", ["1", "true", "", "Emulate"])
+def test_only_the_word_emulate_emulates(home: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGRUN_GPU", value)
+    args = ("generate", "--model", home / "llama", "--gpus", "1x24GB", "--cpu", "1GB", "--prompt", "the", "--quiet")
+    ended(run_command(*args), 2, "cuda:0", "--virtual")
+
+
+@pytest.fixture
+def host_file(tmp_path: Path) -> Callable[[str, float], Path]:
+    """Host files of this machine that differ in how fast it reads."""
+    from bigrun.devices.host_file import Host, machine, write
+
+    def make(name: str, read: float) -> Path:
+        write(Host(*machine(), "avx2", "2026-01-31", read, 1e12, 1e11), tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def test_a_host_file_that_is_named_comes_before_that_of_the_environment(
+    home: Path, host_file: Callable[[str, float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, fast = host_file("slow.json", 1e9), host_file("fast.json", 100e9)
+
+    def speed(*host: str | Path) -> float:
+        made = json.loads(run_command("plan", "--model", home / "llama", *RIG, *host, "--json").stdout)
+        return float(made["predicted"]["decode_tokens_per_s"])
+
+    plain = speed()
+    monkeypatch.setenv("BIGRUN_HOST", str(slow))
+    assert speed() < speed("--host", fast)
+    assert speed("--host", "none") == plain
+    slow.write_text("{")  # the default is passed over with a note, a named one is refused
+    assert speed() == plain
+    ended(run_command("plan", "--model", home / "llama", *RIG, "--host", slow, "--json"), 2, str(slow))
+
+
+# Numba's cache
+
+
+@pytest.mark.parametrize("value", ["", None], ids=["empty", "not set"])
+def test_whether_kernels_are_compiled_is_not_looked_for_in_the_folder_that_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    from bigrun_kernels.cpu import compiled
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "imagined.f.nbi").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if value is None:
+        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    else:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", value)
+    assert not compiled("imagined")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "a"))
+    assert compiled("imagined")
+
+
+# The terminal's
+
+
+@pytest.mark.parametrize(
+    "variables", [{"COLUMNS": "3"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"FORCE_COLOR": "1"}], ids=str
+)
+def test_json_is_the_same_whatever_the_terminal_is(
+    home: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("plan", "--model", home / "llama", *RIG)
+    before = run_command(*args, "--json").stdout
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(*args, "--json").stdout == before
+    assert run_command(*args).exit_code == 0, "and the text is printed"
+
+
+COLOUR = re.compile(r"\x1b\[([0-9]+;)*([349][0-7])[;m]")
+
+
+@pytest.mark.parametrize("quieted", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_without_colour_and_on_a_dumb_terminal_nothing_is_coloured(
+    home: Path, quieted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("plan", "--model", home / "llama", *RIG)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert COLOUR.search(run_command(*args).stdout)
+    for name, value in quieted.items():
+        monkeypatch.setenv(name, value)
+    assert not COLOUR.search(run_command(*args).stdout)
