@@ -235,10 +235,7 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], wher
         if (value := metadata.get(f"llama.{key}")) is not None:
             config[field] = value
     factor = metadata.get("llama.rope.scaling.factor")
-    if metadata.get("llama.rope.scaling.type", "linear") == "linear" and factor not in (
-        None,
-        0,
-    ):  # as llama.cpp reads them
+    if factor and metadata.get("llama.rope.scaling.type", "linear") == "linear":  # as llama.cpp reads them
         config["rope_scaling"] = {"type": "linear", "factor": factor}
     table = tensors.get("token_embd.weight")
     if table is not None and len(table.shape) == 2:
