@@ -1,8 +1,10 @@
-"""The guides docs/adding-an-op.md and docs/adding-a-family.md: their code is executed, and does what they say."""
+"""The guides docs/adding-a-*.md and docs/adding-an-op.md: their code is executed, and does what they say."""
 
 import importlib.util
+import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +15,10 @@ import pytest
 import torch
 
 from bigrun import Runner, plan
+from bigrun.cli.app import main
 from bigrun.errors import CheckpointError
 from bigrun.execute import compiled, forward
+from bigrun.loading.open import FOLDERS
 from bigrun.model import program
 from bigrun.model.families import registry
 from bigrun.model.program import unsupported
@@ -26,10 +30,12 @@ from bigrun_kernels.ops import EXECUTES
 from bigrun_kernels.reference_ops import ReferenceOps
 from support.blocks import BLOCK, Model, rows, walked
 from support.checkpoints import edit_config, llama, rewrite, state
+from support.commands import ended, run_command
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLES: tuple[Any, ...] = (
     *EXECUTES.values(), forward.EXECUTE, blocks.ROWS, compiled.ARGUMENTS, registry.BY_NAME, registry.BY_ARCHITECTURE,
+    FOLDERS, main.commands,
 )  # fmt: skip
 
 
@@ -119,3 +125,68 @@ def test_a_family_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None
     ids = np.arange(5, 25)[None]
     with Runner(str(theirs), progress=False, **rig) as llamas, Runner(str(ours), progress=False, **rig) as toys:
         assert np.array_equal(toys.logits(ids), llamas.logits(ids))
+
+
+def arrays(folder: Path) -> None:
+    """A checkpoint of the guide's format; its matrices in 16 bits."""
+    llama(folder, layers=3, dtype="float16", tokenizer=True)
+    (folder / "arrays").mkdir()
+    for name, value in state(folder).items():
+        np.save(folder / "arrays" / f"{name}.npy", value.numpy())
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def test_a_format_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None:
+    llama(tmp_path / "theirs", layers=3, dtype="float16", tokenizer=True)
+    arrays(tmp_path / "ours")
+    rig: dict[str, Any] = {"gpus": "none", "cpu": "100MB", "context": 64, "progress": False}
+    with pytest.raises(CheckpointError, match="holds neither"):
+        Runner(str(tmp_path / "ours"), **rig)
+    guide("adding-a-format.md")
+    ids = np.arange(5, 25)[None]
+    with Runner(str(tmp_path / "theirs"), **rig) as theirs, Runner(str(tmp_path / "ours"), **rig) as ours:
+        assert np.array_equal(ours.logits(ids), theirs.logits(ids))
+    seen = run_command("inspect", tmp_path / "ours", "--json")
+    assert (seen.exit_code, json.loads(seen.stdout)["format"]) == (0, "arrays")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (lambda file: os.truncate(file, file.stat().st_size - 8), "no array that can be read"),
+    "empty": (lambda file: os.truncate(file, 0), "no array that can be read"),
+    "objects": (lambda file: np.save(file, np.array([{}]), allow_pickle=True), "no array that can be read"),
+    "another shape": (lambda file: np.save(file, np.zeros((2, 32), np.float16)), "shape"),
+    "another kind": (lambda file: np.save(file, np.zeros(64, np.int64)), "int64"),
+    "missing": (lambda file: file.unlink(), "missing"),
+    "a link out": (lambda file: (file.unlink(), file.symlink_to("/etc/hostname")), "outside"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_of_the_guide_s_format_is_refused(guide: Any, tmp_path: Path, name: str) -> None:
+    damage, words = DAMAGES[name]
+    guide("adding-a-format.md")
+    arrays(tmp_path / "model")
+    damage(tmp_path / "model" / "arrays" / "model.layers.1.input_layernorm.weight.npy")
+    ended(
+        run_command(
+            "generate", "--model", tmp_path / "model", "--gpus", "none", "--cpu", "1GB", "--prompt", "x", "--quiet"
+        ),
+        4,
+        "model.layers.1.input_layernorm.weight",
+        words,
+    )
+
+
+def test_a_command_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None:
+    llama(tmp_path / "model", max_shard_size="60KB")
+    ended(run_command("tensors", tmp_path / "model"), 2, "No such command")
+    guide("adding-a-command.md")
+    listed = json.loads(run_command("tensors", tmp_path / "model", "--json").stdout)
+    assert {t["name"]: (t["shape"], t["bytes"]) for t in listed} == {
+        name: (list(value.shape), value.nbytes) for name, value in state(tmp_path / "model").items()
+    }
+    text = run_command("tensors", tmp_path / "model").stdout
+    assert "model.norm.weight: F32 [64], 256 B" in text.splitlines()
+    assert "Which tensors" in run_command("--help").stdout
+    ended(run_command("tensors", tmp_path / "none"), 2, "none")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.checkpoint.base import Checkpoint, Limits
+from bigrun.checkpoint.formats import safetensors, torch_bin
 from bigrun.checkpoint.hub.headers import check, headers
 from bigrun.checkpoint.hub.hub import config
 from bigrun.checkpoint.tensor_map import count
@@ -46,25 +47,27 @@ def open_checkpoint(model: Model, revision: str | None = None) -> tuple[Checkpoi
     return files, spec
 
 
-def open_files(model: Model) -> ModelFiles:
-    """A file, or a folder by what it holds: bigrun's own conversion, safetensors, or torch's files."""
-    from bigrun.checkpoint.formats import safetensors, torch_bin
-    from bigrun.checkpoint.formats.gguf import GgufCheckpoint
+# Format → the names of which a folder of it has one, and what opens it; the first that fits is taken.
+FOLDERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Checkpoint]]] = {
+    "safetensors": ((safetensors.INDEX, safetensors.SINGLE), safetensors.SafetensorsCheckpoint),
+    "torch": ((torch_bin.INDEX, torch_bin.SINGLE), torch_bin.TorchCheckpoint),
+}
 
+
+def open_files(model: Model) -> ModelFiles:
+    """A file, or a folder by what it holds: bigrun's own conversion, or one of FOLDERS (none: safetensors are missed)."""
     folder = model.folder
     if folder is None:
+        from bigrun.checkpoint.formats.gguf import GgufCheckpoint
+
         assert model.gguf is not None, "what a hub has is fetched first"
         return GgufCheckpoint(model.gguf)
     if is_conversion(folder):
         return Conversion(folder)
-    if not _has(folder, safetensors) and _has(folder, torch_bin):
-        return torch_bin.TorchCheckpoint(folder)
+    for names, opened in FOLDERS.values():
+        if any((folder / name).exists() for name in names):
+            return opened(folder)
     return safetensors.SafetensorsCheckpoint(folder)
-
-
-def _has(folder: Path, form: Any) -> bool:
-    """Whether there are files of a format: a module's INDEX or SINGLE."""
-    return any((folder / name).exists() for name in (form.INDEX, form.SINGLE))
 
 
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
@@ -75,32 +78,26 @@ def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
     if model.folder is None and model.entry is not None and (model.repo or not model.gguf):
         return replace(model.entry.spec(), name=model.name)
     if model.repo is not None:
-        from bigrun.checkpoint.formats.safetensors import read_json
-
         path, reached = config(model.repo, revision)
-        spec = spec_from_config(read_json(path), model.name, f"{model.repo}: config.json")
+        spec = spec_from_config(safetensors.read_json(path), model.name, f"{model.repo}: config.json")
         hub_headers = headers(model.repo, revision) if reached else None
         if hub_headers is None:
             return spec
         check(spec, hub_headers, model.repo)
         return replace(spec, checkpoint_bytes=hub_headers.bytes)
     if model.folder is not None:
-        from bigrun.checkpoint.formats.safetensors import read_json
-
         where = model.folder / "config.json"
-        return spec_from_config(read_json(where), model.name, str(where))
+        return spec_from_config(safetensors.read_json(where), model.name, str(where))
     return open_model(model)[1]
 
 
 def model_config(model: Model, revision: str | None = None) -> Mapping[str, Any]:
     """The Hugging Face configuration that a model's spec is read from."""
-    from bigrun.checkpoint.formats.safetensors import read_json
-
     if model.entry is not None and model.folder is None:
         return model.entry.config
     if model.folder is not None:
-        values: Mapping[str, Any] = read_json(model.folder / "config.json")
+        values: Mapping[str, Any] = safetensors.read_json(model.folder / "config.json")
         return values
     if model.repo is not None:
-        return read_json(config(model.repo, revision)[0])
+        return safetensors.read_json(config(model.repo, revision)[0])
     return open_model(model)[0].config
