@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-long lint clean
+.PHONY: run test test-long mutants lint clean
 
 run: $(VENV)/.demo
 	$(BIN)/bigrun info
@@ -17,6 +17,9 @@ test: $(VENV)/.demo $(VENV)/.test
 
 test-long: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest -m long
+
+mutants: $(VENV)/.demo $(VENV)/.test $(VENV)/.mutants
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff format --check .
@@ -43,6 +46,10 @@ $(VENV)/.lint: $(VENV)/.install
 	$(PIP) install -c constraints.txt -e '.[lint]'
 	@touch $@
 
+$(VENV)/.mutants: $(VENV)/.install
+	$(PIP) install -c constraints.txt -e '.[mutants]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find bigrun kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
