@@ -24,7 +24,7 @@ mutants: $(VENV)/.demo $(VENV)/.test $(VENV)/.mutants
 lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy bigrun kernels/bigrun_kernels
+	$(BIN)/mypy bigrun kernels/bigrun_kernels tests
 
 $(VENV)/.install: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

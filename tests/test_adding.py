@@ -79,12 +79,13 @@ def test_an_op_is_added_as_its_guide_says(guide: Any, monkeypatch: pytest.Monkey
         assert "scale with shift" in unsupported(program.Program((wrong,), ()), target)
     monkeypatch.setattr("support.blocks.lower", lambda block: toy.with_scale(lowered, block.hidden, 0.5))
     both = [Model(BLOCK, form).step(rows(9), [0] * 9, range(9)) for form in (True, False)]
-    assert np.array_equal(*both), "the compiled call and the walker, to the bit"
+    assert np.array_equal(both[0], both[1]), "the compiled call and the walker, to the bit"
     assert not np.array_equal(both[0], plain)
     x = torch.from_numpy(rows(70))
-    for backend in (TorchOps, TritonOps):
+    backends: tuple[Any, ...] = (TorchOps, TritonOps)
+    for backend in backends:
         mine = x.clone()
-        backend.scale(None, mine, 0.5)  # type: ignore[attr-defined]
+        backend.scale(None, mine, 0.5)
         assert torch.equal(mine, toy.scale_reference(x, 0.5)), backend
     cpu, reference = walked(BLOCK, "exact")
     assert torch.allclose(cpu, reference, rtol=1e-4, atol=1e-4)

@@ -49,7 +49,9 @@ class Cache:
         OPS.attention(rows, self.heads, self.k, self.v, self.tables, sequences, positions, self.slopes, SCALE, out)
         return out
 
-    def step(self, rows: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    def step(
+        self, rows: np.ndarray, sequences: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         where = np.asarray(sequences, np.int64), np.asarray(positions, np.int64)
         self.store(rows, *where)
         return self.attend(rows, *where)

@@ -92,7 +92,7 @@ def test_a_kept_table_is_found_again_by_its_card(home: Path) -> None:
 
 
 def test_tuning_takes_the_quickest_tile_of_each_place() -> None:
-    best_tiles = {
+    best_tiles: dict[str, Any] = {
         "decode": Tile(4, 16, 128, 2, 1), "small": Tile(16, 32, 256, 4, 5), "16bit": (256, 128), "int8": (64, 256),
         "grouped": (128, 256),
     }  # fmt: skip

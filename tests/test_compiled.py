@@ -10,7 +10,7 @@ import pytest
 
 from bigrun.execute.compiled import compilable
 from bigrun.model.buffers import PAGE_TOKENS
-from bigrun.model.spec import Block
+from bigrun.model.spec import Block, Rope
 from bigrun_kernels.cpu import threads
 from support.blocks import BLOCK, BLOCKS, Model, numpy_weights, rows
 
@@ -18,7 +18,7 @@ TYPES = {"float16": np.uint16, "float32": np.float32, "int8": np.int8, "float64"
 NOTHING = np.empty(0, np.float32)
 MORE = {
     **{name: block for name, block in BLOCKS.items() if name != "one-norm"},
-    "odd-heads": replace(BLOCK, head_dim=12, rope=replace(BLOCK.rope, dims=12)),
+    "odd-heads": replace(BLOCK, head_dim=12, rope=Rope(12)),
     "a rope that is not used": replace(BLOCK, positions="none"),
     "odd-everything": replace(BLOCK, hidden=90, intermediate=70, heads=3, kv_heads=1),
 }
@@ -142,6 +142,6 @@ def test_a_thread_that_never_comes_is_not_waited_for() -> None:
 
     model = Model(BLOCK, True)
     expected = Model(BLOCK, True).step(rows(9), [0] * 9, range(9))
-    model.run_compiled._launch = lambda participant, table, *likes: participant(table, *likes)  # type: ignore[method-assign]
+    model.run_compiled._launch = lambda participant, table, *likes: participant(table, *likes)
     assert blocks.participate is model.run_compiled._kernel.participate
     assert np.array_equal(model.step(rows(9), [0] * 9, range(9)), expected)

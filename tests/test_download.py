@@ -107,6 +107,7 @@ def call(worker: "subprocess.Popen[str]", tmp_path: Path) -> Call:
     """Fetch some/model, or another, into a cache of the test's own: what came back, or the error."""
 
     def call(repo: str = "some/model", revision: str | None = None, **more: Any) -> dict[str, Any]:
+        request: dict[str, Any]
         request = {"free": None, "interrupt": None, "only_list": False, "pauses": [], "copies": False, "xet": False}
         request |= {"cache": str(tmp_path / "cache"), "repo": repo, "revision": revision}
         assert not more.keys() - request.keys()
@@ -306,6 +307,7 @@ def test_no_room(hub: Hub, call: Call, tmp_path: Path) -> None:
 
 def offline(hub: Hub, cache: Path, *requests: dict[str, Any], **more: str) -> list[dict[str, Any]]:
     """What a process of its own says to these calls."""
+    usual: dict[str, Any]
     usual = {"free": None, "interrupt": None, "only_list": False, "pauses": [], "copies": False, "xet": False}
     calls = [usual | {"cache": str(cache), "repo": "some/model", "revision": None} | one for one in requests]
     text = "".join(json.dumps(one) + "\n" for one in calls)

@@ -27,7 +27,8 @@ def norm(x: np.ndarray, kind: str, eps: float = 1e-5, out: np.ndarray | None = N
     """The kernel's answer, and the reference's on float64."""
     h = x.shape[1]
     weight, bias = normal(h, seed=1), normal(h, seed=2) if kind == "LayerNorm" else NOTHING
-    expected = reference.norm(*(torch.from_numpy(array).double() for array in (x, weight, bias)), eps)
+    x64, weight64, bias64 = (torch.from_numpy(array).double() for array in (x, weight, bias))
+    expected = reference.norm(x64, weight64, bias64, eps)
     out = np.full_like(x, np.nan) if out is None else out
     OPS.norm(x, weight, bias, eps, out)
     return out, expected.numpy()

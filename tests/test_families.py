@@ -87,7 +87,7 @@ def case(request: pytest.FixtureRequest) -> tuple[ModelSpec, Any, dict[str, Any]
 
 # What is walked: SHAPE with heads that the key heads of every class divide.
 WIDE = {**SHAPE, "hidden_size": 512, "num_attention_heads": 64}
-BY_HAND = {
+BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
     "llama-scaled": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}),

@@ -327,6 +327,8 @@ def test_a_set_is_read_as_its_one_file_from_whichever_it_is_given(
         checkpoint = GgufCheckpoint(member)
         assert checkpoint.paths == files
         assert checkpoint.config == whole.config
+        assert checkpoint.metadata is not None
+        assert whole.metadata is not None
         assert checkpoint.metadata.items() > whole.metadata.items()
         assert checkpoint.tensors.keys() == whole.tensors.keys()
         assert {info.where for info in checkpoint.tensors.values()} == {str(file) for file in files[small_first:]}
@@ -346,7 +348,8 @@ def test_what_a_file_leaves_out_is_llama_cpp_s_default(key: str, tmp_path: Path)
     """Key heads as many as heads, 10,000, a head, and as many tokens as the table has rows (llama-model.cpp: load_hparams)."""
     llama(tmp_path, kv_heads=4, tokenizer=True)
     gguf_twin(tmp_path, tmp_path / "all.gguf")
-    gguf_twin(tmp_path, tmp_path / "less.gguf", **{key: None})
+    left_out: dict[str, Any] = {key: None}
+    gguf_twin(tmp_path, tmp_path / "less.gguf", **left_out)
     ours = described(tmp_path / "less.gguf")
     assert ours == described(tmp_path / "all.gguf")
     assert (ours.blocks[0].kv_heads, ours.blocks[0].rope, ours.vocab) == (4, Rope(16, 10_000.0), 320)
@@ -364,7 +367,8 @@ def test_what_a_file_leaves_out_is_llama_cpp_s_default(key: str, tmp_path: Path)
 )
 def test_what_llama_cpp_has_no_default_for_must_be_in_the_file(key: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "less.gguf"
-    gguf_twin(folder, path, **{key: None})
+    left_out: dict[str, Any] = {key: None}
+    gguf_twin(folder, path, **left_out)
     with pytest.raises(CheckpointError, match=" is missing") as caught:
         described(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -492,7 +496,7 @@ def test_the_twin_of_a_folder_computes_the_same_logits(tmp_path: Path, kind: str
     llama(tmp_path, dtype=dtype, tokenizer=True)
     gguf_twin(tmp_path, tmp_path / "twin.gguf", kind)
     ids = np.arange(3, 43)[None]
-    options = {"gpus": "none", "cpu": "1GB", "weights": "float32", "progress": False}
+    options: dict[str, Any] = {"gpus": "none", "cpu": "1GB", "weights": "float32", "progress": False}
     with Runner(str(tmp_path), **options) as runner, Runner(str(tmp_path / "twin.gguf"), **options) as twin:
         np.testing.assert_array_equal(twin.logits(ids), runner.logits(ids))
         assert runner.logits(ids).std() > 0.5

@@ -75,9 +75,10 @@ class Cache:
         self.tables = torch.zeros(len(lengths), per, dtype=torch.int32)  # page 0 is nobody's
         shape = (count + 1, case.kv_heads, PAGE, padded)
         fill = 77 if kind == torch.int8 else NAN
-        self.pages = [torch.full(shape, fill, dtype=kind) for _ in range(2)]
+        self.pages = torch.full(shape, fill, dtype=kind), torch.full(shape, fill, dtype=kind)
         int8 = kind == torch.int8
-        self.scales = [torch.full(shape[:3], NAN).half() if int8 else None for _ in range(2)]
+        k_scale, v_scale = (torch.full(shape[:3], NAN).half() if int8 else None for _ in range(2))
+        self.scales = k_scale, v_scale
         self.vectors: list[tuple[Tensor, Tensor]] = []  # of each sequence: keys and values as stored, float64
         for s, length in enumerate(lengths):
             for page in range(-(-length // PAGE)):

@@ -5,6 +5,8 @@ Run by Triton's interpreter. Pages are NaN (int8: 77) first, so that what is wri
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,7 +131,11 @@ def test_nothing_is_done_for_no_tokens() -> None:
 )
 def test_a_wrong_call_says_what_is_wrong(wrong: dict[str, Tensor], message: str) -> None:
     pages = torch.zeros(4, 1, 64, 16)
-    right = {"qkv": torch.zeros(2, 48), "cos_sin": None, "slots": torch.zeros(2, dtype=torch.int64)}
+    right: dict[str, Any] = {
+        "qkv": torch.zeros(2, 48),
+        "cos_sin": None,
+        "slots": torch.zeros(2, dtype=torch.int64),
+    }
     right |= {"k_pages": pages, "v_pages": pages.clone(), "k_scale": None, "v_scale": None}
     with pytest.raises(ValueError, match=message):
         rope_and_store_kv(heads=1, kv_heads=1, head_dim=16, **{**right, **wrong})

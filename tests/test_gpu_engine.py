@@ -83,7 +83,10 @@ def test_a_hybrid_runs_as_one(cards: int, folders: dict[str, Path], on_the_cpu: 
     for budget in range(
         710 if cards == 1 else 760, 900, 5
     ):  # kB: a few of the four blocks have room beside a step's buffers
-        room = {0: f"{budget}KB", **({"cpu": "200MB"} if cards == 1 else {1: f"{budget}KB"})}
+        room: dict[int | str, str | int] = {
+            0: f"{budget}KB",
+            **({"cpu": "200MB"} if cards == 1 else {1: f"{budget}KB"}),
+        }
         candidate = plan(str(folders["llama"]), max_memory=room, context=CONTEXT)
         if candidate.fits and {p.decode_on for p in candidate.blocks} == {"cuda:0", other}:
             break
@@ -215,15 +218,24 @@ def test_the_second_decode_step_is_captured_and_later_ones_replayed(
 ) -> None:
     with runner(folders["tied"]) as made:
         engine: Any = made.executor.engines["cuda:0"]
-        engine._capturing, log = True, []
+        engine._capturing = True
+        log: list[str] = []
 
         class Graph:
             def __init__(self, first: int, stop: int) -> None:
                 log.append("captured")
-                self.replay = lambda: (log.append("replayed"), blocks(first, stop))
+                self.run = first, stop
+
+            def replay(self) -> None:
+                log.append("replayed")
+                blocks(*self.run)
+
+        def eager(*run: int) -> None:
+            log.append("eager")
+            blocks(*run)
 
         blocks = engine._blocks
-        monkeypatch.setattr(engine, "_blocks", lambda *run: (log.append("eager"), blocks(*run)))
+        monkeypatch.setattr(engine, "_blocks", eager)
         monkeypatch.setattr(engine, "_capture", Graph)
         usual = [made.executor.forward({0: IDS})[0], *(made.executor.forward({0: [t]})[0] for t in (7, 8, 9))]
         assert log == ["eager", "eager", "captured", "replayed", "replayed"]
@@ -540,5 +552,5 @@ def test_rotations_are_those_of_the_host_whichever_way_they_come(
             positions = np.arange(90, dtype=np.int64)
             engine.work["positions"][:90] = torch.from_numpy(positions)
             rotations.append(engine._cos_sin(positions).clone())
-    assert torch.allclose(*rotations, rtol=0, atol=1e-7)
+    assert torch.allclose(rotations[0], rotations[1], rtol=0, atol=1e-7)
     assert rotations[0][0, :8].tolist() == [1.0] * 8

@@ -61,7 +61,7 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def weights(n: int, k: int) -> dict[str, Tensor]:
+def weights(n: int, k: int) -> dict[str, Any]:
     """A layer of n rows: q's padding is zero, and every int8 that a quantiser makes can occur."""
     q = torch.zeros(n, -(-k // 64) * 64, dtype=torch.int8)
     q[:, :k] = torch.randint(-127, 128, (n, k))

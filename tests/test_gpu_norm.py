@@ -32,7 +32,8 @@ def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def normed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = FLOAT, **options: Any) -> Tensor:
-    out, beside = poisoned(*x.shape, dtype)
+    rows, columns = x.shape
+    out, beside = poisoned(rows, columns, dtype)
     kernels.norm(x, weight, bias, options.pop("eps", 1e-5), out, **options)
     assert beside.isnan().all()
     return out

@@ -50,6 +50,21 @@ FUZZ.loader.exec_module(fuzz)
 Damage = Callable[[Path], object]
 
 
+def folder_for_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
+def zeros(name: str) -> Damage:
+    """A terabyte of them, and nothing else."""
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(b"")
+        os.truncate(folder / name, 2**40)
+
+    return apply
+
+
 @click.group(cls=Group)
 def program() -> None:
     """The command line's own handling of errors, around a load without the executor, whose kernels take long to compile."""
@@ -177,7 +192,7 @@ CONFIGS: dict[str, tuple[str, Damage]] = {
     "an architecture of control characters": ("single", field("architectures", r'["\u001b[31m\n\u202e"]')),
     "half a surrogate pair": ("single", field("architectures", r'["\ud800"]')),
     "a dtype of half a surrogate pair": ("single", field("dtype", r'"\udfff\n"')),
-    "a folder for config.json": ("single", lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir())),
+    "a folder for config.json": ("single", folder_for_config),
     "all at their limits": (
         "single",
         lambda f: edit_config(f, hidden_size=2**24, vocab_size=2**24, num_hidden_layers=4096, intermediate_size=2**24),
@@ -243,7 +258,7 @@ HEADERS: dict[str, tuple[str, Damage]] = {
     "an entry that is an array": ("single", header(lambda e: e.update({DOWN: [1, 2]}))), "an array": ("single", header(lambda e: "[]")),
     "a number of 5,000 digits": ("single", header(lambda e: json.dumps(e)[:-1] + f', "x": {"9" * 5000}' + "}")),
     "a terabyte of nothing": ("single", lambda f: os.truncate(f / SINGLE, 2**40)),
-    "a terabyte of zeros alone": ("single", lambda f: ((f / SINGLE).write_bytes(b""), os.truncate(f / SINGLE, 2**40))),
+    "a terabyte of zeros alone": ("single", zeros(SINGLE)),
 }  # fmt: skip
 
 # The index, links, and files that are none
@@ -309,15 +324,13 @@ def float8(scale: torch.Tensor | None, shape: tuple[int, int] = (64, 96), block:
     return apply
 
 
-FLOAT8 = {
-    f"float8 {name}": ("single", float8(*arguments))
-    for name, arguments in {
-        "with scales of no row": (torch.ones(0),), "of a wrong shape": (torch.ones(3),), "of a turned shape": (torch.ones(96, 1),),
-        "of three dimensions": (torch.ones(1, 1, 1),), "that are whole": (torch.ones(64, dtype=torch.int32),),
-        "that are float8": (torch.ones(64).to(torch.float8_e4m3fn),), "of no columns": (torch.ones(()), (64, 0)),
-        "of no rows": (torch.ones(0), (0, 96)), "of neither": (torch.ones(0, 0), (0, 0)),
-    }.items()
-} | {
+FLOAT8_SCALES: dict[str, tuple[Any, ...]] = {
+    "with scales of no row": (torch.ones(0),), "of a wrong shape": (torch.ones(3),), "of a turned shape": (torch.ones(96, 1),),
+    "of three dimensions": (torch.ones(1, 1, 1),), "that are whole": (torch.ones(64, dtype=torch.int32),),
+    "that are float8": (torch.ones(64).to(torch.float8_e4m3fn),), "of no columns": (torch.ones(()), (64, 0)),
+    "of no rows": (torch.ones(0), (0, 96)), "of neither": (torch.ones(0, 0), (0, 0)),
+}  # fmt: skip
+FLOAT8 = {f"float8 {name}": ("single", float8(*arguments)) for name, arguments in FLOAT8_SCALES.items()} | {
     f"float8 in blocks of {block}": ("single", float8(torch.ones(2, 3), block=block))
     for block in ([0, 0], [-32, -32], [2**70, 32], ["32", "32"], [32], "32", [True, True], [[32], 32], {"a": 1}, [32.0, 32.0])
 }  # fmt: skip
@@ -385,7 +398,7 @@ GGUFS: dict[str, tuple[str, Damage]] = {
     "arrays in an array": ("gguf", gguf_file([], [string(b"a") + struct.pack("<IIQ", 9, 9, 1000) + bytes(12) * 1000])),
     "a tensor in control characters": ("gguf", gguf_file([tensor(b"\x1b[31m\n")] * 2)),
     "overlapping tensors": ("gguf", overlapping),
-    "a terabyte of GGUF": ("gguf", lambda f: ((f / "model.gguf").write_bytes(b""), os.truncate(f / "model.gguf", 2**40))),
+    "a terabyte of GGUF": ("gguf", zeros("model.gguf")),
 }  # fmt: skip
 
 

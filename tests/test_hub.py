@@ -265,10 +265,15 @@ def test_headers_that_lie(bad: dict[str, Done], name: str) -> None:
 def test_the_headers_of_all_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from bigrun.checkpoint.hub import headers
 
-    read = []
+    read: list[str] = []
+
+    def header(_repo: str, file: str, _revision: str | None) -> tuple[int, dict[str, Any]]:
+        read.append(file)
+        return 2**25, {}
+
     content = json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(2000)}}).encode()
     monkeypatch.setattr(headers, "read_range", lambda *_: (content, None))
-    monkeypatch.setattr(headers, "_header", lambda _repo, file, _revision: read.append(file) or (2**25, {}))
+    monkeypatch.setattr(headers, "_header", header)
     with pytest.raises(CheckpointError, match="256 MiB"):
         headers.headers("some/one", None)
     assert len(read) == 16

@@ -125,7 +125,7 @@ def test_a_skip_that_matches_nothing_is_a_wrong_call(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"weights": "int4"}, {"head": "float32"}, {"weights": "INT8"}], ids=str)
-def test_an_unknown_form_is_a_wrong_call_that_lists_the_known(wrong: dict[str, str]) -> None:
+def test_an_unknown_form_is_a_wrong_call_that_lists_the_known(wrong: dict[str, Any]) -> None:
     with pytest.raises(CallError, match=r"(weights|head) '\w+': choose .*int8.*16bit"):
         Storage(**wrong)
 
@@ -138,7 +138,7 @@ def tensors() -> st.SearchStrategy[list[Tensor]]:
     side = st.integers(1, 200)
     matrix = st.builds(lambda n, k, role: (role, (n, k)), side, side, st.sampled_from(["linear", "table"]))
     small = st.builds(lambda n: ("small", (n,)), side)
-    shapes = st.lists(st.one_of(matrix, small), max_size=8)
+    shapes: st.SearchStrategy[list[tuple[Any, tuple[int, ...]]]] = st.lists(st.one_of(matrix, small), max_size=8)
     return shapes.map(lambda them: [Tensor(f"t{i}.weight", shape, role) for i, (role, shape) in enumerate(them)])
 
 

@@ -58,10 +58,10 @@ def run(
 
 
 def defined(x: np.ndarray, q: np.ndarray, scale: np.ndarray, mode: str, threshold: float = 6.0) -> np.ndarray:
-    arrays = [torch.from_numpy(array) for array in (x, q, scale)]
+    tensors = torch.from_numpy(x), torch.from_numpy(q), torch.from_numpy(scale)
     if mode == "exact":
-        return reference.linear_exact(*arrays).numpy()
-    return reference.linear_llm_int8(*arrays, threshold=threshold).numpy()
+        return reference.linear_exact(*tensors).numpy()
+    return reference.linear_llm_int8(*tensors, threshold=threshold).numpy()
 
 
 def error(got: np.ndarray, truth: np.ndarray) -> float:

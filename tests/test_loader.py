@@ -223,7 +223,8 @@ def large(tmp_path: Path) -> Iterator[Path]:
     """A Llama of 137 M float32 parameters, a shard a layer; every layer is the same random numbers."""
     from safetensors.numpy import save_file
 
-    random, folder, index = np.random.default_rng(0), tmp_path / "large", {}
+    random, folder = np.random.default_rng(0), tmp_path / "large"
+    index: dict[str, str] = {}
     folder.mkdir()
     layer = {f"{name}.weight": random.standard_normal(shape, np.float32) for name, shape in LAYER.items()}
     table = random.standard_normal((4096, 1024), np.float32)

@@ -181,7 +181,7 @@ def test_every_public_parameter_is_documented(name: str, function: Callable[...,
 def test_every_field_of_public_data_is_documented(kind: type) -> None:
     """By a comment in its line, which is what docs/reference.md prints, or in the docstring."""
     lines = "\n".join(inspect.getsource(each) for each in kind.__mro__ if each is not object)
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         if field.name not in ("fits", "progress"):  # which say it themselves
             assert re.search(rf"^    {field.name}: .*  # \S", lines, re.MULTILINE) or f"`{field.name}`" in lines, (
                 field.name

@@ -33,6 +33,7 @@ def one_thread_for_the_peer() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ids() -> np.ndarray:
     checkpoint, _ = open_checkpoint(resolve("smollm2-135m"))
+    assert checkpoint.metadata is not None
     return np.array(Tokenizer.from_gguf(checkpoint.metadata).encode(TEXT.read_text()))
 
 

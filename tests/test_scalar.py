@@ -5,6 +5,8 @@ Each is tried as it is on this machine and in the version for machines without t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numba import njit
@@ -16,7 +18,7 @@ TO_FLOAT = {"chosen": scalar.half_to_float, "portable": scalar.half_to_float_por
 TO_HALF = {"chosen": scalar.float_to_half, "portable": scalar.float_to_half_portable}
 
 
-def over(function: object, source: np.ndarray, kind: type) -> np.ndarray:
+def over(function: Any, source: np.ndarray, kind: type) -> np.ndarray:
     """The function of each entry, in a loop that LLVM may vectorise."""
 
     @njit(error_model="numpy")
@@ -24,7 +26,7 @@ def over(function: object, source: np.ndarray, kind: type) -> np.ndarray:
         for i in range(source.size):
             target[i] = function(source[i])
 
-    target = np.zeros(source.shape, kind)
+    target: np.ndarray = np.zeros(source.shape, kind)
     loop(source, target)
     return target
 

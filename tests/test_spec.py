@@ -63,6 +63,7 @@ def test_the_parts_of_a_model_in_order() -> None:
 
 def test_a_llama_block_fuses_qkv_and_gate_with_up() -> None:
     # 4 heads of 8, 2 key heads: 32 + 16 + 16 rows; gate and up of 48 rows each
+    expected: dict[str, tuple[int, ...]]
     expected = {"qkv.weight": (64, 32), "out.weight": (32, 32), "up.weight": (96, 32), "down.weight": (32, 48)}
     expected |= {"attention_norm.weight": (32,), "mlp_norm.weight": (32,)}
     assert shapes(LLAMA, "blocks.1") == expected
@@ -93,7 +94,7 @@ def test_what_bloom_and_opt_add_to_their_embedding() -> None:
     assert shapes(OPT, "embed") == {"table": (100, 32), "positions": (52, 32)}  # two rows more than positions
 
 
-BAD = [
+BAD: list[tuple[dict[str, Any], str, list[Any]]] = [
     (LLAMA, "hidden_size", [None, "32", 32.0, True, 0, -32, 2**40, 10**400, [32]]),
     (LLAMA, "vocab_size", [None, True, 0, 10**30]),
     (LLAMA, "intermediate_size", [None, "wide", 0]),
@@ -200,7 +201,7 @@ def test_a_rotary_field_is_named_with_the_object_that_lacks_it(key: str, left_ou
 
 def test_blooms_qkv_rows_go_from_head_after_head_to_all_q_first() -> None:
     heads, dim = 4, 8
-    sources = BY_NAME["bloom"].sources(spec_from_config(BLOOM, "toy"), "blocks.1", "hf")
+    sources = BY_NAME["bloom"].tensors(spec_from_config(BLOOM, "toy"), "blocks.1", "hf")
     for leaf in ("weight", "bias"):
         (source,) = sources[f"qkv.{leaf}"]
         assert source.name == f"transformer.h.1.self_attention.query_key_value.{leaf}"
@@ -213,7 +214,7 @@ def test_blooms_qkv_rows_go_from_head_after_head_to_all_q_first() -> None:
 
 
 def test_ggufs_rotary_pairs_go_back_to_halves() -> None:
-    sources = BY_NAME["llama"].sources(spec_from_config(LLAMA, "toy"), "blocks.1", "gguf")
+    sources = BY_NAME["llama"].tensors(spec_from_config(LLAMA, "toy"), "blocks.1", "gguf")
     q, k, v = sources["qkv.weight"]
     assert [source.name for source in (q, k, v)] == [f"blk.1.attn_{leaf}.weight" for leaf in "qkv"]
     for source, heads in ((q, 4), (k, 2)):
@@ -241,7 +242,7 @@ def test_the_sources_of_all_parts_are_the_tensors_of_transformers_model(config: 
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if tied:
         del theirs["lm_head.weight"]
-    sources = [BY_NAME[spec.family].sources(spec, part.name, "hf") for part in spec.parts]
+    sources = [BY_NAME[spec.family].tensors(spec, part.name, "hf") for part in spec.parts]
     ours = {source.name: source.shape for part in sources for group in part.values() for source in group}
     assert ours == theirs
     assert spec.parameters == sum(map(prod, theirs.values()))

@@ -432,8 +432,14 @@ def old(path: Path) -> None:
     torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
 
 
+def beside(name: str, content: Any) -> Callable[[Path], None]:
+    """A record of any name, beside the good ones."""
+    return lambda path: pack(path, GOOD, **{name: content})
+
+
 def long_directory(path: Path) -> None:
-    pack(path, GOOD, **{f"data/{i}": b"" for i in range(1, 18000)})
+    many: dict[str, Any] = {f"data/{i}": b"" for i in range(1, 18000)}
+    pack(path, GOOD, **many)
 
 
 FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -450,13 +456,13 @@ FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a note of 64 MB": (lambda path: pack(path, GOOD, byteorder=bytes(2**26)), ["byteorder", "more than"]),
     "no data.pkl": (lambda path: pack(path, GOOD, "a/b/"), ["without data.pkl"]),
     "data.pkl twice": (twice, ["a second"]),
-    "DATA.PKL too": (lambda path: pack(path, GOOD, **{"DATA.PKL": b"."}), ["a second"]),
-    "TorchScript": (lambda path: pack(path, GOOD, **{"constants.pkl": b"."}), ["holds code", "TorchScript"]),
-    "TorchScript's code": (lambda path: pack(path, GOOD, **{"code/a.py": b"1"}), ["holds code", "TorchScript"]),
+    "DATA.PKL too": (beside("DATA.PKL", b"."), ["a second"]),
+    "TorchScript": (beside("constants.pkl", b"."), ["holds code", "TorchScript"]),
+    "TorchScript's code": (beside("code/a.py", b"1"), ["holds code", "TorchScript"]),
     "big-endian": (lambda path: pack(path, GOOD, byteorder=b"big"), ["little-endian"]),
     "something before it": (prefixed, ["not where it says"]),
     "something after it": (edit(lambda content: content.extend(b"more")), ["cut short"]),
-    "a comment": (edit(lambda c: (c.__setitem__(slice(-2, None), b"\1\0"), c.extend(b"a"))), ["cut short"]),
+    "a comment": (edit(lambda content: content.__setitem__(slice(-2, None), b"\1\0a")), ["cut short"]),
     "a long directory": (long_directory, ["a zip directory of"]),
     "a record beyond the end": (central(24, "I", 2**30), ["ends beyond"]),
     "a record of a false place": (central(42, "I", 7), ["not a sound zip"]),

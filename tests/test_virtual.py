@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_logits_are_equal_to_the_bit(alone: Runner, spread: Runner) -> None:
 
 
 def test_tokens_are_the_same_greedy_and_sampled(alone: Runner, spread: Runner) -> None:
-    for sampling in ({}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}):
+    samplings: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}]
+    for sampling in samplings:
         ours = alone.generate(PROMPT, max_new_tokens=24, **sampling)
         theirs = spread.generate(PROMPT, max_new_tokens=24, **sampling)
         assert ours.token_ids == theirs.token_ids

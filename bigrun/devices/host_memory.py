@@ -31,6 +31,9 @@ class Memory(Protocol):
     by_kind: dict[str, int]
     is_gpu: bool  # a real one: its arrays are torch tensors
 
+    @property
+    def peak_bytes(self) -> int: ...
+
     def buffers(self, buffers: Sequence[Buffer], kind: str, what: str) -> Mapping[str, Any]: ...
 
     def upload(self, data: np.ndarray, layout: Layout) -> Mapping[str, Any]: ...

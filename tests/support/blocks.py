@@ -100,13 +100,14 @@ def walked(block: Block, mode: str) -> list[torch.Tensor]:
             mode,
             3.0,
         )
+        k, v = (Pages(p, convert(torch.empty(0))) for p in kept)
         mine = convert(x.clone())
         run_program(
             ops,
             rewrite(lower(block), "host"),
             weights_of(block, tensors, convert),
             step,
-            BlockCache(*(Pages(p, convert(torch.empty(0))) for p in kept), make(slopes)),
+            BlockCache(k, v, make(slopes)),
             work,
             mine,
         )
