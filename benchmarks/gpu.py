@@ -19,12 +19,14 @@ import datetime
 import json
 import os
 import queue
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from gpu_worker import GO_ON, MEASUREMENTS, failed
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_worker.py"
 LARGE = ("files-7b", "large-model", "hybrid")
+PREFIX = "bigrun-gpu-"  # of temporary folders; then the process that made it
 SLACK = 12  # seconds that a measurement may go on beyond the limit
 PHASES: Sequence[Sequence[Sequence[str]]] = (  # one after the other; what is in a phase goes side by side
     (
@@ -63,6 +66,7 @@ class Session:
         self.about: dict[str, str] = {}
         self.absent = ""
         self.closed = False
+        self.keep: Callable[[], None] = lambda: None  # called whenever there is more to keep
         self._processes: list[subprocess.Popen[str]] = []
 
     def phase(self, lanes: Sequence[Sequence[str]]) -> None:
@@ -129,6 +133,7 @@ class Session:
             names.remove(event["name"])
             count = len(self.rows.get(event["name"], ()))
             print(f"{time.time() - self.started:6.1f} s  {event['name']}: {count} rows", file=sys.stderr, flush=True)
+            self.keep()
             current, until = "", self.deadline + SLACK
         return current, until
 
@@ -182,6 +187,14 @@ def room() -> str | None:
     return "/dev/shm" if filesystem.f_bavail * filesystem.f_frsize > 24e9 and "TMPDIR" not in os.environ else None
 
 
+def remove_left(folder: str | None) -> None:
+    """Take away what earlier runs left that were killed: checkpoints of 14 GB, in memory."""
+    for left in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        number = left.name.removeprefix(PREFIX).partition("-")[0]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(MEASUREMENTS)}")
@@ -201,8 +214,24 @@ def main() -> int:
     phases = [[[name for name in lane if name in names] for lane in phase] for phase in PHASES]
     if options.emulate:  # one process: imports would be most of it
         phases = [[[name for phase in phases for lane in phase for name in lane]]]
-    with tempfile.TemporaryDirectory(prefix="bigrun-gpu-", dir=room()) as folder:
+    started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    known = {"date": started, "commit": options.commit or commit()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is below is put away
+    remove_left(room())
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=room()) as folder:
         session = Session(options.emulate, Path(folder), options.limit_s)
+        lock = threading.Lock()
+
+        def so_far() -> dict[str, Any]:
+            flat = [row for name in MEASUREMENTS for row in session.rows.get(name, ())]
+            return {**{name: {**known, **session.about}.get(name, "unknown") for name in ABOUT}, "rows": flat}
+
+        def keep() -> None:
+            with lock:
+                append(so_far(), options.out or ROOT / "docs")
+
+        if options.out or not options.emulate:
+            session.keep = keep
         try:
             for phase in phases:
                 session.phase(phase)
@@ -211,13 +240,10 @@ def main() -> int:
                     return 2
         finally:
             session.close()
+    session.keep()
     rows = {name: session.rows[name] for name in MEASUREMENTS if name in session.rows}
-    flat = [row for some in rows.values() for row in some]
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    known = {"date": now, "commit": options.commit or commit(), **session.about}
-    run = {**{name: known.get(name, "unknown") for name in ABOUT}, "rows": flat}
-    if options.out or not options.emulate:
-        append(run, options.out or ROOT / "docs")
+    run = so_far()
+    flat = run["rows"]
     print(f"\n{run['card']}; {', '.join(f'{name} {run[name]}' for name in ABOUT[2:])}")
     print(short_table(rows))
     print(f"{len(flat)} rows, {failures(flat)} failed, {time.time() - session.started:.0f} s")

@@ -71,15 +71,25 @@ def section(run: Mapping[str, Any]) -> str:
 
 
 def append(run: Mapping[str, Any], folder: Path) -> None:
-    """The run into the folder's gpu-results.json, and the page anew. ValueError for a file that is no list of runs."""
+    """The run into the folder's gpu-results.json, in place of what was kept of it before (its date tells), and the page anew.
+
+    ValueError for a file that is no list of runs. Files are written whole or not at all: a run may be killed at any moment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "gpu-results.json"
     runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     if not isinstance(runs, list) or any("rows" not in other for other in runs):
         raise ValueError(f"{file} is no list of runs: move it away")
+    if runs and runs[-1].get("date") == run["date"]:
+        runs.pop()
     runs.append(dict(run))
-    file.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "gpu-results.md").write_text(page(runs), encoding="utf-8")
+    for path, text in (
+        (file, json.dumps(runs, indent=1, ensure_ascii=False) + "\n"),
+        (folder / "gpu-results.md", page(runs)),
+    ):
+        new = path.with_name(f".{path.name}")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
 
 
 def short_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

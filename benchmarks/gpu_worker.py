@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -135,12 +136,20 @@ def failed(name: str, why: object) -> dict[str, Any]:
     return empty(name, f"failed: {text.strip().splitlines()[0][:200]}", False)
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is no more: killed, it could not end us."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--worker", "--folder", "--deadline"):
         parser.add_argument(name, required=True)
     parser.add_argument("--emulate", action="store_true")
     options = parser.parse_args()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     status = work(options.worker.split(","), options.emulate, Path(options.folder), float(options.deadline))
     if (
         status == GO_ON

@@ -36,6 +36,7 @@ PACKAGES = "planning,model,checkpoint,text"
 COPIED = ("bigrun", "kernels", "tests", "benchmarks", "docs", "examples", "pyproject.toml", "README.md", "CHANGELOG.md")
 # A decorator that is gone is mostly a cache less; the variable operators need to be told of variables.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter")
+MOST_FAILED = 3  # tests that the tracing itself breaks, of memory and time
 SELECTED = "BIGRUN_SELECTED_TESTS"
 KILLED, SURVIVED, UNCOVERED = "killed", "survived", "not executed by any test"
 Span = tuple[tuple[int, int], tuple[int, int]]
@@ -151,14 +152,17 @@ def record() -> Path:
         [sys.executable, *command, "--durations=0", "-vv", "-p", "no:cacheprovider"],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode:
+    failed = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if len(failed) > MOST_FAILED or done.returncode not in (0, 1):
         raise SystemExit(f"the tests fail as they are:\n{done.stdout[-3000:]}")
+    print("".join(f"left out, since it fails under coverage: {line}\n" for line in failed), end="", file=sys.stderr)
     seconds: dict[str, float] = defaultdict(float)
     for line in done.stdout.splitlines():
         words = line.split(maxsplit=2)
         if len(words) == 3 and words[1] in ("call", "setup", "teardown") and words[0].endswith("s"):
             seconds[words[2]] += float(words[0][:-1])
-    (folder / "durations.json").write_text(json.dumps(seconds))
+    kept = {test: spent for test, spent in seconds.items() if not any(line.startswith(test) for line in failed)}
+    (folder / "durations.json").write_text(json.dumps(kept))
     return folder
 
 
@@ -178,6 +182,8 @@ class Coverage:
             for path, context, bits in rows:
                 module = str(Path(path).relative_to(ROOT))
                 test, _, when = context.rpartition("|")
+                if test not in self.seconds:
+                    continue
                 chosen = test if when == "run" else test.partition("::")[0]
                 for line in numbits_to_nums(bits):
                     self.lines[module][line].add(chosen)

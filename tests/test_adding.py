@@ -152,6 +152,11 @@ def test_a_format_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None
     assert (seen.exit_code, json.loads(seen.stdout)["format"]) == (0, "arrays")
 
 
+def link_out(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/etc/hostname")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda file: os.truncate(file, file.stat().st_size - 8), "no array that can be read"),
     "empty": (lambda file: os.truncate(file, 0), "no array that can be read"),
@@ -159,7 +164,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another shape": (lambda file: np.save(file, np.zeros((2, 32), np.float16)), "shape"),
     "another kind": (lambda file: np.save(file, np.zeros(64, np.int64)), "int64"),
     "missing": (lambda file: file.unlink(), "missing"),
-    "a link out": (lambda file: (file.unlink(), file.symlink_to("/etc/hostname")), "outside"),
+    "a link out": (link_out, "outside"),
 }
 
 

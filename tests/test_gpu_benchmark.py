@@ -4,12 +4,16 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from support.long import LONG
@@ -75,7 +79,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     names = re.search(r"--only NAME,\.\.\.\s+of (.*?)\n\s*--", benchmark("--help").stdout, re.DOTALL)
     assert names is not None
     return {
-        "out": out, "printed": done.stdout, "told": done.stderr, "names": re.split(r",\s+", names[1]),
+        "out": out, "printed": done.stdout, "told": done.stderr, "names": re.sub(r"\s", "", names[1]).split(","),
         "runs": json.loads((out / "gpu-results.json").read_text()),
     }  # fmt: skip
 
@@ -128,6 +132,45 @@ def test_results_have_their_form(emulated: Mapping[str, Any]) -> None:
     assert "7b: decode beside torch bfloat16" in emulated["printed"]
 
 
+@LONG
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
+def test_a_run_that_is_stopped_keeps_what_it_measured_and_leaves_nobody(tmp_path: Path, how: signal.Signals) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), "--emulate", "--only", "check-table,blocks", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    watch = threading.Timer(120, process.kill)
+    watch.start()
+    assert process.stderr is not None
+    told = iter(process.stderr.readline, "")
+    assert any("check-table: " in line for line in told)
+    process.send_signal(how)
+    assert process.wait(60) == (143 if how == signal.SIGTERM else -9)
+    watch.cancel()
+    (run,) = json.loads((tmp_path / "out" / "gpu-results.json").read_text())
+    assert {row["name"].partition(":")[0] for row in run["rows"]} == {"table"}
+    assert "| table: " in (tmp_path / "out" / "gpu-results.md").read_text()
+    until = time.monotonic() + 20
+    while (alive := workers(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert alive == []
+    left = list(tmp_path.glob("bigrun-gpu-*"))
+    assert bool(left) == (how == signal.SIGKILL)
+    subprocess.run(
+        [*command[:3], "--only", "check-table"], env=environment, capture_output=True, timeout=120, check=True
+    )
+    assert not list(tmp_path.glob("bigrun-gpu-*")), "the next run takes away what a killed one left"
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes that measure for a run whose temporary folder is in `folder`."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "--worker" in words and any(word.startswith(str(folder)) for word in words):
+            found.append(process.pid)
+    return found
+
+
 def test_runs_are_added_to_those_before(tmp_path: Path, report: Any) -> None:
     row = {"name": "copy", "figure": 1.5, "unit": "GB/s", "bar": "≥ 1", "met": True, "note": ""}
     run = {**dict.fromkeys(report.ABOUT, "some"), "rows": [row]}
@@ -135,6 +178,9 @@ def test_runs_are_added_to_those_before(tmp_path: Path, report: Any) -> None:
         report.append({**run, "date": date}, tmp_path)
     runs = json.loads((tmp_path / "gpu-results.json").read_text())
     assert [kept["date"] for kept in runs] == ["first", "second"]
+    report.append({**run, "date": "second", "rows": [row, row]}, tmp_path)  # more of the same run
+    runs = json.loads((tmp_path / "gpu-results.json").read_text())
+    assert [(kept["date"], len(kept["rows"])) for kept in runs] == [("first", 1), ("second", 2)]
     page = (tmp_path / "gpu-results.md").read_text()
     assert page.index("## second") < page.index("## first")
     (tmp_path / "gpu-results.json").write_text("[{}]")
