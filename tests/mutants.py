@@ -5,20 +5,18 @@
 
 A mutant is one place of the code (uniformly drawn) changed by one of cosmic-ray's operators that apply there (drawn too): an
 operator, a number, a comparison, `and`, `not`, `True`, an exception that is caught, a loop that is not gone through. Types and
-messages are left alone. Tests are chosen by coverage, which is recorded once for each state of the tree: those that execute
-the line, the quickest first, and where a fixture executes it, all of its file. A mutant is killed when one of them fails, or
-all of them take three times as long as they should. Results are kept in --out: the change, and what killed it.
+messages are left alone. Tests are chosen by coverage (support/covering.py): those that execute the line, the quickest first,
+where a fixture executes it, all of its file, and tests that were written since it was recorded. A mutant is killed when one of
+them fails, or all of them take three times as long as they should. Results are kept in --out: the change, and what killed it.
 """
 
 import argparse
 import ast
 import difflib
-import hashlib
 import json
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,13 +28,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".mutants"
+from support.covering import CACHE, ROOT, Coverage, record
+
 PACKAGES = "planning,model,checkpoint,text"
 COPIED = ("bigrun", "kernels", "tests", "benchmarks", "docs", "examples", "pyproject.toml", "README.md", "CHANGELOG.md")
 # A decorator that is gone is mostly a cache less; the variable operators need to be told of variables.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter")
-MOST_FAILED = 3  # tests that the tracing itself breaks, of memory and time
 SELECTED = "BIGRUN_SELECTED_TESTS"
 KILLED, SURVIVED, UNCOVERED = "killed", "survived", "not executed by any test"
 Span = tuple[tuple[int, int], tuple[int, int]]
@@ -118,119 +115,21 @@ def changed(mutant: Mutant) -> str:
     return str(after)
 
 
-# -------------------------------------------------------------------------------------------------------- who would notice
-
-
-def state() -> str:
-    """Of all that decides which tests execute which lines."""
-    digest = hashlib.sha256()
-    for folder in ("bigrun", "kernels", "tests"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def record() -> Path:
-    """The folder with the coverage of each test and the seconds that each takes, recorded unless it was."""
-    folder = CACHE / state()
-    if (folder / "durations.json").exists():
-        return folder
-    shutil.rmtree(CACHE, ignore_errors=True)
-    folder.mkdir(parents=True)
-    print("recording what each test executes, which takes some minutes", file=sys.stderr)
-    (folder / ".coveragerc").write_text("[run]\nparallel = true\n")
-    command = [
-        "-m",
-        "pytest",
-        "--cov=bigrun",
-        "--cov-context=test",
-        "--cov-report=",
-        f"--cov-config={folder}/.coveragerc",
-    ]
-    environment = os.environ | {"COVERAGE_FILE": str(folder / "coverage")}
-    done = subprocess.run(
-        [sys.executable, *command, "--durations=0", "-vv", "-p", "no:cacheprovider"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    failed = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if len(failed) > MOST_FAILED or done.returncode not in (0, 1):
-        raise SystemExit(f"the tests fail as they are:\n{done.stdout[-3000:]}")
-    print("".join(f"left out, since it fails under coverage: {line}\n" for line in failed), end="", file=sys.stderr)
-    seconds: dict[str, float] = defaultdict(float)
-    for line in done.stdout.splitlines():
-        words = line.split(maxsplit=2)
-        if len(words) == 3 and words[1] in ("call", "setup", "teardown") and words[0].endswith("s"):
-            seconds[words[2]] += float(words[0][:-1])
-    kept = {test: spent for test, spent in seconds.items() if not any(line.startswith(test) for line in failed)}
-    (folder / "durations.json").write_text(json.dumps(kept))
-    return folder
-
-
-class Coverage:
-    """Which tests execute a line: {module: {line: tests}}."""
-
-    def __init__(self, folder: Path):
-        from coverage.numbits import numbits_to_nums
-
-        self.seconds: dict[str, float] = json.loads((folder / "durations.json").read_text())
-        self.lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        for file in folder.glob("coverage*"):
-            rows = sqlite3.connect(file).execute(
-                "select path, context, numbits from line_bits join file on file.id = file_id "
-                "join context on context.id = context_id where context != ''"
-            )
-            for path, context, bits in rows:
-                module = str(Path(path).relative_to(ROOT))
-                test, _, when = context.rpartition("|")
-                if test not in self.seconds:
-                    continue
-                chosen = test if when == "run" else test.partition("::")[0]
-                for line in numbits_to_nums(bits):
-                    self.lines[module][line].add(chosen)
-
-    def tests(self, mutant: Mutant, text: str) -> list[str]:
-        """Tests, or whole files of them, the quickest first; of what is executed at import, all tests of the module."""
-        lines = self.lines[mutant.module]
-        start, end = statement(text, mutant.line)
-        found = set().union(*(lines[n] for n in range(start, end + 1) if n in lines))
-        if not found and at_import(text, mutant.line):
-            found = set().union(*lines.values())
-        return sorted(found, key=lambda test: ("::" not in test, self.seconds.get(test, 0.0)))
-
-
-def statement(text: str, line: int) -> tuple[int, int]:
-    """First and last line of the smallest statement around a line; of a compound one, up to its body."""
-    best = (1, len(text.splitlines()))
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            last = body[0].lineno - 1 if body else node.end_lineno
-            assert last is not None
-            first, last = node.lineno, max(node.lineno, last)
-            if first <= line <= last and last - first <= best[1] - best[0]:
-                best = (first, last)
-    return best
-
-
-def at_import(text: str, line: int) -> bool:
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return not any(
-        isinstance(node, functions) and node.lineno < line <= (node.end_lineno or 0)
-        for node in ast.walk(ast.parse(text))
-    )
+# -------------------------------------------------------------------------------------------------- trying it
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """As a plugin of pytest: the tests of a file of names, in its order."""
-    chosen = Path(os.environ[SELECTED]).read_text().split("\n")
-    order = {name: number for number, name in enumerate(chosen)}
-    ranked = [(order.get(item.nodeid, order.get(item.nodeid.partition("::")[0])), item) for item in items]
+    selection = json.loads(Path(os.environ[SELECTED]).read_text())
+    order, known = {name: number for number, name in enumerate(selection["tests"])}, set(selection["known"])
+
+    def rank(name: str) -> int | None:
+        return order.get(name, order.get(name.partition("::")[0], None if name in known else -1))
+
+    ranked = [(rank(item.nodeid), item) for item in items]
     kept = [(rank, number, item) for number, (rank, item) in enumerate(ranked) if rank is not None]
     config.hook.pytest_deselected(items=[item for rank, item in ranked if rank is None])
     items[:] = [item for _, _, item in sorted(kept, key=lambda entry: entry[:2])]
-
-
-# --------------------------------------------------------------------------------------------------------------- trying it
 
 
 def tree(folder: Path) -> Path:
@@ -246,7 +145,7 @@ def tree(folder: Path) -> Path:
 def attempt(mutant: Mutant, coverage: Coverage, folder: Path) -> Mutant:
     """Run the tests of a mutant in a copy of the tree."""
     text, after = (ROOT / mutant.module).read_text(), changed(mutant)
-    tests = coverage.tests(mutant, text)
+    tests = coverage.tests(mutant.module, mutant.line, text)
     mutant.tests = len(tests)
     if not tests:
         mutant.outcome = UNCOVERED
@@ -254,8 +153,12 @@ def attempt(mutant: Mutant, coverage: Coverage, folder: Path) -> Mutant:
     path = folder / mutant.module
     path.write_text(after)
     selection = folder / "selected"
-    selection.write_text("\n".join(tests))
-    files = sorted({test.partition("::")[0] for test in tests}, key=[t.partition("::")[0] for t in tests].index)
+    selection.write_text(json.dumps({"tests": tests, "known": [*coverage.seconds, *coverage.broken]}))
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    recorded = {test.partition("::")[0] for test in coverage.seconds}
+    files += sorted(
+        str(f.relative_to(ROOT)) for f in (ROOT / "tests").glob("test_*.py") if f"tests/{f.name}" not in recorded
+    )
     should = 60 + sum(coverage.seconds.get(test, 0.0) for test in tests if "::" in test)
     should += sum(s for test, s in coverage.seconds.items() if test.partition("::")[0] in tests)
     environment = os.environ | {
