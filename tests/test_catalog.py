@@ -149,6 +149,7 @@ def test_an_alias_means_an_entry_and_hides_none(name: str) -> None:
         ("qwen2.5-7b-base", "qwen2.5-7b-base", ""),  # no repository of that kind is known here
         ("falcon-7b-instruct", "falcon-7b-instruct", ""),
         ("qwen2.5-7b-chat", "qwen2.5-7b-chat", ""),
+        ("llama-3.1-8b-chat-instruct", "llama-3.1-8b-chat-instruct", ""),  # nobody tuned it both ways
     ],
 )
 def test_a_kind_asks_for_weights_of_that_kind_or_for_a_plan_alone(written: str, name: str, repo: str) -> None:

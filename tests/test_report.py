@@ -7,7 +7,7 @@ import pytest
 from bigrun import plan
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan
-from bigrun.planning.report import BAR, describe_parts, memory_bar, plan_text
+from bigrun.planning.report import BAR, describe_parts, duration, memory_bar, plan_text, rate
 
 LETTERS = set("█▓▒sp░·")
 
@@ -47,6 +47,25 @@ def rows(text: str) -> dict[str, str]:
 )
 def test_parts_are_described_in_runs(parts: tuple[str, ...], text: str) -> None:
     assert describe_parts(parts) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_second", "said"),
+    [(0.05321, "0.0532"), (2.137, "2.14"), (99.96, "100"), (154.4, "154"), (999.6, "1,000"), (12345.6, "12,346")],
+)
+def test_rates_are_said_in_three_figures_and_never_in_powers(tokens_per_second: float, said: str) -> None:
+    assert rate(tokens_per_second) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0123, "0.0123 s"), (38.24, "38.2 s"), (99.4, "99.4 s"), (100, "1.67 min"), (5999, "100 min"), (6000, "1.67 h"),
+        (172_799, "48 h"), (172_800, "2 days"), (10**6, "11.6 days"),
+    ],
+)  # fmt: skip
+def test_durations_are_said_in_the_unit_that_people_use(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_a_plan_that_fits_says_so_with_its_size_and_speed(fits: Plan) -> None:

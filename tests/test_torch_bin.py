@@ -329,6 +329,8 @@ PROGRAMS = {
     "a number of 255 bytes": (program({"a": 2**2030}), ["63 bits"]), "a negative": (program({"a": -1}), ["negative"]),
     "a memo of 2³¹": (b"\x80\2}r\0\0\0\x80.", ["asks for 2147483648 places"]),
     "a memo ahead": (b"\x80\2}q\5.", ["asks for 5 places"]), "nothing remembered": (b"\x80\2h\0.", ["damaged"]),
+    # a thousand names and tensors are on it at most, as torch.save writes them
+    "a stack of 5,000": (b"\x80\2" + b"N" * 5000 + b".", ["more objects"]),
     "a stack of 10⁶": (b"\x80\2" + b")" * 2**19 + b".", ["more objects"]),
     "marks": (b"\x80\2" + b"(" * 2**19 + b".", ["more objects"]),
     "dicts of one": (b"\x80\2Nq\0" + (b"}(" + emit("") + b"Nu\x85" + b"}\x86" * 3) * 9000 + b".", ["more objects"]),
