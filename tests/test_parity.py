@@ -5,6 +5,7 @@ linears, are near. (tests/test_decoder.py holds the walker to the reference's ba
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bigrun import Runner
 from bigrun.model.families.registry import FAMILIES
 from bigrun.model.program import X, lower, rewrite
 from support import checkpoints
-from support.long import long
+from support.long import long, only
 
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     "llama": lambda folder: checkpoints.llama(folder, kv_heads=1),
@@ -92,3 +93,50 @@ def test_nothing_is_compiled_that_is_not_called(folder: Path) -> None:
         engine: Any = runner.executor.engines["cpu"]
         assert not engine.compiled
         assert np.isfinite(runner.logits(IDS[None])).all()
+
+
+# Engines × caches × forms of weights, of each family
+
+FORMS: dict[str, tuple[dict[str, Any], float]] = {
+    "exact": ({"mode": "exact"}, 0.06), "llm.int8": ({"mode": "llm.int8"}, 0.09), "16bit": ({"weights": "16bit"}, 0.02),
+    "float32": ({"weights": "float32"}, 1e-4), "16bit head": ({"mode": "exact", "head": "16bit", "skip": ("down",)}, 0.06),
+}  # fmt: skip
+EMULATED, VIRTUAL = "1x100MB", "virtual 1x100MB"
+
+
+def near_transformers(folder: Path, engine: str, kv: str, form: str) -> None:
+    """Logits beside transformers' in float32, of a model on one device (hybrids: test_gpu_engine.py)."""
+    options, bar = FORMS[form]
+    rig: dict[str, Any] = {
+        "gpus": engine.split()[-1],
+        "virtual": engine == VIRTUAL,
+        "cpu": "100MB",
+        "context": 64,
+        "kv": kv,
+    }
+    if engine == EMULATED:
+        rig["kernels"] = "reference"
+    with Runner(str(folder), progress=False, **rig, **options) as runner:
+        ours, expected = torch.from_numpy(runner.logits(IDS[None]))[0], transformers_logits(folder)
+    bar = max(bar, 0.02 if kv == "int8" else 0.0, 0.005 if engine == EMULATED else 0.0)  # 16 bits between linears
+    assert ((ours - expected).norm() / expected.norm()).item() <= bar
+
+
+@cache
+def transformers_logits(folder: Path) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return torch.as_tensor(model(torch.from_numpy(IDS[None])).logits[0])
+
+
+@pytest.mark.parametrize("form", only(FORMS, quick=["exact", "float32"]))
+@pytest.mark.parametrize("kv", only(["16bit", "int8"], quick=["16bit"]))
+@pytest.mark.parametrize("engine", only(["none", VIRTUAL, EMULATED], quick=["none"]))
+def test_every_engine_cache_and_form_says_what_transformers_says(
+    folder: Path, engine: str, kv: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == EMULATED:
+        monkeypatch.setenv("BIGRUN_GPU", "emulate")
+    near_transformers(folder, engine, kv, form)

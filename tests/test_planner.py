@@ -456,6 +456,18 @@ def test_experts_on_the_disk_need_slots_and_buffers_on_the_host() -> None:
         assert all(device.used_bytes <= device.budget_bytes for device in less.devices)
 
 
+def test_a_disk_holds_experts_to_its_last_byte_and_none_with_a_byte_less() -> None:
+    ring, experts = STAGING_SLOTS * 4 * EXPERT, 12 * 4 * EXPERT
+    rig = {
+        0: budget(12 * (ATTENTION + KV) + TABLE + NORM + mixture_steps(32, head=True)),
+        "cpu": budget(ring + mixture_steps(32)),
+    }
+    for short in (0, 1):
+        made = make_plan(mixture(12), rig_of({**rig, "disk": experts - short}, virtual=True), PlanOptions(context=16))
+        assert made.fits == (not short)
+        assert made.device("disk").used_bytes == experts - short * EXPERT
+
+
 def test_a_mixture_on_the_disk_that_fits_still_fits_with_more_host_memory() -> None:
     fits = []
     for memory in range(300_000, 1_200_000, 15_000):

@@ -131,6 +131,9 @@ def test_a_terminal_of_80_columns_still_shows_where_the_blocks_are(fits: Plan) -
     text = plan_text(fits, 80)
     assert "…" not in text
     assert "27-35" in text
+    shown = rows(text)["cuda:3"]
+    assert [size in shown for size in ("23.8 GB", "24.0 GB", "22.2 GB")] == [True, True, False], "what is used, of what"
+    assert "22.2 GB" in rows(plan_text(fits, 120))["cuda:3"]
 
 
 def test_a_name_with_brackets_is_not_taken_for_markup(fits: Plan) -> None:

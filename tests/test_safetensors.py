@@ -167,6 +167,17 @@ def test_names_may_lack_the_model_class_s_prefix(tmp_path: Path, write: Callable
         np.testing.assert_array_equal(after[name], array)
 
 
+def test_a_header_may_hold_some_hundred_kilobytes_beside_its_tensors(single: Path) -> None:
+    """What trainers write of themselves; and no more than a megabyte of it."""
+    before, tensors = arrays(single), state(single)
+    save_file(tensors, single / SINGLE, metadata={"history": "x" * 600_000})
+    assert {name: array.tobytes() for name, array in arrays(single).items()} == {
+        n: a.tobytes() for n, a in before.items()
+    }
+    save_file(tensors, single / SINGLE, metadata={"history": "x" * 3_000_000})
+    refused(single, SINGLE)
+
+
 def test_a_half_renamed_checkpoint_is_refused(single: Path) -> None:
     rewrite(single, {n.removeprefix("model.") if "layers.1" in n else n: t for n, t in state(single).items()})
     refused(single, "model.layers.1.", "is missing")

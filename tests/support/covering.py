@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".mutants"
+FEW = 25
 MOST_FAILED = 3  # tests that the tracing itself breaks, of memory and time
 
 
@@ -87,12 +88,15 @@ class Coverage:
                     self.lines[module][number].add(chosen)
 
     def tests(self, module: str, line: int, text: str) -> list[str]:
-        """Tests, or whole files of them, the quickest first; of what is executed at import, all tests of the module."""
+        """Tests, or whole files of them, the quickest first; all tests of the module where it is executed once for all, at
+        import or in a function that is cached, or in another process."""
         lines = self.lines[module]
         start, end = statement(text, line)
         found = set().union(*(lines[n] for n in range(start, end + 1) if n in lines))
-        if not found and at_import(text, line):
+        if not found or once(text, line):
             found = set().union(*lines.values()) or self._of_folder(module)
+        if len(found) < FEW:  # others of their files may see it in processes that are not traced
+            found |= {test.partition("::")[0] for test in found}
         return sorted(found, key=lambda test: ("::" not in test, self.seconds.get(test, 0.0)))
 
     def _of_folder(self, module: str) -> set[str]:
@@ -116,9 +120,8 @@ def statement(text: str, line: int) -> tuple[int, int]:
     return best
 
 
-def at_import(text: str, line: int) -> bool:
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return not any(
-        isinstance(node, functions) and node.lineno < line <= (node.end_lineno or 0)
-        for node in ast.walk(ast.parse(text))
-    )
+def once(text: str, line: int) -> bool:
+    """Whether a line is in a function that keeps its answer, for whoever asks next."""
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    around = [node for node in functions if node.lineno <= line <= (node.end_lineno or 0)]
+    return any("cache" in ast.unparse(decorator) for node in around for decorator in node.decorator_list)
