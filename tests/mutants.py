@@ -124,6 +124,8 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     order, known = {name: number for number, name in enumerate(selection["tests"])}, set(selection["known"])
 
     def rank(name: str) -> int | None:
+        if name in selection["broken"]:
+            return None
         return order.get(name, order.get(name.partition("::")[0], None if name in known else -1))
 
     ranked = [(rank(item.nodeid), item) for item in items]
@@ -153,7 +155,7 @@ def attempt(mutant: Mutant, coverage: Coverage, folder: Path) -> Mutant:
     path = folder / mutant.module
     path.write_text(after)
     selection = folder / "selected"
-    selection.write_text(json.dumps({"tests": tests, "known": [*coverage.seconds, *coverage.broken]}))
+    selection.write_text(json.dumps({"tests": tests, "known": list(coverage.seconds), "broken": coverage.broken}))
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
     recorded = {test.partition("::")[0] for test in coverage.seconds}
     files += sorted(

@@ -162,6 +162,11 @@ def test_a_kind_asks_for_weights_of_that_kind_or_for_a_plan_alone(written: str, 
         assert by_repo()[repo.lower()] == entry
 
 
+def test_contexts_are_published_in_kibitokens() -> None:
+    """So a slip of a digit shows."""
+    assert [e.name for e in ENTRIES.values() if e.spec().context_limit % 1024] == []
+
+
 def test_a_tuned_model_has_its_own_context() -> None:
     contexts = [entry.spec().context_limit for name in ("qwen2.5-7b", "qwen2.5-7b-instruct") if (entry := find(name))]
     assert contexts == [131072, 32768]

@@ -92,7 +92,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "gguf").mkdir()
     gguf_twin(home / "single", home / "gguf" / "model.gguf")
     convert_model(Options.of(model=str(home / "single"), progress=False), home / "conversion")
-    folders = {name: home / name for name in ("single", "sharded", "bin", "gguf", "conversion")}
+    float8(torch.ones(64, 1))(Path(shutil.copytree(home / "single", home / "float8")))
+    folders = {name: home / name for name in ("single", "sharded", "bin", "gguf", "conversion", "float8")}
     for name in folders:
         for command in ("inspect", "load"):  # everything is imported and compiled, and sound files are let through
             invoke(command, target(folders, name))
