@@ -209,7 +209,9 @@ def main() -> None:
     options = parser.parse_args()
     coverage = Coverage(record())
     if options.again:
-        kept = [Mutant(**entry) for entry in json.loads(options.again.read_text())["mutants"]]
+        before = json.loads(options.again.read_text())
+        options.seed, options.packages = before["seed"], before["packages"]
+        kept = [Mutant(**entry) for entry in before["mutants"]]
         mutants = [mutant for mutant in kept if mutant.outcome != KILLED]
     else:
         mutants = drawn(options.packages, options.count, options.seed)
