@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from bigrun import Runner
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels run on the CPU (ahead.py compiles them)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on two cores, OpenMP threads that spin keep the others waiting
@@ -17,3 +21,22 @@ def no_host_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIGRUN_HOST", str(missing))
         yield missing
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with a tokenizer. Whoever changes it works on a copy."""
+    from support.checkpoints import llama
+
+    folder = tmp_path_factory.mktemp("session") / "tiny"
+    llama(folder, tokenizer=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator["Runner"]:
+    """The demo model on this host, as `bigrun generate` runs it; for whoever changes nothing of the Runner."""
+    from bigrun import Runner
+
+    with Runner(progress=False) as runner:
+        yield runner

@@ -3,6 +3,7 @@ explicit option that does not apply is refused by its name, and an explicit opti
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,16 @@ from click.testing import Result
 
 from bigrun.cli import app
 from bigrun.session.options import Options
-from support.checkpoints import llama
 from support.commands import ended, run_command
 
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a text, a conversion of the model, and plans of it in each form."""
     folder = tmp_path_factory.mktemp("environment")
-    llama(folder / "llama", tokenizer=True)
+    shutil.copytree(tiny, folder / "llama")
     (folder / "text").write_text("the quick brown fox jumps over the lazy dog; then the other dogs slept there")
     assert run_command("convert", "--model", folder / "llama", "--out", folder / "int8", "--quiet").exit_code == 0
     for weights in ("int8", "float32"):

@@ -28,7 +28,6 @@ from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
 from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
-from support.checkpoints import llama
 from support.commands import run_command
 
 ROOFS = (40e9, 3e11, 5e10)
@@ -307,13 +306,6 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(bigrun.measure.learning, "measure_host", measure)
     return asked
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("learn") / "tiny"
-    llama(folder)
-    return folder
 
 
 def bench(model: Path | str, *arguments: str) -> Result:

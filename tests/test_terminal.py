@@ -14,7 +14,7 @@ import torch
 from click.testing import Result
 
 from bigrun.loading.manifest import read_manifest
-from support.checkpoints import edit_config, gguf_twin, llama, rewrite, state, write_tokenizer
+from support.checkpoints import edit_config, gguf_twin, rewrite, state, write_tokenizer
 from support.commands import run_command
 
 EVIL = "x\x1b]0;title\x07\x9b31m\u202egnp\nbigrun: all is well\r\x7f\u2028\ud800"
@@ -22,16 +22,9 @@ TAME = EVIL[:-1]  # for what cannot hold half a surrogate pair
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("terminal") / "llama"
-    llama(folder, tokenizer=True)
-    return folder
-
-
 @pytest.fixture
-def model(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "llama"))
+def model(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "llama"))
 
 
 def harmless(result: Result, status: int, quoted: bool = True) -> None:
@@ -111,8 +104,8 @@ GGUF = {
 
 
 @pytest.mark.parametrize("metadata", GGUF.values(), ids=GGUF.keys())
-def test_what_is_quoted_of_the_metadata_of_gguf(sound: Path, tmp_path: Path, metadata: dict[str, Any]) -> None:
-    gguf_twin(sound, tmp_path / "a.gguf", **metadata)
+def test_what_is_quoted_of_the_metadata_of_gguf(tiny: Path, tmp_path: Path, metadata: dict[str, Any]) -> None:
+    gguf_twin(tiny, tmp_path / "a.gguf", **metadata)
     for args in (("plan", "--model", tmp_path / "a.gguf", *RIG), ("inspect", tmp_path / "a.gguf")):
         harmless(run_command(*args), 4, quoted=False)
 
@@ -120,9 +113,9 @@ def test_what_is_quoted_of_the_metadata_of_gguf(sound: Path, tmp_path: Path, met
 @pytest.mark.parametrize(
     ("old", "status"), [(b"gpt2", 4), (b"smollm", 4), (b"output_norm.weight", 4), (b"llama", 4)], ids=str
 )
-def test_what_is_quoted_of_the_strings_of_gguf(sound: Path, tmp_path: Path, old: bytes, status: int) -> None:
+def test_what_is_quoted_of_the_strings_of_gguf(tiny: Path, tmp_path: Path, old: bytes, status: int) -> None:
     """Each string that the file has is replaced by one as long, which holds an escape sequence and a newline."""
-    gguf_twin(sound, tmp_path / "a.gguf")
+    gguf_twin(tiny, tmp_path / "a.gguf")
     data = (tmp_path / "a.gguf").read_bytes()
     named = len(old).to_bytes(8, "little") + old
     assert named in data
@@ -181,8 +174,8 @@ def test_what_is_quoted_of_a_host_file(tmp_path: Path, field: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("field", ["model", "family", "model_id", "weights", "kv"])
-def test_what_is_quoted_of_a_plan_file(sound: Path, tmp_path: Path, field: str) -> None:
-    made = json.loads(run_command("plan", "--model", sound, *RIG, "--json").stdout)
+def test_what_is_quoted_of_a_plan_file(tiny: Path, tmp_path: Path, field: str) -> None:
+    made = json.loads(run_command("plan", "--model", tiny, *RIG, "--json").stdout)
     (tmp_path / "plan.json").write_text(json.dumps(made | {field: EVIL}))
     args = ("generate", "--plan", tmp_path / "plan.json", "--prompt", "the", "--json")
     result = run_command(*args)
@@ -191,28 +184,28 @@ def test_what_is_quoted_of_a_plan_file(sound: Path, tmp_path: Path, field: str) 
 
 
 @pytest.mark.parametrize("field", ["model", "source", "created"])
-def test_what_is_quoted_of_the_manifest_of_a_conversion(sound: Path, tmp_path: Path, field: str) -> None:
+def test_what_is_quoted_of_the_manifest_of_a_conversion(model: Path, tmp_path: Path, field: str) -> None:
     """Its digest finds damage; a stranger can compute it too."""
     folder = tmp_path / "conversion"
-    assert run_command("convert", "--model", sound, "--out", folder, "--quiet").exit_code == 0
+    assert run_command("convert", "--model", model, "--out", folder, "--quiet").exit_code == 0
     changed: dict[str, Any] = {field: EVIL}
     replace(read_manifest(folder), **changed).write(folder)
     harmless(run_command("cache", "list", folder), 0)
     harmless(run_command("cache", "list", folder, "--json"), 0)
     harmless(run_command("cache", "verify", folder), 0, quoted=False)
-    (sound / "model.safetensors").touch()  # it has changed since, which is why the conversion would go
+    (model / "model.safetensors").touch()  # it has changed since, which is why the conversion would go
     for more in ((), ("--json",)):
         harmless(run_command("cache", "prune", folder, "--all", "--dry-run", *more), 0, quoted=False)
 
 
 def test_what_is_generated_is_escaped_in_json_and_keeps_its_letters(
-    sound: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bigrun.session.generation import Stream
 
     said = "é 漢字 " + TAME
     monkeypatch.setattr(Stream, "__iter__", lambda self: iter((said,)))
-    result = run_command("generate", "--model", sound, *RIG, "--prompt", "the", "--quiet", "--json")
+    result = run_command("generate", "--model", tiny, *RIG, "--prompt", "the", "--quiet", "--json")
     harmless(result, 0)
     assert json.loads(result.stdout)["text"] == said
     assert "é 漢字" in result.stdout

@@ -15,12 +15,6 @@ PROMPT = "Tell me a story about a fox."
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[Runner]:
-    with Runner(progress=False) as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
 def spread() -> Iterator[Runner]:
     with Runner(gpus="2x60MB", virtual=True, progress=False) as runner:
         yield runner
@@ -31,15 +25,15 @@ def test_blocks_live_on_each_of_the_three_devices(spread: Runner) -> None:
     assert homes == {"cuda:0", "cuda:1", "cpu"}
 
 
-def test_logits_are_equal_to_the_bit(alone: Runner, spread: Runner) -> None:
-    assert alone.plan.prefill_chunk_tokens != spread.plan.prefill_chunk_tokens, "the chunk must not matter either"
-    assert np.array_equal(alone.logits(IDS), spread.logits(IDS))
+def test_logits_are_equal_to_the_bit(smollm2: Runner, spread: Runner) -> None:
+    assert smollm2.plan.prefill_chunk_tokens != spread.plan.prefill_chunk_tokens, "the chunk must not matter either"
+    assert np.array_equal(smollm2.logits(IDS), spread.logits(IDS))
 
 
-def test_tokens_are_the_same_greedy_and_sampled(alone: Runner, spread: Runner) -> None:
+def test_tokens_are_the_same_greedy_and_sampled(smollm2: Runner, spread: Runner) -> None:
     samplings: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}]
     for sampling in samplings:
-        ours = alone.generate(PROMPT, max_new_tokens=24, **sampling)
+        ours = smollm2.generate(PROMPT, max_new_tokens=24, **sampling)
         theirs = spread.generate(PROMPT, max_new_tokens=24, **sampling)
         assert ours.token_ids == theirs.token_ids
         assert ours.text == theirs.text
