@@ -204,8 +204,8 @@ class Faults:
                 what = UNHARMED if alone["result"] == self.right else f"ANOTHER ANSWER from {path.name}"
             self.count(f"{fault}, alone", what)
             what = FINISHED if beside.get("result") == self.right and not self.damaged(out) else "not mended"
-            if "result" not in beside:
-                what = self._short(beside, out)
+            if "result" not in beside:  # so little is left of a manifest that it could be somebody else's file
+                what = NAMED if str(path) in beside.get("error", "") else self._short(beside, out)
             elif beside["result"] != self.right:
                 what = f"ANOTHER ANSWER from {path.name}"
             self.count(f"{fault}, with its source", what)

@@ -131,9 +131,9 @@ class Session:
             until = min(self.deadline + SLACK, time.time() + 4 * MEASUREMENTS[current].seconds)
         if "done" in event:
             names.remove(event["name"])
+            self.keep()
             count = len(self.rows.get(event["name"], ()))
             print(f"{time.time() - self.started:6.1f} s  {event['name']}: {count} rows", file=sys.stderr, flush=True)
-            self.keep()
             current, until = "", self.deadline + SLACK
         return current, until
 
