@@ -184,7 +184,9 @@ def test_a_thousand_tensors_take_no_time(folder: Path) -> None:
 def test_other_numbers_are_listed_and_not_readable(folder: Path) -> None:
     names = {
         "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "F64": torch.float64,
-        "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "U16": torch.uint16, "C64": torch.complex64,
+        "BOOL": torch.bool, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
+        "C128": torch.complex128, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     }  # fmt: skip
     saved = {name: torch.zeros(3, 5).to(dtype) for name, dtype in names.items()}
     torch.save(saved | {"F32": torch.ones(2, 3), "none": torch.zeros(0, 3)}, folder / SINGLE)
