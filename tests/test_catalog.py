@@ -167,6 +167,12 @@ def test_contexts_are_published_in_kibitokens() -> None:
     assert [e.name for e in ENTRIES.values() if e.spec().context_limit % 1024] == []
 
 
+def test_widths_are_multiples_of_eight() -> None:
+    """So a slip of a digit shows where a page gives the parameters to two figures."""
+    blocks = {(e.name, block) for e in ENTRIES.values() for block in e.spec().blocks}
+    assert {name for name, b in blocks if b.hidden % 8 or b.intermediate % 8 or b.head_dim % 2} == set()
+
+
 def test_a_tuned_model_has_its_own_context() -> None:
     contexts = [entry.spec().context_limit for name in ("qwen2.5-7b", "qwen2.5-7b-instruct") if (entry := find(name))]
     assert contexts == [131072, 32768]

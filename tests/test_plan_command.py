@@ -297,3 +297,9 @@ def test_programs_say_which_blocks_are_the_compiled_calls() -> None:
     assert {(each["parts"], each["target"], each["refused"]) for each in programs} == {
         ("blocks 0-2, 4-15", "compiled", ""), ("blocks 3", "host", ""),
     }  # fmt: skip
+
+
+def test_the_largest_batch_is_65536() -> None:
+    assert not plan("opt-6.7b", gpus="24GB", cpu="1GB", batch=65_536).fits
+    with pytest.raises(CallError, match="batch"):
+        plan("opt-6.7b", gpus="24GB", cpu="1GB", batch=65_537)
