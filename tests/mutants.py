@@ -34,6 +34,7 @@ PACKAGES = "planning,model,checkpoint,text"
 COPIED = ("bigrun", "kernels", "tests", "benchmarks", "docs", "examples", "pyproject.toml", "README.md", "CHANGELOG.md")
 # A decorator that is gone is mostly a cache less; the variable operators need to be told of variables.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter")
+NO_TESTS = 5  # pytest's status where it found none to run
 SELECTED = "BIGRUN_SELECTED_TESTS"
 KILLED, SURVIVED, UNCOVERED = "killed", "survived", "not executed by any test"
 Span = tuple[tuple[int, int], tuple[int, int]]
@@ -187,7 +188,7 @@ def attempt(mutant: Mutant, coverage: Coverage, folder: Path) -> Mutant:
     try:
         output, _ = process.communicate(timeout=3 * should)
         failed = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-        mutant.outcome = SURVIVED if process.returncode == 0 else KILLED
+        mutant.outcome = {0: SURVIVED, NO_TESTS: UNCOVERED}.get(process.returncode, KILLED)
         mutant.by = (failed or [output[-300:] if process.returncode else ""])[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
