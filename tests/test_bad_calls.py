@@ -166,7 +166,7 @@ def test_too_little_memory_is_status_3(models: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown architecture": (lambda f: edit_config(f, architectures=["FooForCausalLM"]), "FooForCausalLM"),
-    "no architecture": (lambda f: edit_config(f, architectures=None), "architectures"),
+    "no architecture": (lambda f: edit_config(f, architectures=None, model_type=None), "architectures"),
     "config.json cut": (lambda f: (f / "config.json").write_text('{"a'), "config.json"),
     "no layers": (lambda f: edit_config(f, num_hidden_layers=0), "num_hidden_layers"),
     "a layer too many": (lambda f: edit_config(f, num_hidden_layers=1), "layers.1"),

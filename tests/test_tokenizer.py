@@ -221,7 +221,7 @@ def test_every_token_of_the_vocabulary_may_be_a_special_one(name: str, index: in
     assert tokenizer.render_chat(HELLO) == tokens[own.get(name if name in NAMES else "eos", index)]
 
 
-@pytest.mark.parametrize("index", [-1, SIZE, SIZE + 1, 2**32 - 1, True, 1.0, [0, SIZE]], ids=repr)
+@pytest.mark.parametrize("index", [-2, SIZE, SIZE + 1, 2**32 - 1, True, 1.0, [0, SIZE]], ids=repr)
 @pytest.mark.parametrize("name", [*ENDS, *NAMES])
 def test_a_special_token_beyond_the_vocabulary_is_refused(name: str, index: Any) -> None:
     with pytest.raises(TokenizerError, match=rf"^tokenizer\.ggml\.{name}_token_id is .* from 0 to {SIZE - 1}$"):
@@ -229,8 +229,9 @@ def test_a_special_token_beyond_the_vocabulary_is_refused(name: str, index: Any)
 
 
 def test_without_an_id_there_is_no_such_token() -> None:
-    none = Tokenizer.from_gguf(tiny(ggml__bos_token_id=None, ggml__eos_token_id=None))
-    assert (none.bos_id, none.stop_ids) == (None, frozenset())
+    for absent in (None, -1):
+        none = Tokenizer.from_gguf(tiny(ggml__bos_token_id=absent, ggml__eos_token_id=absent))
+        assert (none.bos_id, none.stop_ids) == (None, frozenset())
 
 
 # The tokens with which published models end a turn or a document; each is one of a family's own tokenizer.json.
@@ -272,7 +273,7 @@ def test_text_that_only_looks_like_an_end_does_not_end_a_generation() -> None:
         ({"ggml__merges": ["ab"]}, "tokenizer.ggml.merges"),
         ({"ggml__token_type": [1]}, "1 entries"),
         ({"ggml__bos_token_id": 10**6}, "bos_token_id"),
-        ({"ggml__eos_token_id": -1}, "eos_token_id"),
+        ({"ggml__eos_token_id": -2}, "eos_token_id"),
         ({"ggml__eos_token_id": "1"}, "eos_token_id"),
         ({"ggml__add_bos_token": 1}, "add_bos_token"),
         ({"ggml__bos_token_id": None, "ggml__add_bos_token": True}, "BOS"),
@@ -370,7 +371,7 @@ def test_ids_of_ends_at_the_edges(ids: Any, stops: set[int], file: str, tmp_path
 
 
 @pytest.mark.parametrize("file", ["generation_config", "config"])
-@pytest.mark.parametrize("ids", [-1, [2, -1], 2**32, True, "2", [[2]], {"id": 2}], ids=repr)
+@pytest.mark.parametrize("ids", [-2, [2, -3], 2**32, True, "2", [[2]], {"id": 2}], ids=repr)
 def test_what_is_no_id_of_an_end_is_refused(ids: Any, file: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"^eos_token_id is "):
         Tokenizer.from_folder(folder(tmp_path, word_backend(), **{file: {"eos_token_id": ids}}))

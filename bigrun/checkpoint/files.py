@@ -13,6 +13,9 @@ COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 LARGEST_COMPANION = 64 * 2**20
+KERNEL = ("/proc/", "/sys/")  # file systems of the kernel's, some of whose files look plain
+# What Git has in place of a large file until it is fetched (Git LFS's specification, "The Pointer").
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_companions(folder: Path) -> dict[str, bytes]:
@@ -23,7 +26,11 @@ def read_companions(folder: Path) -> dict[str, bytes]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a plain file to read. CheckpointError for anything else, such as a pipe or a device, which could block for ever."""
+    """Opens a plain file to read, through links as well: whoever made a link meant what it leads to.
+
+    CheckpointError for anything else, such as a pipe or a device, which could block for ever, a file of the kernel's, and a
+    Git LFS pointer. No message quotes what a file holds.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -33,7 +40,18 @@ def open_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise CheckpointError(f"{path}: is no plain file; fetch it again")
-    return os.fdopen(handle, "rb")
+    stream = os.fdopen(handle, "rb")
+    try:
+        if os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
+            raise CheckpointError(f"{path}: leads to a file of the kernel's; fetch it again")
+        if os.pread(handle, len(POINTER), 0) == POINTER:
+            raise CheckpointError(
+                f"{path}: a Git LFS pointer in place of the file: fetch it with `git lfs pull`, or from the hub"
+            )
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -112,9 +112,14 @@ def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, 
     sampling = {name: flags.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
     text = _prompt(prompt)
     from bigrun.session.preflight import check_generation
+    from bigrun.session.prompts import prompt_ids
 
     check_generation(max_new_tokens, sampling)  # before a long load, not after it
-    with _runner(parse(flags)) as runner:
+
+    def text_check(tokenizer: Any, table: int, context: int) -> None:
+        prompt_ids(tokenizer, text, raw, table, context)
+
+    with _runner(parse(flags), text_check) as runner:
         stream = runner.stream(text, max_new_tokens, raw, **sampling)
         pieces = []
         for piece in stream:
@@ -150,7 +155,7 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **fla
         raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
 
     def open_runner(context: int, prompt: int) -> Any:
-        return _runner(replace(options, context=context, prompt_tokens=prompt))
+        return _runner(replace(options, context=context, prompt_tokens=prompt), text=False)
 
     path = None
     if learn:
@@ -191,7 +196,7 @@ def perplexity_command(
         raise CallError("--context: the context of eval is --window")
 
     def open_runner(context: int) -> Any:
-        return _runner(replace(options, context=context))
+        return _runner(replace(options, context=context), _any_text)
 
     def open_peer(context: int) -> Any:
         exact = replace(options.storage, weights="float32", kv="16bit")
@@ -222,11 +227,15 @@ for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 
-def _runner(options: Any) -> Any:
+def _runner(options: Any, text_check: Any = None, text: bool = True) -> Any:
     from bigrun.session.runner import Runner
 
     _check_instruction_set()
-    return Runner.from_options(options)
+    return Runner.from_options(options, text_check, text)
+
+
+def _any_text(*_: Any) -> None:
+    """The check of a command that needs a tokenizer for texts that it has not read yet."""
 
 
 def _readable(text: str) -> str:

@@ -14,9 +14,11 @@ from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
 from bigrun.session.dry_run import plan
+from bigrun.session.findings import tokenizer_of
 from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.options import Options
 from bigrun.session.preflight import check_generation
+from bigrun.session.prompts import TextCheck, checked_ids, prompt_ids
 from bigrun.session.request import Request
 
 if TYPE_CHECKING:
@@ -98,21 +100,26 @@ class Runner:
         )  # fmt: skip
 
     @classmethod
-    def from_options(cls, options: Options) -> Runner:
+    def from_options(cls, options: Options, text_check: TextCheck | None = None, text: bool = True) -> Runner:
         """Load a model by options that were made before, as the commands make them.
 
         options: everything that the constructor's parameters say.
+        text_check: what the run will do with text, tried before the first weight is fetched or read; None: nothing, so
+            that a model without a tokenizer will do.
+        text: whether there may be text at all, and somebody looks at the tokenizer.
         """
         runner = cls.__new__(cls)
-        runner._start(options)
+        runner._start(options, text_check, text)
         return runner
 
-    def _start(self, options: Options) -> None:
+    def _start(self, options: Options, text_check: TextCheck | None = None, text: bool = True) -> None:
         started = time.perf_counter()
         self.options, self._in_use = options, False
         self.model = steps.resolve(options)
         planned = steps.plan(options, self.model)
-        opened = steps.open_files(options, planned)
+        opened = steps.open_files(options, planned, text_check, text)
+        if opened.findings.tokenizer is not None:
+            self.tokenizer = opened.findings.tokenizer
         self.files, self.spec, self.plan, self.plan_options = opened.files, opened.spec, opened.plan, opened.options
         self.use_threads()
         loaded = steps.load(options, opened)
@@ -142,11 +149,7 @@ class Runner:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, read when it is first asked for."""
-        from bigrun.text.tokenizer import Tokenizer
-
-        if (metadata := self.files.metadata) is not None:
-            return Tokenizer.from_gguf(metadata)
-        return Tokenizer.from_folder(self.files.folder)
+        return tokenizer_of(self.files)
 
     def encode(self, prompt: str, raw: bool = False) -> list[int]:
         """Token ids of a prompt. CallError where it is empty, or does not leave room in the context for an answer.
@@ -154,17 +157,7 @@ class Runner:
         prompt: text.
         raw: the text as it is; otherwise as the user's turn of the model's chat template, if it has one.
         """
-        if not prompt:
-            raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
-        if raw or self.tokenizer.chat_template is None:
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = self.tokenizer.encode(self.tokenizer.render_chat([{"role": "user", "content": prompt}]))
-        if len(ids) >= self.plan.context_tokens:
-            raise CallError(
-                f"the prompt has {len(ids)} tokens and the context {self.plan.context_tokens}: shorten it, or give --context"
-            )
-        return ids
+        return prompt_ids(self.tokenizer, prompt, raw, self.spec.vocab, self.plan.context_tokens)
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
@@ -207,16 +200,7 @@ class Runner:
         return Stream(self, Request(ids, max_new_tokens, chosen))
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
-        result = [int(token) for token in ids]
-        if not result:
-            raise CallError("the prompt is empty: give at least one token")
-        if min(result) < 0 or max(result) >= self.spec.vocab:
-            raise CallError(f"a token id is outside the vocabulary of {self.spec.vocab}")
-        if len(result) > self.plan.context_tokens:
-            raise CallError(
-                f"{len(result)} tokens do not fit the context of {self.plan.context_tokens}: give a larger context"
-            )
-        return result
+        return checked_ids(ids, self.spec.vocab, self.plan.context_tokens)
 
     @contextmanager
     def sole_use(self) -> Iterator[None]:

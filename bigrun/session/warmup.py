@@ -42,6 +42,7 @@ class TinyCheckpoint:
 
     def __init__(self, spec: ModelSpec, like: Rows):
         self.like, self.limits = like, Limits(0)
+        self.notes: list[str] = []
         self.config: Mapping[str, Any] = {}
         sources = [
             s for p in spec.parts for group in BY_NAME[spec.family].tensors(spec, p.name, "hf").values() for s in group

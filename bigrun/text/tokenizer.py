@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ class Tokenizer:
     @property
     def adds_bos(self) -> bool:
         return bool(self._prefix)
+
+    def ids_from(self, first: int) -> list[tuple[int, str]]:
+        """(id, token) of every token from an id on, in order."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted((index, text) for text, index in vocabulary.items() if index >= first)
+
+    def token(self, index: int) -> str:
+        """The token of an id; "" where it has none."""
+        return self._backend.id_to_token(index) or ""
+
+    def check_template(self) -> None:
+        """TokenizerError where the chat template fails on the shortest chat; one that refuses it may take others."""
+        if self.chat_template is not None:
+            with suppress(CallError):
+                self.render_chat([{"role": "user", "content": "Hello"}])
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Token ids of `text`; special tokens spelled out in it, as in a rendered chat, become those tokens.

@@ -142,7 +142,7 @@ def rewrite(folder: Path, tensors: Mapping[str, Any]) -> None:
 
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, folder / "model.safetensors")
 
 
 def edit_config(folder: Path, **fields: Any) -> None:

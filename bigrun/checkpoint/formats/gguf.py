@@ -39,6 +39,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path):
         self.where, self.folder = str(path), path.parent
         self.limits = Limits(MOST_TENSORS)  # which the header is held to here: nothing of it is left to be read
+        self.notes: list[str] = []
         self._files = _open_all(path)
         self.paths = tuple(file.path for file in self._files)
         self.metadata: Mapping[str, Any] | None = self._files[0].metadata

@@ -48,6 +48,7 @@ class Needed:
     commit: str
     files: tuple[tuple[str, int], ...]
     weights: str  # "safetensors" or "torch"
+    weight_files: frozenset[str] = frozenset()
     etags: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -59,13 +60,26 @@ def needed(repo: str, revision: str | None) -> Needed:
     return call_hub(repo, lambda hub: _needed(hub, repo, revision))
 
 
+def fetch_small(listing: Needed, repo: str) -> Path:
+    """The folder of a hub model's configuration and tokenizer in the hub's cache, fetched if need be: all but its weights."""
+    small = [name for name, _ in listing.files if name not in listing.weight_files]
+
+    def call(hub: Any) -> Path:
+        paths = [Path(hub.hf_hub_download(repo, name, revision=listing.commit)) for name in small]
+        return paths[0].parent
+
+    return call_hub(repo, call)
+
+
 def fetch(
-    model: Model, revision: str | None, report: Report | None = None, begin: Callable[[int], None] | None = None
-) -> Path:
+    model: Model, revision: str | None, report: Report | None = None, begin: Callable[[int], None] | None = None,
+    before_weights: Callable[[Path], None] | None = None,
+) -> Path:  # fmt: skip
     """The folder of the model's files in the hub's cache; those that are not there are fetched.
 
-    `begin(bytes)` is told, before anything is fetched, how many bytes are missing, if any are. `report(file, done, total)` is
-    told of bytes as they arrive; `done` counts what was there before. Without the hub, the
+    `begin(bytes)` is told, before anything is fetched, how many bytes are missing, if any are. `before_weights(folder)` is
+    called when the small files are here, before the first weight is fetched, if one is to be; what it raises is raised.
+    `report(file, done, total)` is told of bytes as they arrive; `done` counts what was there before. Without the hub, the
     cached files of that revision do if none is missing. CallError: no weights are published under this name. RunError: no
     room, or the connection broke (a second call goes on from there). Other errors are those of `needed`.
     """
@@ -91,7 +105,11 @@ def fetch(
             if begin is not None:
                 begin(progress.missing)
             print(f"{model.name}: fetching {format_size(progress.missing)} from {repo} on the hub", file=sys.stderr)
+        missing = [file for file, size in listing.files if progress.here[file] < size]
+        first = next((file for file in missing if file in listing.weight_files), None)
         for file, size in listing.files:
+            if file == first and before_weights is not None:
+                before_weights(cache.snapshot(listing.commit))
             try:
                 _fetch_file(hub, cache, listing, file, size, progress)
             except (errors.HTTPError, OSError) as error:
@@ -166,7 +184,7 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
             raise CheckpointError(f"{repo}: {name}: missing, {named}")
     etags = {name: str(getattr(listed[name].lfs, "sha256", None) or listed[name].blob_id or "") for name in names}
     etags = {name: etag for name, etag in etags.items() if ETAG.fullmatch(etag)}
-    return Needed(commit, tuple((name, sizes[name]) for name in names), weights, etags)
+    return Needed(commit, tuple((name, sizes[name]) for name in names), weights, frozenset(shards), etags)
 
 
 def _read_index(repo: str, index: str, commit: str, size: int) -> bytes:

@@ -5,7 +5,12 @@ from typing import Any
 
 from bigrun.errors import CheckpointError
 
-DTYPES = ("float32", "float16", "bfloat16")
+# As torch, NumPy and the formats of tensors spell them. float64 is rounded to float32 as it is read.
+DTYPES = {
+    **dict.fromkeys(("float32", "float", "fp32", "f32", "float64", "double"), "float32"),
+    **dict.fromkeys(("float16", "half", "fp16", "f16"), "float16"),
+    **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
+}
 
 MOST_LAYERS = 512  # the deepest published models have 126
 
@@ -77,10 +82,10 @@ class Fields:
         name, value = self.get("dtype", "torch_dtype")
         if value is None:
             return "float16" if self.values.get("quantization_config") is None else "bfloat16"
-        value = value.removeprefix("torch.") if isinstance(value, str) else value
-        if value not in DTYPES:
-            raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(DTYPES)}")
-        return value
+        known = DTYPES.get(value.lower().rpartition(".")[2]) if isinstance(value, str) else None
+        if known is None:
+            raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(dict.fromkeys(DTYPES.values()))}")
+        return known
 
     def refuse(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """CheckpointError unless the field is absent or one of `allowed`."""

@@ -28,7 +28,7 @@ def describe(fields: Fields, name: str) -> ModelSpec:
 
 def block(fields: Fields, **settings: Any) -> Block:
     """A block that the decoder executes, so all of its rotary embedding is understood; `settings` are the family's."""
-    fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
+    fields.choice("hidden_act", options=shapes.SILU, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
     base = shapes.block(fields, **settings)
     return replace(base, rope=_rope(fields, base.head_dim))

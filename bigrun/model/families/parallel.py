@@ -5,15 +5,8 @@ from dataclasses import replace
 from bigrun.model.families import llama, shapes
 from bigrun.model.families.family import Modules, planned
 from bigrun.model.families.fields import Fields
-from bigrun.model.spec import Activation, ModelSpec
+from bigrun.model.spec import ModelSpec
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
 NEOX_MODULES: Modules = {
     "embed": ("gpt_neox.embed_in",),
     "block": ("gpt_neox.layers",),
@@ -39,7 +32,7 @@ def describe_neox(fields: Fields, name: str) -> ModelSpec:
         kv_heads=fields.integer("num_attention_heads", high=4096),
         norm="layer",
         gated=False,
-        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu"),
+        activation=fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu"),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=True,
@@ -66,7 +59,7 @@ def describe_falcon(fields: Fields, name: str) -> ModelSpec:
         intermediate=fields.integer("ffn_hidden_size", default=4 * fields.integer("hidden_size"), high=2**26),
         norm="layer",
         gated=False,
-        activation=fields.choice("activation", options=ACTIVATIONS, default="gelu"),
+        activation=fields.choice("activation", options=shapes.ACTIVATIONS, default="gelu"),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
@@ -87,7 +80,7 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
         eps=1e-5,
         norm="layer",
         gated=False,
-        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu_new"),
+        activation=fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu_new"),
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,

@@ -4,9 +4,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bigrun.model.families.fields import MOST_LAYERS, Fields
-from bigrun.model.spec import Block, ModelSpec, Rope
+from bigrun.model.spec import Activation, Block, ModelSpec, Rope
 
 KINDS = {"full_attention": False, "sliding_attention": True}  # of `layer_types`: does this layer look back a window?
+# Names of activations in transformers (activations.py: ACT2CLS); approximations that agree to float32's last digits are one.
+ACTIVATIONS: dict[str, Activation] = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    "relu": "relu",
+}
+SILU: dict[str, Activation] = {"silu": "silu", "swish": "silu"}
 
 
 def layers(fields: Fields) -> int:
