@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bigrun import CallError, Runner
-from bigrun.errors import CheckpointError, TokenizerError
+from bigrun.errors import CheckpointError, RunError, TokenizerError
 from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
 from support.checkpoints import FAMILIES, VOCAB, edit_config, rewrite, state, write_tokenizer
@@ -77,6 +77,8 @@ def copied(old: str, new: str) -> Change:
 
 ZEROS, SOME = torch.zeros(64), torch.full((64,), 0.01)
 HEAD = "lm_head.weight"
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
 ATTENTION = "model__layers__0__self_attn"
 # name → (base, change, words in the warnings, tensors that are ignored)
 TAKEN: dict[str, tuple[str, Change, tuple[str, ...], tuple[str, ...]]] = {
@@ -123,6 +125,13 @@ TAKEN: dict[str, tuple[str, Change, tuple[str, ...], tuple[str, ...]]] = {
     "a quantisation that is not there": (
         "llama", config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("quantization_config", "bitsandbytes, 8 bits"), (),
+    ),
+    "llama3's context beside its scaling": (
+        "llama", config(original_max_position_embeddings=16, rope_parameters=LLAMA3), (), (),
+    ),
+    "llama3's context left out": (
+        "llama",
+        config(rope_parameters={k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}), (), (),
     ),
     "no token": ("llama", config(pad_token_id=-1, eos_token_id=-1), (), ()),
 }  # fmt: skip
@@ -186,6 +195,12 @@ REFUSED: dict[str, tuple[str, Change, tuple[str, ...]]] = {
     "a weight of nowhere": ("llama", add(model__extra__weight=SOME[None]), ("model.extra.weight", "no place")),
     "two families": ("llama", config(model_type="mistral"), ("LlamaForCausalLM", "'mistral'")),
     "no family": ("llama", config(architectures=None, model_type="gpt9"), ("architectures", "model_type")),
+    "two spellings": ("bloom", config(num_attention_heads=8, n_head=4), ("n_head", "num_attention_heads")),
+    "two hidden sizes": ("bloom", config(n_embed=32), ("n_embed", "hidden_size")),
+    "a part of each head": ("llama", config(partial_rotary_factor=0.5), ("partial_rotary_factor",)),
+    "a rotation a kind of layer": (
+        "llama", config(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e4}}), ("full_attention",),
+    ),
     "another task": ("llama", config(architectures=["LlamaForSequenceClassification"]), ("LlamaForSequenceClassification",)),
     "GPTQ": ("llama", both(packed("qweight"), config(quantization_config=GPTQ)), ("gptq, 4 bits, groups of 128", "float8")),
     "GPTQ, undeclared": ("llama", packed("qweight"), ("GPTQ or AWQ",)),
@@ -211,6 +226,28 @@ def test_what_is_not_done_is_refused_by_name(
     assert all(word in str(caught.value) for word in words), caught.value
     problems = json.loads(run_command("inspect", path, "--json").stdout)["problems"]
     assert str(caught.value) in problems
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_ignored_tensors_are_not_even_looked_at(bases: Path, tmp_path: Path, form: str) -> None:
+    """A mask of no dimensions has no rows to read."""
+    path = Path(shutil.copytree(bases / "bloom", tmp_path / "model"))
+    tensors = state(path) | {"transformer.h.0.attn.masked_bias": torch.tensor(-1e9), "position_ids": torch.arange(4)}
+    if form == "bin":
+        torch.save(tensors, path / "pytorch_model.bin")
+        (path / "model.safetensors").unlink()
+    else:
+        rewrite(path, tensors)
+    with Runner(str(path), weights="float32", **RIG) as runner:
+        assert np.isfinite(runner.logits(np.array(IDS))).all()
+
+
+def test_logits_that_are_no_numbers_raise(bases: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bases / "llama", tmp_path / "model"))
+    rewrite(path, {n: t * 1e30 if n == "model.norm.weight" else t for n, t in state(path).items()})
+    rewrite(path, {n: t * 1e30 if n == HEAD else t for n, t in state(path).items()})
+    with Runner(str(path), weights="float32", **RIG) as runner, pytest.raises(RunError, match="no numbers"):
+        runner.logits(np.array(IDS))
 
 
 def test_the_converted_model_has_the_head_that_was_found(bases: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, raw: bool, table: int, context
         raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
     if raw or tokenizer.chat_template is None:
         ids = tokenizer.encode(prompt)
-    else:
-        ids = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": prompt}]))
+    else:  # as transformers' apply_chat_template: a template writes its own BOS, or there is none
+        ids = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": prompt}]), add_bos=False)
     if len(ids) >= context:
         raise CallError(f"the prompt has {len(ids)} tokens and the context {context}: shorten it, or give --context")
     return checked_ids(ids, table, context, tokenizer)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigrun.errors import CallError
+from bigrun.errors import CallError, RunError
 from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
@@ -218,6 +218,8 @@ class Runner:
     def logits(self, ids: Any) -> Any:
         """Logits of every position, [batch, seq, vocab] float32: a torch tensor of one, else a NumPy array.
 
+        RunError where they are no numbers.
+
         ids: token ids, whole numbers [batch, seq], at most the context in a row; each row is a sequence of its own.
         """
         import numpy as np
@@ -233,6 +235,8 @@ class Runner:
                 self.executor.clear(0)
                 result[i] = self.executor.forward({0: row}, every=True)[0]
             self.executor.clear(0)
+        if not np.isfinite(result).all():
+            raise RunError(f"{self.spec.name}: logits are no numbers: its weights, or this mode, go beyond float32")
         if type(ids).__module__.startswith("torch"):
             import torch
 

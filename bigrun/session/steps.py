@@ -164,12 +164,11 @@ def load(options: Options, opened: Opened) -> Loaded:
     layouts = Ledger(spec, opened.options).layouts
     early: list[str] = []
     int8_cache = _int8_cache(options, opened, layouts, early.append)
-    checkpoint = None if opened.tensor_map is None else opened.tensor_map.checkpoint
     places = memories(opened.plan, spec, layouts, options.arithmetic.kernels)
     with _given_back(places):
         try:
             with beginning(spec, opened.tensor_map, int8_cache):
-                warm_up(spec, checkpoint, opened.options, cpu_ops(), how, options.progress)
+                warm_up(spec, opened.tensor_map, opened.options, cpu_ops(), how, options.progress)
             warm_bytes = host_bytes()
             with reporting(spec.name, options.progress) as report:
                 for note in (*opened.findings.warnings, *opened.findings.text_problems, *early):

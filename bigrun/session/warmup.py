@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Checkpoint, Limits, Rows, TensorInfo
-from bigrun.checkpoint.tensor_map import map_tensors, validate
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.tensor_map import TensorMap, map_tensors, validate
 from bigrun.devices.host_memory import HostMemory
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.execute.engine import Arithmetic
@@ -94,23 +94,26 @@ def _warm(
     executor.forward({0: [1]})
 
 
-def _kinds(checkpoint: Checkpoint) -> set[tuple[str, bool, bool]]:
-    """The kinds of rows that a checkpoint gives, (dtype, bfloat16?, writable?): each has kernels of its own."""
-    names = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
+def _kinds(tensor_map: TensorMap) -> set[tuple[str, bool, bool]]:
+    """The kinds of rows that a model is made from, (dtype, bfloat16?, writable?): each has kernels of its own."""
+    checkpoint = tensor_map.checkpoint
+    used = [source.name for _, sources in tensor_map.parts for group in sources.values() for source in group]
+    infos = {name: checkpoint.tensors[name] for name in used}
+    names = {(info.dtype, len(info.shape) > 1): name for name, info in infos.items()}
     rows = [checkpoint.rows(name, 0, 1) for name in names.values()]
     return {(some.values.dtype.str, some.is_bfloat, some.values.flags.writeable) for some in rows}
 
 
 def warm_up(
-    spec: ModelSpec, checkpoint: Checkpoint | None, options: PlanOptions, ops: CpuOps, how: Arithmetic, shown: bool
+    spec: ModelSpec, source: TensorMap | None, options: PlanOptions, ops: CpuOps, how: Arithmetic, shown: bool
 ) -> None:
     """Compile or load every kernel that this model needs; says so on standard error if it will take long. Without a
-    checkpoint (of a conversion) nothing will be converted."""
+    source (of a conversion) nothing will be converted."""
     from bigrun_kernels.cpu import compiled
 
     storage = replace(options.storage, skip=())
     small = replace(options, context=CONTEXT, batch=1, storage=storage, prompt=None)
-    kinds = {("<f4", False, True)} if checkpoint is None else _kinds(checkpoint)
+    kinds = {("<f4", False, True)} if source is None else _kinds(source)
     with compiling(shown and not compiled()):
         for dtype, is_bfloat, writeable in kinds:
             _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)

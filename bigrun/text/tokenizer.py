@@ -39,12 +39,15 @@ class Tokenizer:
         add_bos: bool | None,
         stop_ids: Iterable[int],
         chat_template: str | None,
+        split_special_tokens: bool = False,
     ) -> None:
         """`named` has "bos_token" and the like, as text. `add_bos` None leaves it to the backend's own template.
+        `split_special_tokens`: special tokens spelled out in a text are text.
 
         Raises TokenizerError for a BOS or EOS that is not in the vocabulary, and for a decoder that cannot stream.
         """
         # A training script's length limit or padding, left in tokenizer.json, would cut or pad prompts.
+        backend.encode_special_tokens = split_special_tokens
         backend.no_truncation()
         backend.no_padding()
         self._backend, self._named = backend, dict(named)
@@ -85,6 +88,7 @@ class Tokenizer:
             add_bos=field(config, "add_bos_token", bool),
             stop_ids=token_ids(generation.get("eos_token_id"), "eos_token_id"),
             chat_template=default_template(config) if template is None else template,
+            split_special_tokens=field(config, "split_special_tokens", bool) or False,
         )
 
     @classmethod

@@ -27,11 +27,13 @@ class Fields:
         return CheckpointError(f"{self.where}: field '{name}' {why}")
 
     def get(self, *names: str) -> tuple[str, Any]:
-        """The first of these names that is present and not null, with its value; (last name, None) if none is."""
-        for name in names:
-            if self.values.get(name) is not None:
-                return name, self.values[name]
-        return names[-1], None
+        """The first of these names that is present and not null, with its value; (last name, None) if none is. Two spellings of
+        one setting that say different things are refused: which of them transformers takes depends on the class."""
+        said = [name for name in names if self.values.get(name) is not None]
+        for other in said[1:]:
+            if self.values[other] != self.values[said[0]]:
+                raise self.bad(said[0], f"and field '{other}' say different things: take out the one that is wrong")
+        return (said[0], self.values[said[0]]) if said else (names[-1], None)
 
     def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = 2**24) -> int:
         name, value = self.get(*names)
@@ -79,7 +81,8 @@ class Fields:
     def dtype(self) -> str:
         """The published dtype of the weights. Where the configuration does not say it is float16, or bfloat16 if it declares
         quantised weights, as gpt-oss does."""
-        name, value = self.get("dtype", "torch_dtype")
+        name = "torch_dtype" if self.values.get("dtype") is None else "dtype"  # files say which they are
+        value = self.values.get(name)
         if value is None:
             return "float16" if self.values.get("quantization_config") is None else "bfloat16"
         known = DTYPES.get(value.lower().rpartition(".")[2]) if isinstance(value, str) else None

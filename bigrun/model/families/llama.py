@@ -1,5 +1,6 @@
 """Llama: rotary, RMSNorm, gated MLP, grouped-query attention (Touvron et al. 2023; `LlamaForCausalLM`)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +37,16 @@ def block(fields: Fields, **settings: Any) -> Block:
 
 def _rope(fields: Fields, head_dim: int) -> Rope:
     """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4), which wins, as there."""
-    key, scaling = fields.get(*("rope_scaling",) if fields.values.get("rope_scaling") else (), "rope_parameters")
+    key = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
+    scaling = fields.values.get(key)
     if scaling is not None and not isinstance(scaling, dict):
         raise fields.bad(key, "is not an object")
     inner = Fields(scaling or {}, f"{fields.where}: {key}")
+    for kind, nested in inner.values.items():
+        if isinstance(nested, Mapping):
+            raise inner.bad(kind, "is a rotary embedding of some layers alone, which is not supported")
+    for each in (fields, inner):
+        each.refuse("partial_rotary_factor", (1, 1.0), "rotating a part of each head is not supported here")
     theta = inner.number("rope_theta", default=fields.number("rope_theta", default=10_000.0), high=1e12)
     kind = inner.choice(
         "rope_type", "type", options={"default": "default", "linear": "linear", "llama3": "llama3"}, default="default"
@@ -59,8 +66,18 @@ def _rope(fields: Fields, head_dim: int) -> Rope:
         factor,
         low,
         high,
-        inner.integer("original_max_position_embeddings", high=2**28),
+        _original_context(fields, inner),
     )
+
+
+def _original_context(fields: Fields, inner: Fields) -> int:
+    """Tokens that the model was first trained with, as transformers' `standardize_rope_params` finds them: beside the rotary
+    settings, in them, or else the context."""
+    name = "original_max_position_embeddings"
+    if name in fields.values:
+        return fields.integer(name, high=2**28)
+    context = None if name in inner.values else fields.integer("max_position_embeddings", high=2**28)
+    return inner.integer(name, default=context, high=2**28)
 
 
 HF_BLOCK: dict[str, str] = {

@@ -29,6 +29,7 @@ def describe_neox(fields: Fields, name: str) -> ModelSpec:
         fields,
         rotated=0.25,
         eps=1e-5,
+        eps_field="layer_norm_eps",
         kv_heads=fields.integer("num_attention_heads", high=4096),
         norm="layer",
         gated=False,
@@ -55,6 +56,7 @@ def describe_falcon(fields: Fields, name: str) -> ModelSpec:
     block = shapes.block(
         fields,
         eps=1e-5,
+        eps_field="layer_norm_epsilon",
         kv_heads=kv_heads,
         intermediate=fields.integer("ffn_hidden_size", default=4 * fields.integer("hidden_size"), high=2**26),
         norm="layer",
@@ -78,6 +80,7 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
         fields,
         rotated=0.5,
         eps=1e-5,
+        eps_field="layer_norm_eps",
         norm="layer",
         gated=False,
         activation=fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu_new"),
@@ -93,7 +96,8 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
 def _cohere(fields: Fields, name: str, family: str, pattern: int) -> ModelSpec:
     """One norm for both halves: a LayerNorm that has a weight and no bias, so that it counts as an RMSNorm here."""
     bias = fields.flag("attention_bias", False)
-    block = shapes.block(fields, eps=1e-5, parallel=True, mlp_norm=False, qkv_bias=bias, out_bias=bias)
+    eps = {"eps": 1e-5, "eps_field": "layer_norm_eps"}
+    block = shapes.block(fields, **eps, parallel=True, mlp_norm=False, qkv_bias=bias, out_bias=bias)  # type: ignore[arg-type]
     windows = shapes.windows(fields, shapes.layers(fields), lambda i: (i + 1) % pattern > 0, 4096)
     blocks = [replace(block, window=window) for window in windows]
     return shapes.model(fields, name, family, blocks, tied=True, context=8192)
