@@ -352,13 +352,38 @@ def test_a_chat_template_knows_each_special_token(name: str, spell: Any, file: s
     assert tokenizer.render_chat(HELLO) == "[<s>]"
 
 
-def test_what_tokenizer_config_lists_of_added_tokens_changes_nothing(tmp_path: Path) -> None:
-    """They are in tokenizer.json, as transformers' fast tokenizers have them; the list is for slow ones."""
-    added = {"2": {"content": EOS, "special": True}, "7": {"content": "<|im_end|>", "special": True}}
-    tokenizer = Tokenizer.from_folder(
-        folder(tmp_path, word_backend(), tokenizer_config={"added_tokens_decoder": added, "eos_token": EOS})
-    )
-    assert (tokenizer.stop_ids, tokenizer.vocab_size) == ({2}, word_backend().get_vocab_size())
+@pytest.mark.parametrize(
+    ("settings", "added"),
+    [
+        ({"added_tokens_decoder": {"2": {"content": EOS, "special": True}}}, []),
+        ({"added_tokens_decoder": {"7": {"content": "<more>", "special": True}}}, ["<more>"]),
+        ({"added_tokens_decoder": {"9": {"content": "<b>"}, "10": {"content": "<a>"}}}, ["<b>", "<a>"]),
+        ({"additional_special_tokens": ["<more>", {"content": "<and>", "__type": "AddedToken"}]}, ["<more>", "<and>"]),
+        ({"extra_special_tokens": {"image_token": "<image>"}}, ["<image>"]),
+        ({"extra_special_tokens": [EOS, "<s>"]}, []),
+    ],
+)
+def test_tokens_that_the_settings_add_get_the_ids_after_the_last(
+    settings: dict[str, Any], added: list[str], tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder(tmp_path, word_backend(), tokenizer_config={**settings, "eos_token": EOS})
+    ours, peer = Tokenizer.from_folder(path), PreTrainedTokenizerFast.from_pretrained(path)
+    size = word_backend().get_vocab_size()
+    assert [ours.ids_from(size), ours.vocab_size] == [list(enumerate(added, size)), size + len(added)]
+    text = f"ab{EOS}b<more> <and><b>a<a><image>"
+    ids = ours.encode(text, add_bos=False)
+    assert ids == peer(text, add_special_tokens=False).input_ids
+    assert ours.decode(ids) == peer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"additional_special_tokens": "x"}, {"extra_special_tokens": [5]}, {"added_tokens_decoder": {"7": {}}}]
+)
+def test_settings_that_add_what_is_no_token_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=next(iter(settings))):
+        Tokenizer.from_folder(folder(tmp_path, word_backend(), tokenizer_config=settings))
 
 
 @pytest.mark.parametrize("file", ["generation_config", "config"])

@@ -11,6 +11,7 @@ import tokenizers
 
 from bigrun.errors import CallError, TokenizerError
 from bigrun.text import byte_level, chat
+from bigrun.text.added_tokens import add_tokens
 from bigrun.text.stream import TextStream, pieces_of
 from bigrun.text.untrusted import array, default_template, field, read_object, read_text, token_ids, token_text
 
@@ -80,6 +81,7 @@ class Tokenizer:
         generation = read_object(path / "generation_config.json")
         if generation is None:
             generation = read_object(path / "config.json") or {}
+        add_tokens(backend, config, special)
         named = {name: text for name in _NAMED if (text := token_text(config, name) or token_text(special, name))}
         template = read_text(path / "chat_template.jinja")
         return cls(
@@ -159,7 +161,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`: special tokens and ids without a token print nothing, broken UTF-8 prints U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        printed = [
+            index for index in ids if index not in self._special_ids
+        ]  # some that are normalised the backend prints
+        text: str = self._backend.decode(printed, skip_special_tokens=True)
         return text
 
     def stream(self) -> TextStream:

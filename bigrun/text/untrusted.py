@@ -86,8 +86,10 @@ def token_text(config: Mapping[str, Any], name: str) -> str | None:
 
 
 def default_template(config: Mapping[str, Any]) -> str | None:
-    """The chat template of tokenizer_config.json: its text, or the one called "default" of a list."""
+    """The chat template of tokenizer_config.json: its text, or the one called "default" of a list or an object."""
     value = config.get("chat_template")
+    if isinstance(value, dict):
+        return field({"chat_template": value.get("default")}, "chat_template", str)
     if isinstance(value, list):
         named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
         return field({"chat_template": named.get("default")}, "chat_template", str)
