@@ -31,14 +31,14 @@ def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mappi
             _add(backend, token)
             there[token.content] = token
     for entry, name in _special(config, {} if decoder else special_map):
-        token = _token(entry, name, True)
+        token = _token(entry, name, name in SPECIAL or not isinstance(entry, dict) or bool(entry.get("special")))
         if name in SPECIAL and backend.token_to_id(token.content) is None:
             continue
         before = there.get(token.content)
-        if before is not None and before.special:
+        if before is not None and (before.special or not token.special):
             continue
         flags = {flag: getattr(before or token, flag) for flag in FLAGS}
-        token = AddedToken(token.content, special=True, **flags)
+        token = AddedToken(token.content, special=token.special, **flags)
         _add(backend, token)
         there[token.content] = token
 
