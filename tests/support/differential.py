@@ -35,6 +35,7 @@ from support.differential_files import (
     change_tensors,
     file_change,
     file_changes,
+    sound_tensor_changes,
     tensor_changes,
     weights,
     write_files,
@@ -47,7 +48,7 @@ LARGEST = 4096  # sizes beyond are not given to transformers, which would alloca
 FIELD_CHANGES = ("set", "remove", "contradict")
 _INNER = {
     "rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
-    "partial_rotary_factor", "rope_parameters", "rope_scaling", "quant_method", "attention_factor", "full_attention",
+    "partial_rotary_factor", "lm_head.weight", "rope_parameters", "rope_scaling", "quant_method", "attention_factor", "full_attention",
 }  # fmt: skip
 
 
@@ -98,14 +99,15 @@ class Answer:
 
 
 def draw_case(random: Random) -> Case:
-    """A case: mostly one to three changes of fields, tensors and files."""
+    """A case of some changes of fields, tensors and files; more than half of them have only such as make sense."""
     family = random.choice(FAMILIES)
-    changes = field_changes(random, family)
+    sound = random.random() < 0.6
+    changes = field_changes(random, family, sound)
     if random.random() < 0.5:
-        candidates = tensor_changes(expected_of(family), family)
-        changes += random.sample(candidates, random.choice([1, 1, 2]))
+        candidates = sound_tensor_changes(family) if sound else tensor_changes(expected_of(family), family)
+        changes += [random.choice(candidates) for _ in range(random.choice([1, 1, 2]))]
     if random.random() < 0.4:
-        changes.append(file_change(random))
+        changes.append(file_change(random, sound))
     context = PROMPT if random.random() < 0.8 else random.choice([24, 64, 2048])
     return Case(family, random.randint(0, 999), tuple(changes), context)
 

@@ -110,6 +110,14 @@ def surplus_tensors(family: str) -> list[Change]:
     return made
 
 
+def sound_tensor_changes(family: str) -> list[Change]:
+    """Changes of tensors that published files have."""
+    casts = [("cast", which, dtype) for which in ("all", "norms", "matrices", "biases") for dtype in CASTS[:3]]
+    heads = [("head", how) for how in ("equal", "different", "only")]
+    quiet = [("quiet", factor) for factor in (1e-2, 1e-3, 1e-4)]
+    return [*surplus_tensors(family), *casts, *heads, *quiet, *heads, *quiet, *casts, ("prefix", "strip")]
+
+
 def tensor_changes(names: Mapping[str, tuple[int, ...]], family: str) -> list[Change]:
     """Every change of tensors that there is for a model with these tensors, one by one."""
     layer = [name for name in names if ".0." in name or "." not in name.replace(".weight", "").replace(".bias", "")]
@@ -141,6 +149,9 @@ FILE_OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 
+_UNSOUND = ("broken", "directory", "extra-tensor", "lacks-tensor", "no-file", "outside", "not-json", "legacy", "extra", "tf")
+
+
 def file_changes() -> list[Change]:
     """Every option of how files are laid out, alone, and those that need shards with two of them."""
     made: list[Change] = [("file", {"shards": count}) for count in FILE_OPTIONS["shards"]]
@@ -156,14 +167,16 @@ def file_changes() -> list[Change]:
     return made
 
 
-def file_change(random: Random) -> Change:
+def file_change(random: Random, sound: bool) -> Change:
+    """A layout of files, drawn; `sound`: with all that the index names."""
     options: dict[str, Any] = {}
     if random.random() < 0.4:
         options["format"] = "bin"
     if random.random() < 0.6:
         options["shards"] = random.choice(FILE_OPTIONS["shards"])
     for name in random.sample(["linked", "twice", "stale", "index", "metadata", "pickle"], random.choice([0, 1, 1, 2])):
-        options[name] = random.choice(FILE_OPTIONS[name])
+        values = FILE_OPTIONS[name]
+        options[name] = random.choice([value for value in values if value not in _UNSOUND] if sound else values)
     return ("file", options)
 
 
@@ -203,7 +216,7 @@ def _is_of(which: str, name: str, value: torch.Tensor) -> bool:
 
 def _cast(value: torch.Tensor, dtype: str) -> torch.Tensor:
     target = getattr(torch, dtype)
-    return (value if target.is_floating_point else (4 * value).round().clamp(-100, 100)).to(target)
+    return (value if target.is_floating_point else (4 * value.float()).round().clamp(-100, 100)).to(target)
 
 
 def _reshaped(value: torch.Tensor, how: str) -> torch.Tensor:
