@@ -166,6 +166,17 @@ def names_something(message: str, folder: Path, known: set[str]) -> bool:
     return any(re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", plain) for name in names)
 
 
+def subject(message: str) -> str:
+    """What a refusal is about: its field, or a tensor's kind and what is the matter with it, or its first words."""
+    if found := re.search(r"field '([^']*)'", message):
+        return f"field {found[1]}"
+    if found := re.search(r"tensor (\S+) (.*)", message):
+        why = re.sub(r"\d+|'[^']*'|/\S+", "…", found[2])
+        return f"a tensor {' '.join(why.split()[:6])}"
+    plain = re.sub(r"^\S*/\S*:? ", "", re.sub(r"\d+|'[^']*'", "…", message))
+    return " ".join(plain.split()[:7])
+
+
 def _named_in_indices(folder: Path) -> set[str]:
     """The files that indices of the folder name."""
     names: set[str] = set()

@@ -66,7 +66,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "add_eos_token": (True, False),
     "bos": ("dict", "absent", "null", "unknown", "in-map", "empty"),
     "eos": ("dict", "absent", "null", "unknown", "in-map", "list"),
-    "map": ("same", "other", "dicts"),
+    "map": ("same", "dicts", "swapped"),
     "where": ("list", "list-others", "jinja", "both", "none", "null", "dict", "additional"),
     "added": tuple(
         {"content": content, "special": special, **flags}
@@ -265,8 +265,10 @@ def write_text_case(case: TextCase, folder: Path) -> None:
     for short in ("bos", "eos"):
         _spell(f"{short}_token", change.get(short), config, special)
     if "map" in change:
-        for name, text in _named(case).items():
-            special[name] = {"same": text, "dicts": {"content": text, "lstrip": False}, "other": "the"}[change["map"]]
+        named = _named(case)
+        swapped = {**named, "bos_token": named["eos_token"], "eos_token": named["bos_token"]}
+        for name, text in (swapped if change["map"] == "swapped" else named).items():
+            special[name] = {"content": text, "lstrip": False} if change["map"] == "dicts" else text
     for name in ("add_bos_token", "add_eos_token", "model_max_length", "split_special_tokens"):
         if name in change:
             config[name] = change[name]
