@@ -24,7 +24,8 @@ from support.differential_text import TextCase, judge_text, smallest_text
 FEW = settings(
     deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
-RANDOM = st.randoms(use_true_random=False)
+# Seeds, as a Random that hypothesis feeds repeats itself: 43 different cases in 100.
+RANDOM = st.integers(0, 2**32 - 1).map(Random)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -204,9 +204,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
-def write_case(
-    case: Case, folder: Path, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def write_case(case: Case, folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """config.json and weights in `folder`, which is made anew; the fields and the tensors."""
     config = _config(case, FIELD_CHANGES)
     followed = _config(case, ("set", "remove"))
@@ -253,7 +251,9 @@ def _too_large(config: Mapping[str, Any]) -> bool:
     """Whether transformers would allocate without end. A table of positions is not made in the families that turn them."""
     free = () if config.get("model_type") == "opt" else ("max_position_embeddings", "seq_length")
     sizes = {name: value for name, value in config.items() if name not in free and type(value) is int}
-    return any(value > LARGEST for name, value in sizes.items() if not name.endswith(("_token_id", "_window", "_theta")))
+    return any(
+        value > LARGEST for name, value in sizes.items() if not name.endswith(("_token_id", "_window", "_theta"))
+    )
 
 
 def prompt(vocab: int) -> np.ndarray:

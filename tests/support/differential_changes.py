@@ -1,9 +1,9 @@
 """What differential tests change in a sound checkpoint: fields, tensors, files. A change is a tuple that JSON can hold.
 
-    ("set", field, value)        the field has this value, and the tensors are those that transformers then expects
-    ("remove", field)            the same, without the field
-    ("contradict", field, value) the field alone changes: the tensors stay
-    others                       of tensors and files: differential_files.py
+("set", field, value)        the field has this value, and the tensors are those that transformers then expects
+("remove", field)            the same, without the field
+("contradict", field, value) the field alone changes: the tensors stay
+others                       of tensors and files: differential_files.py
 """
 
 from __future__ import annotations
@@ -62,8 +62,21 @@ _KINDS: tuple[Any, ...] = (
 )  # fmt: skip
 _SHARED: dict[str, tuple[Any, ...]] = {
     "architectures": (
-        ["{}ForCausalLM", "Other"], ..., None, [], "{}ForCausalLM", ["{}Model"], ["{}ForSequenceClassification"], ["{}LMHeadModel"],
-        ["Other", "{}ForCausalLM"], ["Unknown"], ["LLaMAForCausalLM"], ["GemmaForCausalLM"], [None], [3], {},
+        ["{}ForCausalLM", "Other"],
+        ...,
+        None,
+        [],
+        "{}ForCausalLM",
+        ["{}Model"],
+        ["{}ForSequenceClassification"],
+        ["{}LMHeadModel"],
+        ["Other", "{}ForCausalLM"],
+        ["Unknown"],
+        ["LLaMAForCausalLM"],
+        ["GemmaForCausalLM"],
+        [None],
+        [3],
+        {},
     ),
     "model_type": (..., None, "", "llama", "bloom", "opt", "mistral", "qwen2", "gemma", "unknown", "LLAMA", 3),
     "vocab_size": (96, 99, 128, ..., 1, "97", 97.0, None, 0, -1, 2**40),

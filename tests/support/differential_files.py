@@ -1,14 +1,14 @@
 """The tensors and files of a differential case: random weights that show mistakes, changes of them, ways to lay them out.
 
-    ("surplus", name, shape, fill, dtype)   a tensor that the model does not ask for
-    ("drop", name)                          a tensor is missing
-    ("reshape", name, how)                  transposed, flat, longer, shorter, unsqueezed
-    ("cast", which, dtype)                  all, norms, matrices, biases or one by its name
-    ("head", how)                           lm_head: equal to the embedding, different, none, or there alone
-    ("prefix", how)                         names without the model class's prefix, with another, or some without
-    ("quiet", factor)                       embeddings so small that the norms' epsilon shows
-    ("value", name, text)                   one number of a tensor: nan, inf, -inf
-    ("file", {...})                         see `write_files`
+("surplus", name, shape, fill, dtype)   a tensor that the model does not ask for
+("drop", name)                          a tensor is missing
+("reshape", name, how)                  transposed, flat, longer, shorter, unsqueezed
+("cast", which, dtype)                  all, norms, matrices, biases or one by its name
+("head", how)                           lm_head: equal to the embedding, different, none, or there alone
+("prefix", how)                         names without the model class's prefix, with another, or some without
+("quiet", factor)                       embeddings so small that the norms' epsilon shows
+("value", name, text)                   one number of a tensor: nan, inf, -inf
+("file", {...})                         see `write_files`
 """
 
 from __future__ import annotations
@@ -142,14 +142,34 @@ FILE_OPTIONS: dict[str, tuple[Any, ...]] = {
     "linked": ("absolute", "relative", "folder", "broken", "directory"),
     "twice": ("equal", "other-first", "other-last"),
     "stale": ("single", "bin", "safetensors"),
-    "index": ("no-metadata", "extra-tensor", "lacks-tensor", "subfolder", "odd-names", "no-file", "outside", "not-json"),
+    "index": (
+        "no-metadata",
+        "extra-tensor",
+        "lacks-tensor",
+        "subfolder",
+        "odd-names",
+        "no-file",
+        "outside",
+        "not-json",
+    ),
     "metadata": ("none", "tf"),
     "pickle": ("shared", "views", "parameters", "nested", "legacy", "ordered", "extra"),
     "truncated": (True,),
 }
 
 
-_UNSOUND = ("broken", "directory", "extra-tensor", "lacks-tensor", "no-file", "outside", "not-json", "legacy", "extra", "tf")
+_UNSOUND = (
+    "broken",
+    "directory",
+    "extra-tensor",
+    "lacks-tensor",
+    "no-file",
+    "outside",
+    "not-json",
+    "legacy",
+    "extra",
+    "tf",
+)
 
 
 def file_changes() -> list[Change]:
@@ -266,7 +286,9 @@ def _quieten(tensors: dict[str, torch.Tensor], factor: float, embedding: str) ->
     for name in list(tensors):
         if name == embedding or "embed_positions" in name:
             tensors[name] = tensors[name] * factor
-        elif tied and any(name.endswith(end) for end in ("model.norm.weight", "ln_f.weight", "decoder.final_layer_norm.weight")):
+        elif tied and any(
+            name.endswith(end) for end in ("model.norm.weight", "ln_f.weight", "decoder.final_layer_norm.weight")
+        ):
             tensors[name] = tensors[name] / factor
 
 

@@ -70,7 +70,14 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "where": ("list", "list-others", "jinja", "both", "none", "null", "dict", "additional"),
     "added": tuple(
         {"content": content, "special": special, **flags}
-        for content, special in (("<tag>", False), ("<tag>", True), ("wor", False), (" x", False), ("日", True), ("\n\n", False))
+        for content, special in (
+            ("<tag>", False),
+            ("<tag>", True),
+            ("wor", False),
+            (" x", False),
+            ("日", True),
+            ("\n\n", False),
+        )
         for flags in ({}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True})
     ),
     "markers": ("plain", "none", "normalized"),
@@ -358,7 +365,12 @@ def draw_conversation(random: Random, markers: tuple[str, ...]) -> list[dict[str
             message["content"] = random.choice([None, [{"type": "text", "text": "a part"}], 7, {"a": 1}])
         elif odd < 0.08 and role == "assistant":
             message["tool_calls"] = random.choice(
-                [None, [], [{"function": {"name": "add", "arguments": {"x": 1, "é": "<&>"}}}], [{"name": "f", "arguments": {}}]]
+                [
+                    None,
+                    [],
+                    [{"function": {"name": "add", "arguments": {"x": 1, "é": "<&>"}}}],
+                    [{"name": "f", "arguments": {}}],
+                ]
             )
         elif odd < 0.12:
             message[random.choice(["name", "reasoning_content", "thinking", "reasoning"])] = draw_text(random, markers)
@@ -433,10 +445,14 @@ def _questions(case: TextCase, folder: Path, theirs: Any, ours: Tokenizer) -> It
     conversations = [draw_conversation(random, markers) for _ in range(4)]
     for messages in [[{"role": "user", "content": prompt}], *conversations]:
         expected = _tried(
-            lambda messages=messages: theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            lambda messages=messages: theirs.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
         )
-        yield f"chat {json.dumps(messages, ensure_ascii=False)}", expected, _tried(
-            lambda messages=messages: ours.encode(ours.render_chat(messages), add_bos=False)
+        yield (
+            f"chat {json.dumps(messages, ensure_ascii=False)}",
+            expected,
+            _tried(lambda messages=messages: ours.encode(ours.render_chat(messages), add_bos=False)),
         )
     if ours.chat_template is not None:  # as a run does it
         expected = _tried(
