@@ -54,7 +54,7 @@ class _Joiner:
     def __init__(self, vocabulary: Mapping[str, int], scores: Sequence[float], unknown: str | None) -> None:
         self._ids, self._unknown = vocabulary, unknown
         self._costs = {token: -scores[index] for token, index in vocabulary.items()}
-        # No token reaches over the start of a word, so words are tokenized by themselves, and remembered. A word starts at a mark
+        # No token reaches over the start of a word, so words are tokenized by themselves, and remembered. One starts at a mark
         # behind any character but those that some token has in front of one.
         inside = {token[i - 1] for token in vocabulary for i in range(1, len(token)) if token[i] == MARK}
         self._start = re.compile(rf"(?<=[^{re.escape(MARK + ''.join(sorted(inside)))}])(?={MARK})")

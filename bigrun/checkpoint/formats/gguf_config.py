@@ -108,7 +108,8 @@ def _check_heads(metadata: Mapping[str, Any], config: dict[str, Any], where: str
         size = metadata.get(f"llama.{key}", default)
         if size != head_dim:
             raise CheckpointError(
-                f"{where}: llama.{key} is {size!r:.20} where a head has {head_dim!r:.20} entries: that is not computed here"
+                f"{where}: llama.{key} is {size!r:.20} where a head has {head_dim!r:.20} entries (llama.attention.key_length, "
+                f"or else llama.embedding_length over the heads): that is not computed here"
             )
     scale = metadata.get("llama.attention.scale")
     if not gguf_keys.is_default_scale(scale, head_dim):
@@ -146,7 +147,7 @@ def _scaling(
 
 def _divisors(tensor: GgufTensor, vector: Vector, head_dim: Any, where: str) -> list[float]:
     """The numbers that the frequencies are divided by, one for each rotated pair of a head."""
-    if type(head_dim) is not int or head_dim > MOST_HEAD_DIM or tensor.shape != (head_dim // 2,):
+    if type(head_dim) is not int or not 2 <= head_dim <= MOST_HEAD_DIM or tensor.shape != (head_dim // 2,):
         raise CheckpointError(
             f"{where}: tensor {ROPE_FREQS} has shape {list(tensor.shape)}; "
             f"it needs half as many entries as a head, which has {head_dim!r:.20}"
