@@ -50,6 +50,17 @@ def described(path: Path) -> ModelSpec:
     return spec_from_config(GgufCheckpoint(path).config, "toy", str(path))
 
 
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("options", [{}, {"tied": True, "kv_heads": 4}], ids=["plain", "tied"])
+def test_logits_are_those_of_transformers_on_the_same_file(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    llama(tmp_path, tokenizer=True, **options)
+    gguf_twin(tmp_path, tmp_path / "x.gguf", kind)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32)
+    np.testing.assert_allclose(logits(tmp_path / "x.gguf"), theirs(model), atol=2e-5)
+
+
 # Keys
 
 SOUND: dict[str, Any] = {

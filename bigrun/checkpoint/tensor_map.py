@@ -13,7 +13,7 @@ from bigrun.model.spec import ModelSpec, Part
 # What published checkpoints hold beside a model's weights: tables that the code computes anew, and the scales of
 # activations, which bigrun measures as they come.
 IGNORED = (
-    "*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias", "rope_freqs.weight",
+    "*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.attention.masked_bias",
     "*.input_scale",
 )  # fmt: skip
 

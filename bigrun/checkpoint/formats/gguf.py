@@ -12,7 +12,7 @@ import numpy as np
 
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
 from bigrun.checkpoint.files import GGUF_METADATA
-from bigrun.checkpoint.formats.gguf_config import absent_biases, make_config
+from bigrun.checkpoint.formats.gguf_config import ROPE_FREQS, absent_biases, make_config
 from bigrun.checkpoint.formats.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
 from bigrun.checkpoint.mapped import WILLNEED, Mapped
 from bigrun.errors import CheckpointError
@@ -60,6 +60,7 @@ class GgufCheckpoint:
         self.tensors: Mapping[str, TensorInfo] = tensors
         where = str(self.paths[0])
         self.config: Mapping[str, Any] = make_config(self._files[0].metadata, self._entries, self._vector, where)
+        tensors.pop(ROPE_FREQS, None)  # the configuration has its numbers
         for name, count in absent_biases(self._entries, self.config).items():
             tensors[name] = TensorInfo(ZEROS, (count,), 0, True, where)
 
