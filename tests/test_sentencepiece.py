@@ -94,8 +94,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_tokens_and_text_are_those_of_transformers(text: str, theirs: Any) -> None:
     ours = Tokenizer.from_gguf(fields())
     ids = ours.encode(text, add_bos=False)
-    # Before a space that is there, and behind a special token, transformers 5 puts none, where llama.cpp does (and SentencePiece,
-    # the first).
+    # Before a space that is there, and behind a special token, transformers 5 puts none, where llama.cpp does (and the first,
+    # SentencePiece).
     if "<" not in text and not text.startswith(" "):
         assert ids == theirs(text, add_special_tokens=False).input_ids
     assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids, skip_special_tokens=True)
