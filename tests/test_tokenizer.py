@@ -261,7 +261,11 @@ def test_text_that_only_looks_like_an_end_does_not_end_a_generation() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ggml__model": "llama"}, "supported: 'gpt2'"),
+        ({"ggml__model": "bert"}, "'bert'; supported: 'gpt2' (byte-level BPE) and 'llama'"),
+        ({"ggml__model": "t5"}, "'t5'; supported"),
+        ({"ggml__model": "rwkv"}, "'rwkv'; supported"),
+        ({"ggml__model": "plamo2"}, "'plamo2'; supported"),
+        ({"ggml__model": "no_vocab"}, "'no_vocab'; supported"),
         ({"ggml__model": None}, "supported: 'gpt2'"),
         ({"ggml__pre": "from-the-future"}, "supported: bloom"),
         ({"ggml__pre": None}, "tokenizer.ggml.pre"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigrun.errors import CheckpointError
+from bigrun.model.file_kind import HEAD, LFS_POINTER, what_it_is
 
 CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
 # What a folder may have beside its configuration and weights that a run needs.
@@ -14,8 +15,6 @@ COMPANIONS = (
 )  # fmt: skip
 LARGEST_COMPANION = 64 * 2**20
 KERNEL = ("/proc/", "/sys/")  # file systems of the kernel's, some of whose files look plain
-# What Git has in place of a large file until it is fetched (Git LFS's specification, "The Pointer").
-POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_companions(folder: Path) -> dict[str, bytes]:
@@ -44,10 +43,9 @@ def open_file(path: Path) -> BinaryIO:
     try:
         if os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
             raise CheckpointError(f"{path}: leads to a file of the kernel's; fetch it again")
-        if os.pread(handle, len(POINTER), 0) == POINTER:
-            raise CheckpointError(
-                f"{path}: a Git LFS pointer in place of the file: fetch it with `git lfs pull`, or from the hub"
-            )
+        head = os.pread(handle, HEAD, 0)
+        if head.startswith(LFS_POINTER):
+            raise CheckpointError(f"{path}: {what_it_is(head)}")
     except BaseException:
         stream.close()
         raise

@@ -69,7 +69,7 @@ class TinyCheckpoint:
 def tiny(spec: ModelSpec) -> ModelSpec:
     """A model of one small block of the same kind: the same ops, dtypes and flags."""
     block = spec.blocks[0]
-    rope = replace(block.rope, dims=16) if block.rope else None
+    rope = replace(block.rope, dims=16, kind="default", factors=()) if block.rope else None
     kv_heads = 4 if block.kv_heads == block.heads else 2
     small = replace(
         block, window=0, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope

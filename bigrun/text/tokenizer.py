@@ -10,10 +10,11 @@ from typing import Any
 import tokenizers
 
 from bigrun.errors import CallError, TokenizerError
-from bigrun.text import byte_level, chat
+from bigrun.text import chat
 from bigrun.text.added_tokens import add_tokens
+from bigrun.text.gguf_vocabulary import vocabulary
 from bigrun.text.stream import TextStream, pieces_of
-from bigrun.text.untrusted import array, default_template, field, read_object, read_text, token_ids, token_text
+from bigrun.text.untrusted import default_template, field, read_object, read_text, token_ids, token_text
 
 # Tokens that end a turn or a document, by name: checkpoints often mark only one of them as their end of sequence.
 _END_OF_TURN = (
@@ -95,36 +96,11 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
-        """From a GGUF file's metadata, decoded: `tokenizer.ggml.model`, `.pre`, `.tokens`, `.merges`, `.token_type` ...
+        """From a GGUF file's metadata, decoded: `tokenizer.ggml.model`, `.tokens`, `.token_type` and what the kind needs.
 
-        Byte-level BPE only (`model` "gpt2"). Raises TokenizerError.
+        Byte-level BPE (`model` "gpt2") and SentencePiece's ("llama"). Raises TokenizerError.
         """
-        model = fields.get("tokenizer.ggml.model")
-        if model != "gpt2":
-            raise TokenizerError(
-                f"tokenizer.ggml.model is {model!r:.80}; supported: 'gpt2' (byte-level BPE)."
-                " Run the model from its folder with tokenizer.json instead"
-            )
-        split = byte_level.split_named(fields.get("tokenizer.ggml.pre"))
-        tokens = array(fields, "tokenizer.ggml.tokens", str)
-        merges = array(fields, "tokenizer.ggml.merges", str)
-        types = array(fields, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in fields else None
-        backend = byte_level.build(tokens, merges, types, split)
-
-        def ids(name: str) -> list[int]:
-            return token_ids(
-                fields.get(f"tokenizer.ggml.{name}_token_id"), f"tokenizer.ggml.{name}_token_id", len(tokens)
-            )
-
-        keys = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-        add_bos = field(fields, "tokenizer.ggml.add_bos_token", bool)
-        return cls(
-            backend,
-            named={name: tokens[index] for key, name in keys.items() for index in ids(key)},
-            add_bos=split.adds_bos if add_bos is None else add_bos,
-            stop_ids=[*ids("eos"), *ids("eot"), *ids("eom")],
-            chat_template=field(fields, "tokenizer.chat_template", str),
-        )
+        return cls(**vocabulary(fields))
 
     @property
     def adds_bos(self) -> bool:
