@@ -81,6 +81,20 @@ def open_files(model: Model) -> ModelFiles:
     return safetensors.SafetensorsCheckpoint(folder)
 
 
+def open_hub(model: Model, revision: str | None = None) -> tuple[HubFiles | None, ModelSpec]:
+    """What the headers of a hub id's safetensors say, None where it has none or the hub does not answer, and its spec."""
+    repo = str(model.repo)
+    path, reached = config(repo, revision)
+    where, values = f"{repo}: config.json", safetensors.read_json(path)
+    spec = spec_from_config(values, model.name, where)
+    hub_headers = headers(repo, revision) if reached else None
+    if hub_headers is None:
+        return None, spec
+    hub_files = HubFiles(repo, values, hub_headers)
+    check(spec, hub_files)
+    return hub_files, replace(reconciled(hub_files, spec, where), checkpoint_bytes=hub_headers.bytes)
+
+
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
     """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's from its config.json.
 
@@ -90,15 +104,7 @@ def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
     if model.folder is None and model.entry is not None and (model.repo or not model.gguf):
         return replace(model.entry.spec(), name=model.name)
     if model.repo is not None:
-        path, reached = config(model.repo, revision)
-        where, values = f"{model.repo}: config.json", safetensors.read_json(path)
-        spec = spec_from_config(values, model.name, where)
-        hub_headers = headers(model.repo, revision) if reached else None
-        if hub_headers is None:
-            return spec
-        hub_files = HubFiles(model.repo, values, hub_headers)
-        check(spec, hub_files)
-        return replace(reconciled(hub_files, spec, where), checkpoint_bytes=hub_headers.bytes)
+        return open_hub(model, revision)[1]
     if model.folder is not None:
         try:
             return open_model(model)[1]

@@ -4,7 +4,7 @@ and `inspect`."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bigrun.checkpoint.leftovers import quantised
@@ -12,10 +12,12 @@ from bigrun.checkpoint.tensor_map import map_tensors, problems, surplus
 from bigrun.errors import BigrunError, CheckpointError, TokenizerError
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.conversion_folder import Conversion
+from bigrun.loading.open import model_spec, open_hub, open_model
 
 if TYPE_CHECKING:
     from bigrun.checkpoint.base import Checkpoint
     from bigrun.loading.open import ModelFiles
+    from bigrun.model.resolve import Model
     from bigrun.model.spec import ModelSpec
     from bigrun.text.tokenizer import Tokenizer
 
@@ -62,6 +64,26 @@ def examine(files: ModelFiles, spec: ModelSpec, text: bool = True, tensors: bool
     return Findings(wrong, text_problems, warnings, ignored, tokenizer, about)
 
 
+def described(model: Model, revision: str | None = None) -> tuple[ModelSpec, Findings]:
+    """The spec of a model, and what a run of it would meet as far as that is known without fetching it: of a catalog's name
+    nothing, of a hub id what the headers of its files say, of what is here all but what only reading its tokenizer shows, which
+    takes longer than planning."""
+    if model.repo is not None and model.entry is None:
+        hub_files, spec = open_hub(model, revision)
+        return spec, Findings() if hub_files is None else examine(hub_files, spec, text=False)
+    if model.folder is None and model.gguf is None:
+        return model_spec(model, revision), Findings()
+    try:
+        files, spec = open_model(model)
+        findings = examine(files, spec, text=False)
+        missing = (f"{files.where} {NO_TOKENIZER_JSON}",) if _lacks_tokenizer(files) else ()
+        return spec, replace(findings, warnings=(*findings.warnings, *missing))
+    except (
+        CheckpointError
+    ) as error:  # a plan needs the configuration alone; what that lacks is raised by whoever reads it
+        return model_spec(model), Findings((str(error),))
+
+
 def _refusal(spec: ModelSpec) -> Iterator[str]:
     if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
         yield why
@@ -86,7 +108,7 @@ def tokenizer_of(files: ModelFiles) -> Tokenizer:
 
 def _tokenizer(files: ModelFiles, spec: ModelSpec) -> tuple[str, Tokenizer | None, tuple[str, ...], tuple[str, ...]]:
     """(the tokenizer in words, itself, problems, warnings)."""
-    if files.metadata is None and not (files.folder / "tokenizer.json").exists():
+    if _lacks_tokenizer(files):
         return NO_TOKENIZER, None, (f"{files.where} {NO_TOKENIZER_JSON}",), ()
     try:
         tokenizer = tokenizer_of(files)
@@ -95,6 +117,10 @@ def _tokenizer(files: ModelFiles, spec: ModelSpec) -> tuple[str, Tokenizer | Non
         return "unreadable", None, (str(error),), ()
     chat = "with a chat template" if tokenizer.chat_template else "no chat template"
     return f"{tokenizer.vocab_size} tokens, {chat}", tokenizer, (), tuple(beyond_table(tokenizer, spec))
+
+
+def _lacks_tokenizer(files: ModelFiles) -> bool:
+    return files.metadata is None and not (files.folder / "tokenizer.json").exists()
 
 
 def beyond_table(tokenizer: Tokenizer, spec: ModelSpec) -> Iterator[str]:
