@@ -12,6 +12,7 @@ from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
 from bigrun.cli.options import as_json, parse, rig_options, run_options
+from bigrun.cli.prompt import read_prompt
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.version import __version__
 
@@ -100,17 +101,23 @@ def _compared(made: Any, options: Any) -> Any:
 @run_options
 @as_json
 @click.option("--plan", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
-@click.option("--prompt", metavar="TEXT", help="Default: standard input.")
+@click.option("-p", "--prompt", metavar="TEXT", help="What to continue. Default: standard input.")
+@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
 @click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling noise.")
-def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **flags: Any) -> None:
-    """Continue a prompt; the text streams as it comes."""
+def generate(
+    as_json: bool, prompt: str | None, prompt_file: str | None, max_new_tokens: int, raw: bool, **flags: Any
+) -> None:
+    """Continue a prompt; the text streams as it comes.
+
+    One line's end at the end of a file or of standard input is no part of the prompt.
+    """
     sampling = {name: flags.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
-    text = _prompt(prompt)
+    text = read_prompt(prompt, prompt_file)
     from bigrun.session.preflight import check_generation
 
     check_generation(max_new_tokens, sampling)  # before a long load, not after it
@@ -242,16 +249,6 @@ def _check_instruction_set() -> None:
         isa.current()
     except ValueError as error:
         raise CallError(str(error)) from error
-
-
-def _prompt(prompt: str | None) -> str:
-    if prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise CallError("no prompt: give --prompt TEXT, or text on standard input")
-        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    if not prompt.strip():
-        raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
-    return prompt
 
 
 def _print(made: Any, other: Any) -> None:
