@@ -108,9 +108,18 @@ def _compared(made: Any, options: Any) -> Any:
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
 @click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling noise.")
+@click.option(
+    "--seed", type=int, metavar="S", help="The same seed draws the same text. Default: a random one, which -v tells."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Tokens, seconds and speeds after the answer, on standard error.")
 def generate(
-    as_json: bool, prompt: str | None, prompt_file: str | None, max_new_tokens: int, raw: bool, **flags: Any
+    as_json: bool,
+    prompt: str | None,
+    prompt_file: str | None,
+    max_new_tokens: int,
+    raw: bool,
+    verbose: bool,
+    **flags: Any,
 ) -> None:
     """Continue a prompt; the text streams as it comes.
 
@@ -128,16 +137,18 @@ def generate(
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)
-        stats = stream.stats
+        text = "".join(pieces)
         if as_json:
-            text = "".join(pieces)
-            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
+            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}, ensure_ascii=False)
             print(_readable(answer))
             return
-        print()
-        if not flags["quiet"] and sys.stderr.isatty():
-            rate = stats.new_tokens / stats.decode_seconds if stats.decode_seconds else 0.0
-            print(f"[{stats.prompt_tokens} + {stats.new_tokens} tokens, {rate:.1f} tokens/s]", file=sys.stderr)
+        if text:
+            print(flush=True)
+        if not flags["quiet"]:
+            from bigrun.cli.answer import notes
+
+            for note in notes(stream.stats, bool(text), sys.stderr.isatty(), verbose):
+                print(f"[{note}]", file=sys.stderr)
 
 
 @main.command()

@@ -168,7 +168,7 @@ class Runner:
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Generation:  # fmt: skip
         """The continuation of a prompt, whole. Stops at the model's end token, at `max_new_tokens`, or where the context is
         full. CallError for values that make no sense; RunError where logits are no numbers.
@@ -179,7 +179,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         stream = self.stream(prompt, max_new_tokens, raw, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         text = "".join(stream)
@@ -187,7 +187,7 @@ class Runner:
 
     def stream(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Stream:  # fmt: skip
         """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
         where another has begun and not ended.
@@ -198,7 +198,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         chosen = check_generation(
             max_new_tokens, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
