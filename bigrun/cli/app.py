@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import click
 
+from bigrun.cli.complete import FILE
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
+from bigrun.cli.help import Commands
 from bigrun.cli.options import as_json, parse, rig_options, run_options
 from bigrun.cli.prompt import read_prompt
 from bigrun.errors import CallError, PlanDoesNotFit
@@ -33,7 +36,7 @@ def main() -> None:
 @click.option("--what-if", metavar="CHANGE", help="The plan after it, beside today's: +1xRTX4090, -1x24GB, cpu=128GB.")
 @click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
 @click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
-@click.option("--svg", metavar="FILE", help="A picture of the plan.")
+@click.option("--svg", type=FILE, metavar="FILE", help="A picture of the plan.")
 @click.option("--programs", is_flag=True, help="Also the steps that each device would execute.")
 def plan_command(
     as_json: bool, svg: str | None, compare: str | None, programs: bool, solve: str | None, what_if: str | None,
@@ -100,9 +103,11 @@ def _compared(made: Any, options: Any) -> Any:
 @rig_options
 @run_options
 @as_json
-@click.option("--plan", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
+@click.option("--plan", type=FILE, metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
 @click.option("-p", "--prompt", metavar="TEXT", help="What to continue. Default: standard input.")
-@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input.")
+@click.option(
+    "--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input."
+)
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
@@ -185,7 +190,7 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **fla
         print(describe(report))
 
 
-@main.group("eval")
+@main.group("eval", cls=Commands)
 def evaluate() -> None:
     """How good the model still is."""
 
@@ -262,16 +267,20 @@ def _check_instruction_set() -> None:
         raise CallError(str(error)) from error
 
 
+NARROWEST, UNKNOWN_WIDTH = 20, 120
+
+
 def _print(made: Any, other: Any) -> None:
+    """The plan as a person reads it. What is missing of one that does not fit is left to the error, which is said next."""
     from rich.console import Console
 
     from bigrun.planning.report import compared_view, plan_view
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    known = console.is_terminal or os.environ.get("COLUMNS", "").lstrip("0").isdigit()
+    console.width = max(console.width, NARROWEST) if known else UNKNOWN_WIDTH
     with console.capture() as capture:  # and printed here: rich itself ends with 1 where a pipe is closed
-        console.print(plan_view(made, console.width))
+        console.print(plan_view(replace(made, hint=""), console.width))
         if other is not None:
             console.print(compared_view(other))
     print(capture.get(), end="")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from bigrun.cli.help import Commands
 from bigrun.errors import BigrunError, command_line
 
 # click 8.2 raises this for a group without a command; 8.1 prints the help by itself
@@ -29,7 +30,7 @@ def _past_click() -> Iterator[None]:
         raise _PipeClosed from error
 
 
-class Group(click.Group):
+class Group(Commands):
     """A click group that reports errors in one or two lines on standard error and exits with the documented status."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:

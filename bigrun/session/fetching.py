@@ -6,6 +6,7 @@ from pathlib import Path
 from bigrun.checkpoint.hub.download import fetch
 from bigrun.model.resolve import Model
 from bigrun.planning.plan import Plan
+from bigrun.planning.report import plan_text
 from bigrun.progress import reporting
 
 
@@ -14,7 +15,7 @@ def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool)
 
     def begin(nbytes: int) -> None:
         if shown and plan is not None:
-            print(plan, file=sys.stderr, flush=True)
+            print(plan_text(plan, _width()), end="", file=sys.stderr, flush=True)
 
     total = done = 0
     with reporting(model.name, shown) as report:
@@ -28,3 +29,10 @@ def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool)
             done = so_far
 
         return fetch(model, revision, report_bytes, begin)
+
+
+def _width() -> int:
+    """Columns of the terminal that standard error is, or what a plan takes at most."""
+    from rich.console import Console
+
+    return Console(stderr=True).width if sys.stderr.isatty() else 110
