@@ -278,26 +278,53 @@ def test_a_host_file_that_is_named_comes_before_that_of_the_environment(
     ended(run_command("plan", "--model", home / "llama", *RIG, "--host", slow, "--json"), 2, str(slow))
 
 
-# Numba's cache
+# No home: a user id without an entry, as containers give
 
 
-@pytest.mark.parametrize("value", ["", None], ids=["empty", "not set"])
-def test_whether_kernels_are_compiled_is_not_looked_for_in_the_folder_that_one_is_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder at hand of a user who has no home; nothing is to be left in it."""
+    import pwd
+
+    from huggingface_hub import constants
+
+    def unknown(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "BIGRUN_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")  # as it is found to be then
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_without_a_home_plans_and_runs_go_on(home: Path, homeless: Path) -> None:
+    assert run_command("plan", "--model", home / "llama", *RIG).exit_code == 0
+    assert run_command(*command(home, "generate")).exit_code == 0
+    assert not list(homeless.iterdir())
+
+
+def test_without_a_home_a_hub_model_and_a_cache_there_are_refused_by_the_variable_or_the_option(
+    home: Path, homeless: Path
 ) -> None:
-    from bigrun_kernels.cpu import compiled
+    for args in (("plan",), ("generate", "-p", "x", "--quiet")):
+        ended(run_command(*args, "--model", "nobody/nothing", *RIG), 1, "HF_HOME", "no home")
+    ended(run_command(*command(home, "generate"), "--cache", "~/int8"), 2, "--cache ~/int8")
+    assert not list(homeless.iterdir())
 
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "imagined.f.nbi").write_text("")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    if value is None:
-        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    else:
-        monkeypatch.setenv("NUMBA_CACHE_DIR", value)
-    assert not compiled("imagined")
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "a"))
-    assert compiled("imagined")
+
+def test_without_a_home_info_measures_and_says_that_it_keeps_nothing(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("read_bandwidth", "multiply_rate", "wide_rate", "disk_bandwidth"):
+        monkeypatch.setattr(f"bigrun.devices.measure.{name}", lambda *_: 1e9)
+    result = run_command("info", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["host_file"] == "not kept: this user has no home: give --host FILE"
+    ended(run_command("bench", "--learn", *RIG), 2, "--learn", "no home", "--host")
+    assert not list(homeless.iterdir())
 
 
 # The terminal's

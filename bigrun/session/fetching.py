@@ -8,17 +8,21 @@ from bigrun.model.resolve import Model
 from bigrun.planning.plan import Plan
 from bigrun.planning.report import plan_text
 from bigrun.progress import reporting
+from bigrun.sizes import format_size
 
 
 def fetching(model: Model, revision: str | None, plan: Plan | None, shown: bool) -> Path:
-    """Fetches a hub model and returns its folder. If anything is missing, the plan is shown first."""
+    """Fetches a hub model and returns its folder. If anything is missing, the plan is shown first, and how much that is."""
 
     def begin(nbytes: int) -> None:
         if shown and plan is not None:
             print(plan_text(plan, _width()), end="", file=sys.stderr, flush=True)
+        report.note(f"{model.name}: fetching {format_size(nbytes)} from {model.repo} on the hub")
 
     total = done = 0
-    with reporting(model.name, shown) as report:
+    with reporting(f"fetching {model.name}", shown) as report:
+        if model.note:
+            report.note(model.note)
 
         def report_bytes(file: str, so_far: int, whole: int) -> None:
             nonlocal total, done
