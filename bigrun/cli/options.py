@@ -100,7 +100,7 @@ run_options = options(
         show_default=True,
         type=complete.MODE,
         metavar="MODE",
-        help="exact (w8a16), llm.int8 (w8a8) or auto.",
+        help="exact (w8a16), llm.int8 (w8a8), by which small models lose quality, or auto.",
     ),
     click.option(
         "--kernels",

@@ -7,6 +7,8 @@ from typing import Any
 
 from bigrun.session.request import Request
 
+SHOWN = 60  # characters of an answer in its repr
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -32,13 +34,18 @@ class Stats:
         return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """What `generate` returns."""
 
     text: str  # the continuation, without the prompt
     token_ids: tuple[int, ...]  # its tokens, without the stop token
     stats: Stats  # what it took
+
+    def __repr__(self) -> str:
+        """One line for a notebook: the beginning of the text, how much it is, how it ended."""
+        text = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "…"
+        return f"Generation({text!r}, {len(self.token_ids)} tokens, ended by {self.stats.ended})"
 
 
 class Stream:

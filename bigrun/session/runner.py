@@ -72,7 +72,7 @@ class Runner:
         cpu: host memory to use, as "64GB", "64GiB" or bytes; None: what is available, less a reserve.
         disk: disk space for what fits nowhere else; None: none. Planned for, but not run yet.
         weights: the form of the weights: "int8", "16bit" or "float32".
-        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), or "auto".
+        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), by which small models lose quality, or "auto".
         threshold: llm.int8 takes activations from this magnitude on apart; 0: none.
         skip: parts or linears that stay in 16 bits: "blocks.3", "down", "blocks.3.down".
         head: the form of the embedding and the head: "int8" or "16bit".
@@ -254,6 +254,15 @@ class Runner:
 
             return torch.from_numpy(result)
         return result
+
+    def __repr__(self) -> str:
+        """One line for a notebook: which model, in which form, where."""
+        if "plan" not in self.__dict__:
+            return "Runner(not loaded)"
+        devices = ", ".join(device.name for device in self.plan.devices if device.parts)
+        context = f"{self.plan.context_tokens:,} tokens of context"
+        closed = "" if "executor" in self.__dict__ else ", closed"
+        return f"Runner({self.plan.model}: {self.plan.weights} on {devices}, {context}{closed})"
 
     def close(self) -> None:
         """Give the memory back; the Runner is of no use afterwards."""
