@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from bigrun.cli.complete import FILE
+from bigrun.cli.encoding import readable_json
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
@@ -76,7 +77,7 @@ def _write_svg(made: Any, path: str) -> None:
     from bigrun.planning.picture import plan_svg
 
     try:
-        Path(path).write_text(plan_svg(made), encoding="utf-8")
+        Path(path).write_text(plan_svg(made), encoding="utf-8", errors="replace")
     except OSError as error:
         raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
 
@@ -144,8 +145,7 @@ def generate(
                 print(piece, end="", flush=True)
         text = "".join(pieces)
         if as_json:
-            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}, ensure_ascii=False)
-            print(_readable(answer))
+            print(readable_json({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}))
             return
         if text:
             print(flush=True)
@@ -250,11 +250,6 @@ def _runner(options: Any) -> Any:
 
     _check_instruction_set()
     return Runner.from_options(options)
-
-
-def _readable(text: str) -> str:
-    """JSON of one line that keeps letters of all scripts, with what a terminal would obey escaped."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _check_instruction_set() -> None:

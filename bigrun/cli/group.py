@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from bigrun.cli.encoding import encodable_streams
 from bigrun.cli.help import Commands
 from bigrun.errors import BigrunError, command_line
 
@@ -49,6 +50,7 @@ class Group(Commands):
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         if sys.stderr is None:  # closed by the caller: what is said there goes nowhere, least of all to standard output
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        encodable_streams()
         try:
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
             self._flush()
