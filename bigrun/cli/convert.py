@@ -12,10 +12,11 @@ from bigrun.loading.loader import convert_all
 from bigrun.loading.open import open_model
 from bigrun.model.resolve import resolve
 from bigrun.planning.ledger import Ledger
-from bigrun.progress import compiling, reporting
+from bigrun.progress import reporting
 from bigrun.session.fetching import fetching
 from bigrun.session.findings import examine
 from bigrun.session.options import Options
+from bigrun.session.warmup import warm_conversion
 from bigrun.sizes import format_size
 
 
@@ -25,7 +26,6 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
 
     Errors are those of loading; RunError where the disk does not take it.
     """
-    from bigrun_kernels.cpu import compiled
     from bigrun_kernels.cpu import threads as pool
 
     started = time.perf_counter()
@@ -38,10 +38,12 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
     findings = examine(checkpoint, spec)
     findings.check()
     options.storage.check_names(spec)
-    layouts = Ledger(spec, options.for_planning(spec)).layouts
+    chosen = options.for_planning(spec)
+    layouts = Ledger(spec, chosen).layouts
     tensor_map = map_tensors(checkpoint, spec)
     pool.use(options.arithmetic.threads)
-    with compiling(progress and not compiled("quantise")), reporting(spec.name, progress) as report:
+    warm_conversion(spec, tensor_map, chosen, progress)
+    with reporting(f"converting {spec.name}", progress) as report:
         for note in (*findings.warnings, *findings.text_problems):
             report.note(note)
         int8_cache = open_int8_cache(out, tensor_map, options.storage, layouts, model.source, report.note, itself=True)

@@ -14,8 +14,10 @@ from bigrun.checkpoint.hub.headers import Headers, HubFiles, headers
 from bigrun.loading.open import reconciled
 from bigrun.model.families.registry import spec_from_config
 from bigrun.model.resolve import Model
+from bigrun.planning.report import plan_text
 from bigrun.progress import reporting
 from bigrun.session.findings import Findings, examine
+from bigrun.sizes import format_size
 
 if TYPE_CHECKING:
     from bigrun.model.spec import ModelSpec
@@ -60,14 +62,17 @@ def fetching(
 
     def begin(nbytes: int) -> None:
         if shown and plan is not None:
-            print(plan, file=sys.stderr, flush=True)
+            print(plan_text(plan, _width()), end="", file=sys.stderr, flush=True)
+        report.note(f"{model.name}: fetching {format_size(nbytes)} from {model.repo} on the hub")
 
     def before_weights(folder: Path) -> None:
         hub_model = examine_hub(model, folder.name, folder)
         check(hub_model.findings, hub_model.spec)
 
     total = done = 0
-    with reporting(model.name, shown) as report:
+    with reporting(f"fetching {model.name}", shown) as report:
+        if model.note:
+            report.note(model.note)
 
         def report_bytes(file: str, so_far: int, whole: int) -> None:
             nonlocal total, done
@@ -78,3 +83,10 @@ def fetching(
             done = so_far
 
         return fetch(model, revision, report_bytes, begin, before_weights)
+
+
+def _width() -> int:
+    """Columns of the terminal that standard error is, or what a plan takes at most."""
+    from rich.console import Console
+
+    return Console(stderr=True).width if sys.stderr.isatty() else 110

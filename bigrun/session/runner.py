@@ -74,7 +74,7 @@ class Runner:
         cpu: host memory to use, as "64GB", "64GiB" or bytes; None: what is available, less a reserve.
         disk: disk space for what fits nowhere else; None: none. Planned for, but not run yet.
         weights: the form of the weights: "int8", "16bit" or "float32".
-        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), or "auto".
+        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), by which small models lose quality, or "auto".
         threshold: llm.int8 takes activations from this magnitude on apart; 0: none.
         skip: parts or linears that stay in 16 bits: "blocks.3", "down", "blocks.3.down".
         head: the form of the embedding and the head: "int8" or "16bit".
@@ -161,7 +161,7 @@ class Runner:
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Generation:  # fmt: skip
         """The continuation of a prompt, whole. Stops at the model's end token, at `max_new_tokens`, or where the context is
         full. CallError for values that make no sense; RunError where logits are no numbers.
@@ -172,7 +172,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         stream = self.stream(prompt, max_new_tokens, raw, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         text = "".join(stream)
@@ -180,7 +180,7 @@ class Runner:
 
     def stream(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Stream:  # fmt: skip
         """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
         where another has begun and not ended.
@@ -191,7 +191,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         chosen = check_generation(
             max_new_tokens, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -242,6 +242,15 @@ class Runner:
 
             return torch.from_numpy(result)
         return result
+
+    def __repr__(self) -> str:
+        """One line for a notebook: which model, in which form, where."""
+        if "plan" not in self.__dict__:
+            return "Runner(not loaded)"
+        devices = ", ".join(device.name for device in self.plan.devices if device.parts)
+        context = f"{self.plan.context_tokens:,} tokens of context"
+        closed = "" if "executor" in self.__dict__ else ", closed"
+        return f"Runner({self.plan.model}: {self.plan.weights} on {devices}, {context}{closed})"
 
     def close(self) -> None:
         """Give the memory back; the Runner is of no use afterwards."""

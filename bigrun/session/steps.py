@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrun.devices.make_rig import make_rig
-from bigrun.errors import BigrunError, RunError
+from bigrun.errors import BigrunError, CallError, RunError
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.resolve import Model
 from bigrun.model.resolve import resolve as resolve_name
@@ -170,7 +170,7 @@ def load(options: Options, opened: Opened) -> Loaded:
             with beginning(spec, opened.tensor_map, int8_cache):
                 warm_up(spec, opened.tensor_map, opened.options, cpu_ops(), how, options.progress)
             warm_bytes = host_bytes()
-            with reporting(spec.name, options.progress) as report:
+            with reporting(f"loading {spec.name}", options.progress) as report:
                 for note in (*opened.findings.warnings, *opened.findings.text_problems, *early):
                     report.note(note)
                 if int8_cache is not None:
@@ -222,7 +222,10 @@ def _int8_cache(
         return opened.files.int8_cache(layouts, note)
     if options.cache is None or opened.tensor_map is None:
         return None
-    cache, storage = Path(options.cache).expanduser(), opened.options.storage
+    try:
+        cache, storage = Path(options.cache).expanduser(), opened.options.storage
+    except RuntimeError as error:  # a user that is not there, or that has no home
+        raise CallError(f"--cache {options.cache}: {error}") from error
     try:
         return open_int8_cache(cache, opened.tensor_map, storage, layouts, opened.model.source, note)
     except RunError as error:

@@ -9,7 +9,6 @@ import functools
 import inspect
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,17 @@ from typing import Any
 
 from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE
 from bigrun.checkpoint.hub.headers import LARGEST_INDEX, shards
-from bigrun.checkpoint.hub.hub import Cache, by_xet, call_hub, complete, passing, read_range, said, silent_bar
+from bigrun.checkpoint.hub.hub import (
+    Cache,
+    by_xet,
+    cache_home,
+    call_hub,
+    complete,
+    passing,
+    read_range,
+    said,
+    silent_bar,
+)
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
 from bigrun.model.resolve import Model
 from bigrun.sizes import format_size
@@ -90,8 +99,6 @@ def fetch(
         raise CallError(f"--model {model.name}: this name is for planning; its weights are not published to fetch")
 
     def call(hub: Any) -> Path:
-        if model.note:
-            print(model.note, file=sys.stderr)
         try:
             listing = _needed(hub, repo, revision)
         except errors.RevisionNotFoundError:
@@ -104,7 +111,6 @@ def fetch(
             _check_room(repo, progress.missing)
             if begin is not None:
                 begin(progress.missing)
-            print(f"{model.name}: fetching {format_size(progress.missing)} from {repo} on the hub", file=sys.stderr)
         missing = [file for file, size in listing.files if progress.here[file] < size]
         first = next((file for file in missing if file in listing.weight_files), None)
         for file, size in listing.files:
@@ -295,9 +301,7 @@ def _first_missing(repo: str, folder: Path) -> str | None:
 
 def _check_room(repo: str, missing: int) -> None:
     """RunError where the hub's cache lies on a disk with less room than that."""
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE).expanduser()
+    home = cache_home()
     there = next(path for path in (home, *home.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < missing:
