@@ -15,7 +15,7 @@ from bigrun.model.source import Dialect
 class TensorInfo:
     """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name.
 
-    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block).
+    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block), `scale_bytes` their size.
     """
 
     dtype: str
@@ -24,6 +24,7 @@ class TensorInfo:
     readable: bool
     where: str
     scales: tuple[str, str, int, int] | None = None
+    scale_bytes: int = 0
 
 
 @dataclass(frozen=True)

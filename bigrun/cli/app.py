@@ -50,6 +50,7 @@ def plan_command(
     if compare and (solve, what_if, target) != (None, None, None):
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     options = parse(flags)
+    _measured_once(options)
     made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
@@ -222,10 +223,19 @@ for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 
+def _measured_once(options: Any, run: bool = False) -> None:
+    """Figures of this host for what is predicted of it: measured on the first use, in some seconds."""
+    from bigrun.measure.host import ensure_host
+
+    ensure_host(options.rig, options.progress, run)
+
+
 def _runner(options: Any) -> Any:
     from bigrun.session.runner import Runner
 
     _check_instruction_set()
+    if options.plan is None:  # which has its predictions
+        _measured_once(options, run=True)
     return Runner.from_options(options)
 
 

@@ -1,15 +1,16 @@
 """The rig of the user's options: described, read from a file, or probed from this host."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigrun.devices.cards import GB, TERA
-from bigrun.devices.host_file import Host, find_host
+from bigrun.devices.host_file import BUSY, Host, find_host
 from bigrun.devices.probe import available_memory, probe_gpus
-from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, gpu_rates
-from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates, parse_gpus
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_START, gpu_rates, low_rates
+from bigrun.devices.rig import MOST_GPUS, Device, Loading, Rig, disk_rates, parse_gpus
 from bigrun.devices.rig_file import read_rig
 from bigrun.errors import CallError
 from bigrun.sizes import format_size, parse_size
@@ -26,6 +27,12 @@ class RigOptions:
     virtual: bool = False  # the GPUs named are imagined: budgets enforced, computed by the CPU
     rig: str | Path | None = None  # a file that describes the devices
     host: str | Path | None = None  # a file of what `bigrun info` measured; None: this host's own, if any
+
+    @property
+    def of_this_host(self) -> bool:
+        """Whether the CPU is this host's: neither a file nor budgets nor both of GPUs and memory describe another."""
+        named = self.gpus is not None and str(self.gpus).strip().lower() not in ("", "0", "none")
+        return self.rig is None and self.max_memory is None and not (named and not self.virtual and self.cpu is not None)
 
 
 def make_rig(options: RigOptions) -> Rig:
@@ -62,7 +69,8 @@ def make_rig(options: RigOptions) -> Rig:
     devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU)]
     if disk is not None:
         devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
-    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note)
+    cores = len(os.sched_getaffinity(0)) if options.of_this_host else 0
+    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note, cores)
 
 
 def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> Rig:
@@ -102,15 +110,18 @@ def _probed() -> tuple[Device, ...]:
     return tuple(devices)
 
 
-def _with_host(rig: Rig, host: Host | None, note: str) -> Rig:
-    """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed."""
-    devices, assumed, measured = [], list(rig.assumptions), list(rig.measured)
+def _with_host(rig: Rig, host: Host | None, note: str, cores: int = 0) -> Rig:
+    """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed. `cores`: this
+    host's, where it is its CPU."""
+    devices, assumed, measured, doubt = [], list(rig.assumptions), list(rig.measured), ""
     cpu = next((d.rates for d in rig.devices if d.kind == "cpu" and d.rates is not ASSUMED_CPU), None)
     if cpu is None and host is not None:
+        cpu, doubt = host.rates(), BUSY if host.busy_roof else ""
         measured.append(host.says)
     elif cpu is None:
-        assumed.append(f"cpu: weights {ASSUMED_CPU.read / GB:.0f} GB/s, not measured: `bigrun info` measures this host")
-    cpu = cpu or (host.rates() if host else ASSUMED_CPU)
+        cpu, doubt = low_rates(cores) if cores else ASSUMED_CPU, "not measured"
+        of = f" on {cores} cores" if cores else ""
+        assumed.append(f"cpu: weights {cpu.read / GB:.0f} GB/s{of}, not measured: `bigrun info` measures this host")
     copies = dict(host.copies) if host else {}
     for device in rig.devices:
         rates = device.rates
@@ -139,8 +150,8 @@ def _with_host(rig: Rig, host: Host | None, note: str) -> Rig:
     if note:
         assumed.append(note)
     read = disk.rates.read if disk is not None else (host and host.disk_bytes_per_s) or ASSUMED_DISK
-    load = min(read, (host and host.conversion_bytes_per_s) or ASSUMED_CONVERSION)
-    return Rig(tuple(devices), tuple(assumed), tuple(measured), load)
+    loading = Loading((host and host.start_seconds) or ASSUMED_START, read, host.loads if host else ())
+    return Rig(tuple(devices), tuple(assumed), tuple(measured), loading, doubt)
 
 
 def gpu_is_here(device: Device, copies: Mapping[str, float]) -> bool:

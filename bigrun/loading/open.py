@@ -1,6 +1,6 @@
 """Opens a resolved model: its files and its spec, fetched from the hub if they are not here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from bigrun.checkpoint.formats import safetensors, torch_bin
 from bigrun.checkpoint.hub.headers import check, headers
 from bigrun.checkpoint.hub.hub import config
 from bigrun.checkpoint.tensor_map import count
-from bigrun.errors import CallError
+from bigrun.errors import CallError, CheckpointError
 from bigrun.loading.conversion_folder import Conversion
 from bigrun.loading.manifest import is_conversion
 from bigrun.model.families.registry import spec_from_config
@@ -34,9 +34,32 @@ def open_model(
     files = open_files(model)
     where = str(model.gguf) if model.folder is None else str(model.folder / "config.json")
     spec = spec_from_config(files.config, model.name, where)
-    if not isinstance(files, Conversion):
-        files.limits = Limits(count(spec))
-    return files, spec
+    return files, _with_bytes(spec, files)
+
+
+def _with_bytes(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
+    """The spec with the bytes and the form of its files, by their headers: a conversion's are mapped as they are. Whoever
+    reads the tensors says what is wrong with them; until then the parameters are counted."""
+    if isinstance(files, Conversion):
+        return replace(spec, checkpoint_bytes=files.manifest.nbytes, checkpoint_form="int8")
+    files.limits = Limits(count(spec))
+    try:
+        sizes = [(info.dtype, info.nbytes + info.scale_bytes) for info in files.tensors.values()]
+    except (CheckpointError, OSError):
+        return spec
+    return replace(spec, checkpoint_bytes=sum(nbytes for _, nbytes in sizes), checkpoint_form=form(sizes))
+
+
+FORMS = {"F32": "float32", "F64": "float32", "F16": "16bit", "BF16": "16bit", "F8_E4M3": "float8", "F8_E5M2": "float8"}
+
+
+def form(sizes: Iterable[tuple[str, int]]) -> str:
+    """The form that most of some tensors have, given as (dtype, size): 16bit, float32, float8, or gguf for quantised ones."""
+    held: dict[str, int] = {}
+    for dtype, size in sizes:
+        name = FORMS.get(dtype, "gguf")
+        held[name] = held.get(name, 0) + size
+    return max(held, key=lambda name: held[name], default="")
 
 
 def open_checkpoint(model: Model, revision: str | None = None) -> tuple[Checkpoint, ModelSpec]:
@@ -71,7 +94,8 @@ def open_files(model: Model) -> ModelFiles:
 
 
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
-    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's from its config.json.
+    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's or a folder's from its config.json, with
+    the bytes of its files as their headers say, if they are there.
 
     Where the hub answers, the headers of a hub id's safetensors must agree with its config.json.
     """
@@ -84,10 +108,14 @@ def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
         if hub_headers is None:
             return spec
         check(spec, hub_headers, model.repo)
-        return replace(spec, checkpoint_bytes=hub_headers.bytes)
+        return replace(spec, checkpoint_bytes=hub_headers.bytes, checkpoint_form=form(hub_headers.dtypes))
     if model.folder is not None:
         where = model.folder / "config.json"
-        return spec_from_config(safetensors.read_json(where), model.name, str(where))
+        spec = spec_from_config(safetensors.read_json(where), model.name, str(where))
+        try:
+            return _with_bytes(spec, open_files(model))
+        except (CheckpointError, OSError):  # no weights are needed for a plan
+            return spec
     return open_model(model)[1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bigrun.devices.host_file import Host, machine, read, write
 from bigrun.devices.rates import cpu_rates
 from bigrun.errors import CallError
-from bigrun.measure.info import measure_host
+from bigrun.measure.host import measure_host
 from bigrun.planning.cost import Phase
 from bigrun.planning.learn import MOST_RUNS, Run, fit, from_data, observe, to_data
 from bigrun.planning.ledger import Ledger
