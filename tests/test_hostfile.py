@@ -15,10 +15,17 @@ from bigrun.devices import make_rig as rig_module
 from bigrun.devices.cards import card
 from bigrun.devices.host_file import Host, default_path, find_host, learning_path, machine, read, write
 from bigrun.devices.links import LINKS
-from bigrun.devices.noise import Noise
 from bigrun.devices.make_rig import RigOptions, make_rig
+from bigrun.devices.noise import Noise
 from bigrun.devices.rates import (
-    ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_LOADS, ASSUMED_START, Rates, cpu_rates, gpu_rates, low_rates,
+    ASSUMED_CPU,
+    ASSUMED_DISK,
+    ASSUMED_GPU,
+    ASSUMED_LOADS,
+    ASSUMED_START,
+    Rates,
+    cpu_rates,
+    gpu_rates,
 )  # fmt: skip
 from bigrun.devices.rig import Loading, Rig
 from bigrun.errors import CallError
@@ -151,7 +158,7 @@ def test_tests_read_no_host_file_of_the_developers_own() -> None:
 def test_the_environment_can_say_that_there_is_no_host_file(none: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIGRUN_HOST", none)
     assert find_host() == (None, "")
-    with pytest.raises(OSError, match="Not a directory|File exists|Permission"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists|Permission"):
         write(HOST, default_path())
     with pytest.raises(CallError, match="BIGRUN_HOST=none"):
         learning_path(None)
@@ -231,6 +238,10 @@ def learned(**values: Any) -> str:
     return written(lambda content: content["learned"].update(values))
 
 
+def noisy(**values: Any) -> str:
+    return written(lambda content: content["noise"]["read_bytes_per_s"].update(values))
+
+
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "not JSON"),
     "truncated": (written()[:-20], "not JSON"),
@@ -290,9 +301,9 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "noise as a list": (written(noise=[1]), "noise is not an object"),
     "noise of a figure that is none": (written(noise={"colour": {}}), "noise is not an object"),
     "noise that lacks a field": (written(noise={"copies": {"repeats": 1}}), "host.json: "),
-    "more than all of the CPU": (written(lambda c: c["noise"]["read_bytes_per_s"].update(foreign_cpu_share=1.5)), "foreign_cpu_share is 1.5"),
-    "a spread that is text": (written(lambda c: c["noise"]["read_bytes_per_s"].update(spread="wide")), "spread is .wide"),
-    "a reason that colours the terminal": (written(lambda c: c["noise"]["read_bytes_per_s"].update(busy="\x1b[31m")), "busy is "),
+    "more than all of the CPU": (noisy(foreign_cpu_share=1.5), "foreign_cpu_share is 1.5"),
+    "a spread that is text": (noisy(spread="wide"), "spread is 'wide'"),
+    "a reason that colours the terminal": (noisy(busy="\x1b[31m"), "busy is '"),
     "loads as a list": (written(loads=[["16bit", 1e9]]), "loads is not an object"),
     "a load of no known form": (written(loads={"13bit": 1e9}), "loads is not an object"),
     "a load at no rate": (written(loads={"16bit": 0}), "loads is 0"),

@@ -76,7 +76,9 @@ class Host:
     @property
     def busy_roof(self) -> str:
         """Why the CPU's figures are not believed; "" if they are."""
-        return next((self.busy[name] for name in ROOFS if name in self.busy), "")
+        busy = next((self.busy[name] for name in ROOFS if name in self.busy), "")
+        runs = [str(run.get("busy", "")) for run in self.runs if isinstance(run, dict)]
+        return busy or (runs[-1] if self.learned and runs and all(runs) else "")
 
     @property
     def says(self) -> str:
@@ -162,7 +164,9 @@ def read(path: Path) -> Host:
         raise CallError(f"--host {path}: not JSON; `bigrun info` writes a new one") from error
     version = values.pop("version", None) if isinstance(values, dict) else None
     if type(version) is not int or not OLDEST <= version <= VERSION:
-        raise CallError(f"--host {path}: not a host file of version {OLDEST} or {VERSION}; `bigrun info` writes a new one")
+        raise CallError(
+            f"--host {path}: not a host file of version {OLDEST} or {VERSION}; `bigrun info` writes a new one"
+        )
     if version == OLDEST:
         values.pop("conversion_bytes_per_s", None)
     try:
@@ -175,7 +179,8 @@ def read(path: Path) -> Host:
             (name, _checked(Noise, made)) for name, made in _named(values.get("noise", {}), FIGURES, "noise")
         )
         values["loads"] = tuple(
-            (name, float(_figure("loads", rate, float))) for name, rate in _named(values.get("loads", {}), ASSUMED_LOADS, "loads")
+            (name, float(_figure("loads", rate, float)))
+            for name, rate in _named(values.get("loads", {}), ASSUMED_LOADS, "loads")
         )
         if not isinstance(values.get("runs", []), list):
             raise ValueError("runs is not a list")

@@ -32,7 +32,9 @@ class RigOptions:
     def of_this_host(self) -> bool:
         """Whether the CPU is this host's: neither a file nor budgets nor both of GPUs and memory describe another."""
         named = self.gpus is not None and str(self.gpus).strip().lower() not in ("", "0", "none")
-        return self.rig is None and self.max_memory is None and not (named and not self.virtual and self.cpu is not None)
+        return (
+            self.rig is None and self.max_memory is None and not (named and not self.virtual and self.cpu is not None)
+        )
 
 
 def make_rig(options: RigOptions) -> Rig:

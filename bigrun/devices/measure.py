@@ -14,6 +14,31 @@ def host_bytes() -> int:
         return 1024 * sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem")))
 
 
+def disk_read_bytes() -> int | None:
+    """Bytes that this process has had read from disks so far; None where the system does not tell. What was in memory
+    already is not among them."""
+    try:
+        with open("/proc/self/io") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def freed_bytes() -> int:
+    """Bytes that this process has freed and its C library keeps for later; 0 where it does not tell (glibc 2.33 does)."""
+    import ctypes
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_size_t) for name in (*"abcdefgh", "fordblks", "keepcost"))  # of malloc.h
+
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    mallinfo2.restype = Mallinfo2
+    return int(mallinfo2().fordblks)
+
+
 def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
     """Start sampling; the returned function stops and gives the peak of `host_bytes`."""
     peak, done = host_bytes(), threading.Event()
@@ -35,7 +60,7 @@ def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
 
 
 def repeated(once: Callable[[], float], enough: float = 0.4, least: int = 5, most: int = 60) -> list[float]:
-    """What `once` gives each time, called until `enough` seconds have passed: short repeats, so that some meet a quiet moment."""
+    """What `once` gives each time, until `enough` seconds have passed: short repeats, so that some meet a quiet moment."""
     results: list[float] = []
     started = time.perf_counter()
     while len(results) < least or (len(results) < most and time.perf_counter() - started < enough):
@@ -58,7 +83,9 @@ def warm(wide: bool) -> None:
         from bigrun_kernels.cpu.float_dot import linear_float
 
         one = np.ones((1, 64), np.float32)
-        linear_float(one, np.ones((1, 64), np.uint16), False, np.empty(0, np.float32), np.empty((1, 1), np.float32), False)
+        linear_float(
+            one, np.ones((1, 64), np.uint16), False, np.empty(0, np.float32), np.empty((1, 1), np.float32), False
+        )
 
 
 def multiply_rates() -> list[float]:

@@ -15,7 +15,7 @@ BUSY_FIELDS = (0, 1, 2, 5, 6, 7)  # of a line of /proc/stat: user, nice, system,
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one measured figure: how often it was measured (0: not at all, the figure is assumed), 1 − median/best of the repeats, the
+    """Of one measured figure: how often it was measured (0: not at all, it is assumed), 1 − median/best of the repeats, the
     share of this process's cores that others used meanwhile, the day, and `busy`: why it is not believed, "" if it is."""
 
     repeats: int

@@ -94,7 +94,7 @@ ASSUMED_START = 1.5  # seconds of a load whatever the model's size: kernels, hea
 ASSUMED_LOADS = {"16bit": 1.0 * GB, "float32": 1.0 * GB, "float8": 0.5 * GB, "gguf": 0.08 * GB, "int8": 4.0 * GB}
 # A CPU of this host that was not measured is taken for no more than this a core: most are faster.
 LOW_READ, LOW_INT8, LOW_WIDE = 10 * GB, 0.03 * TERA, 0.006 * TERA
-FURTHEST = 3.0  # by which a learned rate may be off the measured roofs, either way
+FURTHEST = (1 / 3, 2.0)  # a learned rate in those of the measured roofs: kernels are slower, a roof was taken too low
 FURTHEST_BLOCK = (0.1, 50.0)  # the same of a block's fixed cost
 
 
@@ -107,9 +107,7 @@ def low_rates(cores: int) -> Rates:
 def bounded(learned: Rates, roofs: Rates) -> Rates:
     """Learned rates, none further from those of the roofs than runs of any size make believable."""
     near = {}
-    for name in ("read", "cache", "int8", "wide", "attention", "elements"):
-        rate = getattr(roofs, name)
-        near[name] = min(max(getattr(learned, name), rate / FURTHEST), rate * FURTHEST)
-    least, most = FURTHEST_BLOCK
-    near["block"] = min(max(learned.block, roofs.block * least), roofs.block * most)
+    for name in ("read", "cache", "int8", "wide", "attention", "elements", "block"):
+        least, most = FURTHEST_BLOCK if name == "block" else FURTHEST
+        near[name] = min(max(getattr(learned, name), getattr(roofs, name) * least), getattr(roofs, name) * most)
     return replace(learned, **near)

@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 
 from bigrun.devices.cards import card, find
 from bigrun.devices.rates import (
-    ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_LOADS, ASSUMED_START, Rates, gpu_rates,
+    ASSUMED_CPU,
+    ASSUMED_DISK,
+    ASSUMED_GPU,
+    ASSUMED_LOADS,
+    ASSUMED_START,
+    Rates,
+    gpu_rates,
 )  # fmt: skip
 from bigrun.errors import CallError
 from bigrun.sizes import SIZE, format_size, parse_size

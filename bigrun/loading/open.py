@@ -94,8 +94,8 @@ def open_files(model: Model) -> ModelFiles:
 
 
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
-    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's or a folder's from its config.json, with
-    the bytes of its files as their headers say, if they are there.
+    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's or a folder's from its config.json,
+    with the bytes of its files as their headers say, if they are there.
 
     Where the hub answers, the headers of a hub id's safetensors must agree with its config.json.
     """

@@ -91,7 +91,9 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> None:
     started = time.perf_counter()
     if shown:
         why = "again: it was busy before" if host is not None else "once"
-        print(f"bigrun: measuring this host, some seconds, {why}; --host none does without", file=sys.stderr, flush=True)
+        print(
+            f"bigrun: measuring this host, some seconds, {why}; --host none does without", file=sys.stderr, flush=True
+        )
     host = measure_host(path, quick=True)
     try:
         write(host, path)

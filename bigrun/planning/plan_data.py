@@ -44,7 +44,8 @@ class Placement:
 @dataclass(frozen=True)
 class Predicted:
     """Of decode at the end of the context (all sequences' tokens counted), of a prompt of `prompt_tokens`, and of a request
-    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on, `doubt` why it may be wrong."""
+    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on, `doubt` why it
+    may be wrong."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float

@@ -123,7 +123,9 @@ class SafetensorsCheckpoint:
                     height, width = entry.shape
                     block = self._block(height, width, entries[scale].shape)
                     scale_info = (scale, str(self.folder / self._home[scale]), *block)
-                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info, scale_bytes)
+                result[name] = TensorInfo(
+                    entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info, scale_bytes
+                )
         return result
 
     def _scale_of(self, name: str, entries: Mapping[str, Entry]) -> str:
