@@ -28,7 +28,7 @@ TELLING = 2.0
 
 @dataclass(frozen=True)
 class Run:
-    """`parts`: (how many, the work of each); `seconds` that all of them took together; `busy`: what disturbed it, if anything."""
+    """`parts`: (how many, the work of each); `seconds` that all of them took together; `busy`: what disturbed it, or ""."""
 
     name: str
     parts: tuple[tuple[int, Work], ...]
