@@ -1,4 +1,4 @@
-"""Measurements of a busy minute are known as such and give way to quiet ones; the first use measures, in seconds, and says so."""
+"""Measurements of a busy minute are known as such and give way to quiet ones; the first use measures, and says so."""
 
 import json
 import os

@@ -65,7 +65,8 @@ class Host:
 
     def rates(self) -> Rates:
         """The CPU's: learned if there were runs to learn from, near the measured roofs; else shares of these."""
-        roofs = cpu_rates(*(getattr(self, name) for name in ROOFS), f"measured on {self.measured_on}")
+        measured = self.read_bytes_per_s, self.int8_products_per_s, self.wide_products_per_s
+        roofs = cpu_rates(*measured, f"measured on {self.measured_on}")
         return roofs if self.learned is None else bounded(self.learned, roofs)
 
     @property

@@ -93,15 +93,15 @@ ASSUMED_START = 1.5  # seconds of a load whatever the model's size: kernels, hea
 # Bytes/s of a checkpoint that become stored parts, by its form; "int8" is a conversion, which is mapped and summed up.
 ASSUMED_LOADS = {"16bit": 1.0 * GB, "float32": 1.0 * GB, "float8": 0.5 * GB, "gguf": 0.08 * GB, "int8": 4.0 * GB}
 # A CPU of this host that was not measured is taken for no more than this a core: most are faster.
-LOW_READ, LOW_INT8, LOW_WIDE = 10 * GB, 0.03 * TERA, 0.006 * TERA
+LOW = (10 * GB, 0.03 * TERA, 0.006 * TERA)
 FURTHEST = (1 / 3, 2.0)  # a learned rate in those of the measured roofs: kernels are slower, a roof was taken too low
 FURTHEST_BLOCK = (0.1, 50.0)  # the same of a block's fixed cost
 
 
 def low_rates(cores: int) -> Rates:
     """Rates of a CPU of which only the cores are known: an assumption that errs low, and no higher than for a desktop's."""
-    roofs = (min(most, cores * each) for most, each in zip(ASSUMED_ROOFS, (LOW_READ, LOW_INT8, LOW_WIDE), strict=True))
-    return cpu_rates(*roofs, "assumed")
+    read, int8, wide = (min(most, cores * each) for most, each in zip(ASSUMED_ROOFS, LOW, strict=True))
+    return cpu_rates(read, int8, wide, "assumed")
 
 
 def bounded(learned: Rates, roofs: Rates) -> Rates:

@@ -60,10 +60,13 @@ def measure_host(path: Path, quick: bool = False) -> Host:
         cores=cores,
         kernels=isa.describe(),
         measured_on=day,
+        read_bytes_per_s=measured["read_bytes_per_s"][0],
+        int8_products_per_s=measured["int8_products_per_s"][0],
+        wide_products_per_s=measured["wide_products_per_s"][0],
+        disk_bytes_per_s=measured.get("disk_bytes_per_s", (0.0, None))[0],
         copies=tuple(copies.items()),
         noise=tuple((name, each) for name, (_, each) in measured.items()),
         where=str(path),
-        **{name: figure for name, (figure, _) in measured.items() if name != "copies"},
     )
     before = _before(path)
     return host if before is None else better(before, host)
