@@ -101,7 +101,16 @@ def measure(
             "foreign_cpu_share": foreign,
             "kernels": runner.kernels,
             "predicted": vars(plan.predicted),
-            "differs": differs,
+            "differs": [
+                {
+                    "what": each.what,
+                    "measured": each.measured,
+                    "predicted": each.predicted,
+                    "ratio": each.ratio,
+                    "reasons": list(each.reasons),
+                }
+                for each in differs
+            ],
             "learned": learn is not None,
         }
 

@@ -1,5 +1,6 @@
 """Where a measured run differs from its prediction, with the reasons that can be known."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from bigrun.devices.noise import why_busy
@@ -10,11 +11,26 @@ BELIEVED = 0.15  # of its prediction by which a figure may be off without a word
 IN_MEMORY = 0.5  # of a checkpoint's bytes: of fewer that came from the disk, most were in memory already
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A figure that is more than BELIEVED off: `what` is prefill, decode (tokens/s) or load (seconds)."""
+
+    what: str
+    measured: float
+    predicted: float
+    reasons: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        return self.measured / self.predicted
+
+
 def differences(
     measured: dict[str, float], runner: Any, run_foreign: float, load_foreign: float, load_disk_bytes: int | None,
     compiled_before: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """For each of prefill, decode and load that is more than BELIEVED off: what, measured, predicted, their ratio, reasons."""
+) -> list[Difference]:  # fmt: skip
+    """Those of prefill, decode and load that are more than BELIEVED off. `run_foreign` and `load_foreign` are shares of the CPU
+    that others used meanwhile; `load_disk_bytes` what came from disks; `compiled_before`: whether kernels were compiled."""
     predicted = {
         "prefill": runner.plan.predicted.prefill_tokens_per_s,
         "decode": runner.plan.predicted.decode_tokens_per_s,
@@ -28,9 +44,7 @@ def differences(
                 reasons = _of_load(runner, ratio, load_foreign, load_disk_bytes, compiled_before)
             else:
                 reasons = _of_run(runner, run_foreign)
-            found.append(
-                {"what": what, "measured": value, "predicted": predicted[what], "ratio": ratio, "reasons": reasons}
-            )
+            found.append(Difference(what, value, predicted[what], tuple(reasons)))
     return found
 
 
