@@ -72,9 +72,9 @@ def measure_host(path: Path, quick: bool = False) -> Host:
     return host if before is None else better(before, host)
 
 
-def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> None:
+def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> bool:
     """Measures this host, once, where a plan of it, or a run, would else go by assumptions; and again where it was measured in
-    a busy minute and is quiet now. Says so on standard error if `shown`.
+    a busy minute and is quiet now. Says so on standard error if `shown`. Returns whether it did.
 
     It needs compiled kernels (else it would take a minute, and the plan assumes) and a place to keep what it measures. Figures
     of another machine are left alone, and --host none, BIGRUN_HOST=none or a named file keep it from measuring at all.
@@ -82,15 +82,15 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> None:
     from bigrun_kernels.cpu import compiled
 
     if options.host is not None or is_none(None) or not (run or options.of_this_host):
-        return
+        return False
     path = default_path()
     host, _ = find_host()
     if host is None and os.path.lexists(path):  # of another machine, or damaged: a note of the plan says so
-        return
+        return False
     if host is not None and not _again(host, path):
-        return
+        return False
     if not compiled() or not _can_keep(path):
-        return
+        return False
     started = time.perf_counter()
     if shown:
         why = "again: it was busy before" if host is not None else "once"
@@ -103,10 +103,11 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> None:
     except OSError as error:
         if shown:
             print(f"bigrun: {path}: cannot be written: {error.strerror}", file=sys.stderr)
-        return
+        return False
     if shown:
         busy = f", in a busy minute: {host.busy_roof}" if host.busy_roof else ""
         print(f"bigrun: measured in {time.perf_counter() - started:.0f} s{busy}; kept in {path}", file=sys.stderr)
+    return True
 
 
 def _again(host: Host, path: Path) -> bool:
