@@ -188,6 +188,14 @@ def test_a_plan_says_beside_its_figures_that_they_are_of_a_busy_minute(tmp_path:
     assert "busy" not in str(made["quiet"])
 
 
+def test_a_busy_minute_makes_no_cpu_slower_than_it_would_be_assumed_to_be() -> None:
+    for made, roof in ((QUIET, 2e9), (BUSY, low_rates(4).read / 0.85), (None, 2e9)):
+        slow = host(2e9, made, cores=4)
+        assert slow.roofs == (pytest.approx(roof), 1e11, 1e10), "each figure by itself"
+        assert slow.rates().read == pytest.approx(0.85 * roof)
+    assert host(90e9, BUSY, cores=4).roofs[0] == 90e9
+
+
 def test_a_plan_that_the_cpu_has_no_part_in_does_not_doubt_the_cpu() -> None:
     for cpu, doubt in (("64GB", ""), ("200GB", "not measured")):
         gpus = "1x24GB" if doubt else "8x24GB"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.devices.noise import Noise
-from bigrun.devices.rates import ASSUMED_LOADS, Rates, bounded, cpu_rates
+from bigrun.devices.rates import ASSUMED_LOADS, Rates, bounded, cpu_rates, low_roofs
 from bigrun.errors import CallError
 
 VERSION, OLDEST = 2, 1
@@ -65,9 +65,18 @@ class Host:
 
     def rates(self) -> Rates:
         """The CPU's: learned if there were runs to learn from, near the measured roofs; else shares of these."""
-        measured = self.read_bytes_per_s, self.int8_products_per_s, self.wide_products_per_s
-        roofs = cpu_rates(*measured, f"measured on {self.measured_on}")
+        roofs = cpu_rates(*self.roofs, f"measured on {self.measured_on}")
         return roofs if self.learned is None else bounded(self.learned, roofs)
+
+    @property
+    def roofs(self) -> tuple[float, float, float]:
+        """Bytes/s read, int8 and 16-bit multiply-adds/s, as measured; of a busy minute no less than is assumed of a CPU that
+        was not measured, as a disturbance only takes away."""
+        read, int8, wide = (
+            max(getattr(self, name), low) if name in self.busy else getattr(self, name)
+            for name, low in zip(ROOFS, low_roofs(self.cores), strict=True)
+        )
+        return read, int8, wide
 
     @property
     def busy(self) -> dict[str, str]:

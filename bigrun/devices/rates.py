@@ -98,10 +98,15 @@ FURTHEST = (1 / 3, 2.0)  # a learned rate in those of the measured roofs: kernel
 FURTHEST_BLOCK = (0.1, 50.0)  # the same of a block's fixed cost
 
 
-def low_rates(cores: int) -> Rates:
-    """Rates of a CPU of which only the cores are known: an assumption that errs low, and no higher than for a desktop's."""
+def low_roofs(cores: int) -> tuple[float, float, float]:
+    """Roofs of a CPU of which only the cores are known: an assumption that errs low, and no higher than for a desktop's."""
     read, int8, wide = (min(most, cores * each) for most, each in zip(ASSUMED_ROOFS, LOW, strict=True))
-    return cpu_rates(read, int8, wide, "assumed")
+    return read, int8, wide
+
+
+def low_rates(cores: int) -> Rates:
+    """Rates of a CPU of which only the cores are known."""
+    return cpu_rates(*low_roofs(cores), "assumed")
 
 
 def bounded(learned: Rates, roofs: Rates) -> Rates:

@@ -90,6 +90,5 @@ def calibrated(host: Host, runs: Sequence[Run]) -> Host:
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CallError(f"--learn: {host.where}: its runs are damaged ({str(error)[:60]}); delete it") from error
     kept = keep_runs((*before, *runs))
-    roofs = host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s
     today = datetime.date.today().isoformat()
-    return replace(host, learned=fit(kept, cpu_rates(*roofs, "measured")), runs=to_data(kept), measured_on=today)
+    return replace(host, learned=fit(kept, cpu_rates(*host.roofs, "measured")), runs=to_data(kept), measured_on=today)
