@@ -12,12 +12,12 @@ import pytest
 
 from bigrun import plan
 from bigrun.devices import measure, noise
-from bigrun.devices.host_file import Host, better, find_host, machine, read, write
+from bigrun.devices.host_file import Host, find_host, machine, read, write
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.noise import Noise, watch_others, why_busy
 from bigrun.devices.rates import low_rates
 from bigrun.measure import host as measuring
-from bigrun.measure.host import AGAIN_SECONDS, ensure_host, measure_host
+from bigrun.measure.host import AGAIN_SECONDS, better, ensure_host, measure_host
 from support.commands import run_command, run_process, run_python
 
 DAY = "2026-01-31"
@@ -206,7 +206,7 @@ def test_a_plan_that_the_cpu_has_no_part_in_does_not_doubt_the_cpu() -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 256])
 def test_a_cpu_that_was_not_measured_is_taken_for_a_slow_one_of_its_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     rig = make_rig(RigOptions("none", cpu="8GB"))
@@ -217,8 +217,13 @@ def test_a_cpu_that_was_not_measured_is_taken_for_a_slow_one_of_its_cores(
     assert rates.int8 == pytest.approx(0.85 * min(0.3e12, cores * 0.03e12))
     assert rig.doubt == "not measured"
     assert any(f"on {cores} cores, not measured" in line for line in rig.assumptions)
-    described = make_rig(RigOptions("2x24GB", cpu="64GB")).device("cpu").rates
-    assert described.read == pytest.approx(0.85 * 40e9), "of another host, whose cores are not known"
+    assert make_rig(RigOptions(max_memory={"cpu": "8GB"})).device("cpu").rates == rates
+    (tmp_path / "rig.yaml").write_text("cpu: {memory: 8GB}\n")
+    for other in (
+        RigOptions("2x24GB", cpu="64GB"), RigOptions(max_memory={0: "24GB", "cpu": "8GB"}), RigOptions(rig=tmp_path / "rig.yaml"),
+    ):  # fmt: skip
+        desktop = make_rig(other).device("cpu").rates
+        assert desktop.read == pytest.approx(0.85 * 40e9), "of another host, whose cores are not known"
 
 
 # The first use
@@ -288,7 +293,8 @@ def test_pythons_plan_measures_nothing_and_says_so(path: Path, asked: list[bool]
         (("--gpus", "1x100MB", "--virtual", "--cpu", "1GB"), True),
         (("--gpus", "1x100MB", "--cpu", "64GB"), False),
         (("--gpus", "nonsense"), False),
-        (("--max-memory", '{"0": "24GB", "cpu": "1GB"}'), False),
+        (("--max-memory", '{"cpu": "1GB"}'), True),
+        (("--max-memory", '{"0": "100MB", "cpu": "1GB"}'), False),
         (("--gpus", "none", "--cpu", "1GB", "--host", "none"), False),
         (("--rig", "RIG"), False),
     ],
@@ -306,7 +312,8 @@ def test_what_is_planned_for_another_host_does_not_measure_this_one(
 def test_a_run_measures_whatever_rig_it_was_given_but_not_for_a_plan_that_was_made(
     path: Path, asked: list[bool], tiny: Path, tmp_path: Path
 ) -> None:
-    budgets = ("--max-memory", '{"cpu": "1GB"}')
+    (tmp_path / "rig.yaml").write_text("cpu: {memory: 1GB}\n")
+    budgets = ("--rig", tmp_path / "rig.yaml")
     (tmp_path / "plan.json").write_text(run_command("plan", "--model", tiny, *budgets, "--json").stdout)
     generate = ("generate", "--prompt", "the", "--max-new-tokens", "1", "--quiet")
     assert run_command(*generate, "--plan", tmp_path / "plan.json").exit_code == 0

@@ -228,32 +228,6 @@ def _figure(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-def better(before: Host, now: Host) -> Host:
-    """What is known of a machine after it was measured again: of each figure the quieter measurement, of two busy ones the
-    higher (a disturbance only takes away), of two quiet ones the later; and what was learned before."""
-    if (before.cpu, before.cores, before.kernels) != (now.cpu, now.cores, now.kernels):
-        return now
-    kept: dict[str, Any] = {"learned": before.learned, "runs": before.runs}
-    kept |= {"start_seconds": before.start_seconds, "loads": before.loads}
-    old, noise = dict(before.noise), dict(now.noise)
-    for name in FIGURES:
-        was, new = getattr(before, name), getattr(now, name)
-        was_rank, rank = _rank(was, old.get(name)), _rank(new, noise.get(name))
-        if was_rank > rank or (was_rank == rank == 1 and name != "copies" and was > new):
-            kept[name] = was
-            noise.pop(name, None)
-            if name in old:
-                noise[name] = old[name]
-    return replace(now, **kept, noise=tuple((name, noise[name]) for name in FIGURES if name in noise))
-
-
-def _rank(figure: Any, noise: Noise | None) -> int:
-    """0: not measured; 1: in a busy minute, or by a version that did not look; 2: in a quiet one."""
-    if not figure or (noise is not None and not noise.repeats):
-        return 0
-    return 1 if noise is None or noise.busy else 2
-
-
 def write(host: Host, path: Path) -> None:
     """Atomically: a temporary file beside it, then a rename."""
     values = {"version": VERSION, **asdict(host)}

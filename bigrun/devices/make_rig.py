@@ -42,16 +42,17 @@ def make_rig(options: RigOptions) -> Rig:
     gpus, cpu, disk, max_memory = options.gpus, options.cpu, options.disk, options.max_memory
     rig, virtual = options.rig, options.virtual
     host, note = find_host(options.host)
+    cores = len(os.sched_getaffinity(0)) if options.of_this_host else 0
     if rig is not None:
         if any(option is not None for option in (gpus, cpu, disk, max_memory)):
             raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")
         if not isinstance(rig, str | Path):
             raise CallError(f"--rig: {rig!r:.40} is not the path of a file")
-        return _with_host(read_rig(Path(rig), virtual), host, note)
+        return _with_host(read_rig(Path(rig), virtual), host, note, cores)
     if max_memory is not None:
         if gpus is not None or cpu is not None or disk is not None:
             raise CallError("--max-memory already names every device; leave out --gpus, --cpu and --disk")
-        return _with_host(_from_max_memory(max_memory, virtual), host, note)
+        return _with_host(_from_max_memory(max_memory, virtual), host, note, cores)
     assumptions = []
     if gpus is None:
         if virtual:
@@ -71,7 +72,6 @@ def make_rig(options: RigOptions) -> Rig:
     devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU)]
     if disk is not None:
         devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
-    cores = len(os.sched_getaffinity(0)) if options.of_this_host else 0
     return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note, cores)
 
 

@@ -5,9 +5,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from bigrun.devices.host_file import Host, better, default_path, find_host, is_none, machine, read, write
+from bigrun.devices.host_file import FIGURES, Host, default_path, find_host, is_none, machine, read, write
 from bigrun.devices.make_rig import RigOptions
 from bigrun.devices.noise import MOST_FOREIGN, Noise, noise, watch_others
 from bigrun.devices.rates import ASSUMED_ROOFS
@@ -18,7 +20,7 @@ LOOK_SECONDS = 0.3  # at what others do, before it is
 
 
 def measure_host(path: Path, quick: bool = False) -> Host:
-    """This host, measured now, with what its file has that is better (host_file.py: better) or was learned from runs.
+    """This host, measured now, with what its file has that is better or was learned from runs.
 
     `quick`: what predictions of the CPU need, in seconds: memory and int8 arithmetic, and 16-bit arithmetic if its kernel is
     compiled; neither disk nor copies.
@@ -127,6 +129,32 @@ def _can_keep(path: Path) -> bool:
     except OSError:
         return False
     return os.access(path.parent, os.W_OK)
+
+
+def better(before: Host, now: Host) -> Host:
+    """What is known of a machine after it was measured again: of each figure the quieter measurement, of two busy ones the
+    higher (a disturbance only takes away), of two quiet ones the later; and what was learned before."""
+    if (before.cpu, before.cores, before.kernels) != (now.cpu, now.cores, now.kernels):
+        return now
+    kept: dict[str, Any] = {"learned": before.learned, "runs": before.runs}
+    kept |= {"start_seconds": before.start_seconds, "loads": before.loads}
+    old, noise = dict(before.noise), dict(now.noise)
+    for name in FIGURES:
+        was, new = getattr(before, name), getattr(now, name)
+        was_rank, rank = _rank(was, old.get(name)), _rank(new, noise.get(name))
+        if was_rank > rank or (was_rank == rank == 1 and name != "copies" and was > new):
+            kept[name] = was
+            noise.pop(name, None)
+            if name in old:
+                noise[name] = old[name]
+    return replace(now, **kept, noise=tuple((name, noise[name]) for name in FIGURES if name in noise))
+
+
+def _rank(figure: Any, noise: Noise | None) -> int:
+    """0: not measured; 1: in a busy minute, or by a version that did not look; 2: in a quiet one."""
+    if not figure or (noise is not None and not noise.repeats):
+        return 0
+    return 1 if noise is None or noise.busy else 2
 
 
 def _before(path: Path) -> Host | None:
