@@ -219,9 +219,8 @@ def test_a_cpu_that_was_not_measured_is_taken_for_a_slow_one_of_its_cores(
     assert any(f"on {cores} cores, not measured" in line for line in rig.assumptions)
     assert make_rig(RigOptions(max_memory={"cpu": "8GB"})).device("cpu").rates == rates
     (tmp_path / "rig.yaml").write_text("cpu: {memory: 8GB}\n")
-    for other in (
-        RigOptions("2x24GB", cpu="64GB"), RigOptions(max_memory={0: "24GB", "cpu": "8GB"}), RigOptions(rig=tmp_path / "rig.yaml"),
-    ):  # fmt: skip
+    others = RigOptions("2x24GB", cpu="64GB"), RigOptions(max_memory={0: "24GB", "cpu": "8GB"})
+    for other in (*others, RigOptions(rig=tmp_path / "rig.yaml")):
         desktop = make_rig(other).device("cpu").rates
         assert desktop.read == pytest.approx(0.85 * 40e9), "of another host, whose cores are not known"
 

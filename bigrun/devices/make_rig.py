@@ -30,11 +30,13 @@ class RigOptions:
 
     @property
     def of_this_host(self) -> bool:
-        """Whether the CPU is this host's: neither a file nor budgets nor both of GPUs and memory describe another."""
-        named = self.gpus is not None and str(self.gpus).strip().lower() not in ("", "0", "none")
-        return (
-            self.rig is None and self.max_memory is None and not (named and not self.virtual and self.cpu is not None)
-        )
+        """Whether the CPU is this host's: neither a file nor GPUs and memory, named together, describe another."""
+        if self.rig is not None or self.virtual:
+            return self.rig is None
+        if isinstance(self.max_memory, Mapping):
+            return all(str(name) in ("cpu", "disk") for name in self.max_memory)
+        no_gpus = self.gpus is None or str(self.gpus).strip().lower() in ("", "0", "none")
+        return no_gpus or self.cpu is None
 
 
 def make_rig(options: RigOptions) -> Rig:
