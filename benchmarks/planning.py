@@ -19,8 +19,8 @@ from bigrun import Runner
 from bigrun.devices.host_file import Host, write
 from bigrun.devices.measure import host_bytes
 from bigrun.measure.bench import _fill
-from bigrun.measure.info import measure_host
-from bigrun.measure.learning import taught
+from bigrun.measure.host import measure_host
+from bigrun.measure.learning import calibrated
 from bigrun.planning.cost import Phase, prefill_phase
 from bigrun.planning.learn import Run, observe
 from bigrun.planning.ledger import Ledger
@@ -103,7 +103,7 @@ def main() -> None:
             runs, both = measure(model, PROMPTS, False)
             all_runs += runs
             memory.setdefault(Path(model).name, []).append(both)
-        host = taught(host, all_runs)
+        host = calibrated(host, all_runs)
         rates = host.rates()
         print(f"round {round_ + 1}: {host.says}", flush=True)
         for model in options.predict:  # the rates are fixed before this model is opened

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigrun.devices.rates import Rates
-from bigrun.devices.rig import Device, Rig
+from bigrun.devices.rig import Device, Loading, Rig
 from bigrun.model.spec import Latent, ModelSpec
 from bigrun.model.storage import Storage
 from bigrun.planning.cost import (
@@ -275,33 +275,40 @@ PARAMETERS = 2 * (LINEAR + 2 * 64) + 2 * 64 * 64 + 64  # two blocks with their n
 
 
 @pytest.mark.parametrize(
-    ("dtype", "published", "nbytes"),
+    ("dtype", "published", "form", "nbytes", "rate"),
     [
-        ("float32", 0, 4 * PARAMETERS),
-        ("float16", 0, 2 * PARAMETERS),
-        ("bfloat16", 0, 2 * PARAMETERS),
-        ("bfloat16", PARAMETERS + 500, PARAMETERS + 500),
-        ("float32", PARAMETERS + 500, PARAMETERS + 500),
+        ("float32", 0, "", 4 * PARAMETERS, 500),
+        ("float16", 0, "", 2 * PARAMETERS, 800),
+        ("bfloat16", 0, "", 2 * PARAMETERS, 800),
+        ("bfloat16", PARAMETERS + 500, "", PARAMETERS + 500, 400),
+        ("bfloat16", 2 * PARAMETERS + 500, "", 2 * PARAMETERS + 500, 800),
+        ("float32", PARAMETERS + 500, "float8", PARAMETERS + 500, 400),
+        ("float16", PARAMETERS // 2, "gguf", PARAMETERS // 2, 100),
+        ("float16", PARAMETERS + 700, "int8", PARAMETERS + 700, 1000),
     ],
-    ids=["float32", "float16", "bfloat16", "fp8 of known size", "a known size comes before the dtype"],
-)
+    ids=[
+        "float32", "float16", "bfloat16", "fp8 of a catalog", "16 bits of a catalog", "fp8 by its headers", "quantised",
+        "a conversion, as fast as the disk",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("weights", ["int8", "float32"])
 def test_a_model_loads_as_long_as_the_rig_takes_for_the_bytes_of_its_checkpoint(
-    dtype: str, published: int, nbytes: int, weights: str
+    dtype: str, published: int, form: str, nbytes: int, rate: int, weights: str
 ) -> None:
-    """What it is stored as afterwards is of no account: the checkpoint is what is read."""
-    spec = replace(toy(blocks=2, tied=False), checkpoint_dtype=dtype, checkpoint_bytes=published)
-    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), load=1000.0)
+    """What it is stored as afterwards is of no account: the checkpoint is what is read, after what every load takes."""
+    spec = replace(toy(2, tied=False), checkpoint_dtype=dtype, checkpoint_bytes=published, checkpoint_form=form)
+    rates = {"float32": 500.0, "16bit": 800.0, "float8": 400.0, "gguf": 100.0, "int8": 5000.0}
+    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), loading=Loading(3.0, 1000.0, tuple(rates.items())))
     made = make_plan(spec, rig, PlanOptions(context=64, storage=Storage(weights=weights)))
     assert made.parameters == PARAMETERS
     assert made.predicted is not None
-    assert made.predicted.load_seconds == pytest.approx(nbytes / 1000)
+    assert made.predicted.load_seconds == pytest.approx(3 + nbytes / rate)
     text = plan_text(made, 200)
-    assert f"{duration(nbytes / 1000)} to load" in text
+    assert f"{duration(3 + nbytes / rate)} to load" in text
 
 
 def test_a_tied_head_is_read_once() -> None:
-    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), load=500.0)
+    rig = Rig((Device("cpu", "cpu", 10**9, RATES),), loading=Loading(0.0, 500.0))
     made = make_plan(replace(toy(blocks=2), checkpoint_dtype="float32"), rig, PlanOptions(context=64))
     assert made.predicted is not None
     assert made.predicted.load_seconds == pytest.approx(4 * (PARAMETERS - 64 * 64) / 500)

@@ -3,24 +3,30 @@ simple fractions, and models whose bytes can be counted."""
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bigrun.devices.rates import Rates
 from bigrun.devices.rig import Device, Rig
 from bigrun.execute.sampling import Sampling
-from bigrun.measure import bench, evaluate
+from bigrun.loading.open import model_spec, open_model
+from bigrun.measure import bench, evaluate, learning
+from bigrun.model.resolve import resolve
+from bigrun.planning.account import checkpoint
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.planner import make_plan
 from bigrun.session import generation
 from bigrun.session.generation import Stats, Stream
-from support.checkpoints import llama
+from support.checkpoints import gguf_twin, llama, rewrite, state
 from support.commands import run_command
 from support.toys import toy
 
@@ -53,11 +59,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 # bench
 
 
-def planned(tied: bool, batch: int, virtual: bool) -> Plan:
+def planned(tied: bool, batch: int, virtual: bool, context: int = 64) -> Plan:
     rates = Rates(1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 0.0, math.inf, 1, "")
     cards = (Device("cuda:0", "gpu", 10**9, rates, virtual),) if virtual else ()
     cpu = Device("cpu", "cpu", 100_000 if virtual else 10**9, rates)  # no room for a block beside a GPU
-    return make_plan(toy(2, tied), Rig((*cards, cpu)), PlanOptions(context=64, batch=batch))
+    return make_plan(toy(2, tied), Rig((*cards, cpu)), PlanOptions(context=context, batch=batch))
 
 
 class BenchedRunner:
@@ -65,7 +71,13 @@ class BenchedRunner:
 
     def __init__(self, clock: Clock, plan: Plan, tied: bool) -> None:
         self.plan, self.spec, self.clock, self.executor = plan, toy(2, tied), clock, self
+        self.plan_options = PlanOptions(plan.context_tokens, plan.batch)
         self.load_seconds, self.warm_bytes, self.kernels = 1.5, 400, "imagined kernels"
+        self.start_bytes, self.open_bytes, self.parts_seconds, self.writes_cache = 120, 150, 0.5, False
+        self.parts = {
+            part.name: SimpleNamespace(part=part, read_bytes=10, layout=SimpleNamespace(nbytes=5))
+            for part in self.spec.parts
+        }
         self.memories = {"cpu": SimpleNamespace(peak_bytes=55)}
         self.seconds = iter([100.0, 100.0, 2.0, 0.5, 4.0, 0.25])
         self.fed: list[dict[int, int]] = []
@@ -89,20 +101,28 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     import bigrun.devices.measure as measure
 
     monkeypatch.setattr(measure, "read_bandwidth", lambda: 1e6)
-    monkeypatch.setattr(measure, "host_bytes", lambda: 900)
+    sizes = iter([100, 900])
+    monkeypatch.setattr(measure, "host_bytes", lambda: next(sizes))
     monkeypatch.setattr(measure, "watch_memory", lambda: lambda: 777)
+    monkeypatch.setattr(measure, "freed_bytes", lambda: 30)
+    read = iter([1000, 1000 + 2**20])
+    monkeypatch.setattr(measure, "disk_read_bytes", lambda: next(read))
+    monkeypatch.setattr("bigrun.devices.noise.watch_others", lambda: lambda: 0.05)
 
 
-def benched(clock: Clock, tied: bool = False, virtual: bool = False) -> tuple[dict[str, Any], BenchedRunner]:
-    runner = BenchedRunner(clock, planned(tied, 3, virtual), tied)
+def benched(
+    clock: Clock, tied: bool = False, virtual: bool = False, lengths: tuple[int, int] = (61, 3), **changes: Any
+) -> tuple[dict[str, Any], BenchedRunner]:
+    runner = BenchedRunner(clock, planned(tied, 3, virtual, sum(lengths)), tied)
+    vars(runner).update(changes)
     asked = []
 
     def open_runner(context: int, prompt: int) -> BenchedRunner:
         asked.append((context, prompt))
         return runner
 
-    report = bench.measure(open_runner, 61, 3, 3)
-    assert asked == [(64, 61)]
+    report = bench.measure(open_runner, *lengths, 3)
+    assert asked == [(sum(lengths), lengths[0])]
     return report, runner
 
 
@@ -121,6 +141,11 @@ def test_the_figures_of_bench_by_hand(clock: Clock, tied: bool) -> None:
     assert report["decode_bytes_per_s"] == pytest.approx(read / 0.5)
     assert report["roof_bytes_per_s"] == 1e6
     assert (report["peak_host_bytes"], report["host_growth_bytes"]) == (777, 900 - 400)
+    before = (report["interpreter_bytes"], report["files_bytes"], report["kernels_bytes"])
+    assert before == (100, 150 - 120, (120 - 100) + (400 - 150)), "which add up to what is there before the model"
+    assert (report["mapped_bytes"], report["freed_bytes"]) == (0, 30)
+    assert (report["load_parts_seconds"], report["load_disk_bytes"]) == (0.5, 2**20)
+    assert report["foreign_cpu_share"] == 0.05
     assert report["peak_device_bytes"] == {"cpu": 55}
     cpu = runner.plan.device("cpu")
     weights = 2 * BLOCK + NORM + (1 if tied else 2) * TABLE
@@ -133,7 +158,8 @@ def test_the_figures_of_bench_by_hand(clock: Clock, tied: bool) -> None:
     assert " 6.00 tokens/s" in lines["decode"]
     assert f" {read / 0.5 / 1e6:.0%} of the 0.0 GB/s" in lines["reads"]
     assert "500 B grown" in lines["memory"]
-    assert "777 B" in lines["memory"]
+    assert "100 B for Python, 30 B for headers and vocabulary, 270 B for kernels" in lines["before"]
+    assert "777 B" in lines["before"]
 
 
 @pytest.mark.usefixtures("host")
@@ -143,6 +169,162 @@ def test_what_virtual_gpus_take_is_taken_of_the_host_without_the_drivers_reserve
     assert card.parts
     assert report["planned_device_bytes"]["cuda:0"] == card.weights_bytes + card.kv_cache_bytes + card.workspace_bytes
     assert report["planned_host_bytes"] == sum(report["planned_device_bytes"][device.name] for device in (card, cpu))
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("lengths", [(97, 3), (128, 2), (3, 3)], ids=["half a page over", "two over", "few"])
+def test_what_a_decode_step_reads_is_of_the_tokens_that_are_there_wherever_a_page_ends(
+    clock: Clock, lengths: tuple[int, int]
+) -> None:
+    """A context of 100 tokens takes two pages of 64, of which a step reads what was written."""
+    report, _ = benched(clock, lengths=lengths)
+    seen = lengths[0] + lengths[1] // 2
+    assert report["decode_bytes_per_token"] == pytest.approx((2 * (BLOCK + 3 * seen * TOKEN) + TABLE + NORM) / 3)
+
+
+def against(runner: BenchedRunner, **changes: Any) -> Plan:
+    """Its plan with other predictions."""
+    assert runner.plan.predicted is not None
+    return replace(runner.plan, predicted=replace(runner.plan.predicted, **changes))
+
+
+RIGHT = {"prefill_tokens_per_s": 3 * 61 / 2, "decode_tokens_per_s": 6.0, "load_seconds": 1.5}
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("what", "field", "predicted", "ratio"),
+    [
+        ("prefill", "prefill_tokens_per_s", 3 * 61 / 2 / 0.84, 0.84),
+        ("prefill", "prefill_tokens_per_s", 3 * 61 / 2 / 0.86, None),
+        ("decode", "decode_tokens_per_s", 6.0 / 1.16, 1.16),
+        ("decode", "decode_tokens_per_s", 6.0 / 1.14, None),
+        ("load", "load_seconds", 0.75, 2.0),
+        ("load", "load_seconds", 1.4, None),
+    ],
+)
+def test_bench_says_where_a_run_is_more_than_15_per_cent_off(
+    clock: Clock, what: str, field: str, predicted: float, ratio: float | None
+) -> None:
+    runner = BenchedRunner(clock, planned(False, 3, False), False)
+    report, _ = benched(clock, plan=against(runner, **RIGHT | {field: predicted}))
+    text = bench.describe(report)
+    if ratio is None:
+        assert report["differs"] == []
+        assert "differs" not in text
+        return
+    (one,) = report["differs"]
+    assert (one["what"], one["measured"], one["predicted"]) == (what, RIGHT[field], predicted)
+    assert one["ratio"] == pytest.approx(ratio)
+    assert f"differs   {what}: {ratio:.2f} of what was predicted" in text
+    assert "--learn keeps what this run took" in text
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({}, ["no reason is known", "no reason is known", "no reason is known"]),
+        ({"foreign": 0.4}, ["used 40% of the CPU during the run"] * 2 + ["used 40% of the CPU during the load"]),
+        ({"doubt": "not measured"}, ["figures were not measured"] * 2 + ["no reason is known"]),
+        ({"doubt": "measured in a busy minute"}, ["in a busy minute"] * 2 + ["no reason is known"]),
+        ({"virtual": True}, ["virtual GPUs"] * 2 + ["no reason is known"]),
+        ({"compiled": False}, ["no reason is known"] * 2 + ["kernels were compiled in it"]),
+        ({"writes_cache": True}, ["no reason is known"] * 2 + ["an int8 cache was written"]),
+        ({"mapped": True}, ["no reason is known"] * 2 + ["came from the int8 cache"]),
+        ({"disk": 0}, ["no reason is known"] * 2 + ["its files were in memory already"]),
+    ],
+    ids=["none", "others", "assumed", "busy", "virtual", "compiled", "cache written", "cache read", "page cache"],
+)
+def test_bench_says_the_reasons_that_it_can_know(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reasons: list[str]
+) -> None:
+    monkeypatch.setattr("bigrun_kernels.cpu.compiled", lambda: changes.get("compiled", True))
+    if "foreign" in changes:
+        monkeypatch.setattr("bigrun.devices.noise.watch_others", lambda: lambda: changes["foreign"])
+    if "disk" in changes:
+        monkeypatch.setattr("bigrun.devices.measure.disk_read_bytes", lambda: changes["disk"])
+    runner = BenchedRunner(clock, planned(False, 3, changes.get("virtual", False)), False)
+    if changes.get("mapped"):
+        runner.parts = {name: SimpleNamespace(**vars(part) | {"read_bytes": 0}) for name, part in runner.parts.items()}
+    wrong = {"prefill_tokens_per_s": 1.0, "decode_tokens_per_s": 1.0, "load_seconds": 15.0}
+    report, _ = benched(
+        clock, plan=against(runner, **wrong, doubt=changes.get("doubt", "")), parts=runner.parts,
+        writes_cache=changes.get("writes_cache", False),
+    )  # fmt: skip
+    lines = [line for line in bench.describe(report).splitlines() if line.startswith("  differs")]
+    assert [each["what"] for each in report["differs"]] == ["prefill", "decode", "load"]
+    for line, reason in zip(lines, reasons, strict=True):
+        assert reason in line, line
+        assert line.count(";") == 0, "one reason"
+
+
+@pytest.mark.usefixtures("host")
+def test_bench_says_what_is_mapped_and_whose_the_memory_beside_the_plan_is(clock: Clock) -> None:
+    _, runner = benched(clock)
+    parts = {name: SimpleNamespace(**vars(part) | {"read_bytes": 0}) for name, part in runner.parts.items()}
+    mapped = sum(5 for part in runner.spec.parts if part.tensors)
+    text = {"host_growth_bytes": 2000, "mapped_bytes": mapped, "planned_host_bytes": 1500, "freed_bytes": 300}
+    assert learning.mapped_bytes(SimpleNamespace(executor=SimpleNamespace(parts=parts))) == mapped == 25
+    assert bench._memory(text) == (
+        "2.00 KB grown and 25 B mapped from the int8 conversion, 1.50 KB planned; 525 B more, of which 300 B are freed and "
+        "kept by the C library"
+    )
+    assert bench._memory(text | {"mapped_bytes": 0, "host_growth_bytes": 1520}) == "1.52 KB grown, 1.50 KB planned"
+
+
+# What a checkpoint's files take to load, by their headers
+
+
+def test_the_bytes_and_the_form_of_local_files_are_those_of_their_headers(tmp_path: Path) -> None:
+    """The model of the conversion below: 320 rows of vocabulary, hidden size 64, an MLP of 96; but four blocks."""
+    linears = 4 * (64 * (128 + 64 + 192) + 64 * 96)
+    vectors = 4 * 2 * 64 + 64
+    tables = 2 * 320 * 64
+    rows = 4 * (64 + 32 + 32 + 64 + 96 + 96 + 64)
+    for dtype in ("float32", "bfloat16"):
+        llama(tmp_path / dtype, dtype=dtype, layers=4, max_shard_size="100KB")
+        held = model_spec(resolve(str(tmp_path / dtype)))
+        size, form = {"float32": (4, "float32"), "bfloat16": (2, "16bit")}[dtype]
+        assert (held.checkpoint_bytes, held.checkpoint_form) == (size * (linears + vectors + tables), form)
+    tensors = state(tmp_path / "bfloat16")
+    for name in [name for name in tensors if "proj" in name]:
+        tensors[f"{name}_scale"] = torch.ones(len(tensors[name]), 1)
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    rewrite(tmp_path / "bfloat16", tensors)
+    held = model_spec(resolve(str(tmp_path / "bfloat16")))
+    assert (held.checkpoint_bytes, held.checkpoint_form) == (linears + 4 * rows + 2 * (vectors + tables), "float8")
+    (tmp_path / "torch").mkdir()
+    shutil.copy(tmp_path / "float32" / "config.json", tmp_path / "torch")
+    torch.save(state(tmp_path / "float32"), tmp_path / "torch" / "pytorch_model.bin")
+    held = model_spec(resolve(str(tmp_path / "torch")))
+    assert (held.checkpoint_bytes, held.checkpoint_form) == (4 * (linears + vectors + tables), "float32")
+    gguf_twin(tmp_path / "float32", tmp_path / "quantised.gguf", "Q8_0")
+    held = model_spec(resolve(str(tmp_path / "quantised.gguf")))
+    blocks = (linears + tables) // 32  # of 32 entries, with a float16 scale
+    assert (held.checkpoint_bytes, held.checkpoint_form) == (34 * blocks + 4 * vectors, "gguf")
+    done = run_command("convert", "--model", tmp_path / "float32", "--out", tmp_path / "int8", "--quiet", "--json")
+    held = model_spec(resolve(str(tmp_path / "int8")))
+    assert (held.checkpoint_bytes, held.checkpoint_form) == (json.loads(done.stdout)["bytes"], "int8")
+    made = json.loads(
+        run_command("plan", "--model", tmp_path / "int8", "--gpus", "none", "--cpu", "1GB", "--json").stdout
+    )
+    assert made["predicted"]["load_seconds"] == pytest.approx(1.5 + held.checkpoint_bytes / 2e9), "as the disk reads"
+    run = open_model(resolve(str(tmp_path / "int8")))[1]
+    assert (run.checkpoint_bytes, run.checkpoint_form) == (held.checkpoint_bytes, held.checkpoint_form)
+
+
+@pytest.mark.parametrize("damage", ["no weights", "a cut header", "a shard is missing"])
+def test_a_plan_needs_no_weights_and_counts_the_parameters_then(tmp_path: Path, damage: str) -> None:
+    llama(tmp_path, max_shard_size="100KB" if damage == "a shard is missing" else "1GB")
+    for file in sorted(tmp_path.glob("*.safetensors"))[:1]:
+        if damage == "a cut header":
+            file.write_bytes(file.read_bytes()[:50])
+        else:
+            file.unlink()
+    held = model_spec(resolve(str(tmp_path)))
+    assert (held.checkpoint_bytes, held.checkpoint_form) == (0, "")
+    assert checkpoint(held) == (4 * held.parameters, "float32")
 
 
 # eval

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,18 @@ from bigrun.devices.cards import card
 from bigrun.devices.host_file import Host, default_path, find_host, learning_path, machine, read, write
 from bigrun.devices.links import LINKS
 from bigrun.devices.make_rig import RigOptions, make_rig
-from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, cpu_rates, gpu_rates
-from bigrun.devices.rig import Rig
+from bigrun.devices.noise import Noise
+from bigrun.devices.rates import (
+    ASSUMED_CPU,
+    ASSUMED_DISK,
+    ASSUMED_GPU,
+    ASSUMED_LOADS,
+    ASSUMED_START,
+    Rates,
+    cpu_rates,
+    gpu_rates,
+)  # fmt: skip
+from bigrun.devices.rig import Loading, Rig
 from bigrun.errors import CallError
 from support.commands import run_command
 
@@ -36,7 +46,12 @@ HOST = Host(
     wide_products_per_s=0.04e12,
     disk_bytes_per_s=1.25e9,
     copies=(("cuda:0", 11e9), ("cuda:1", 5.5e9)),
-    conversion_bytes_per_s=0.75e9,
+    noise=(
+        ("read_bytes_per_s", Noise(9, 0.02, 0.01, "2026-01-31")),
+        ("disk_bytes_per_s", Noise(3, 0.4, 0.0, "2026-01-30", "its repeats lay 40% apart")),
+    ),
+    start_seconds=1.25,
+    loads=(("16bit", 0.75e9), ("int8", 3e9)),
     learned=LEARNED,
     runs=({"name": "a prompt", "seconds": 1.5, "parts": [[3, {"bytes": 5}]]}, {"name": "a step"}),
 )
@@ -139,6 +154,16 @@ def test_tests_read_no_host_file_of_the_developers_own() -> None:
     assert find_host() == (None, "")
 
 
+@pytest.mark.parametrize("none", ["none", "None", "NONE"])
+def test_the_environment_can_say_that_there_is_no_host_file(none: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGRUN_HOST", none)
+    assert find_host() == (None, "")
+    with pytest.raises(OSError, match=r"Not a directory|File exists|Permission"):
+        write(HOST, default_path())
+    with pytest.raises(CallError, match="BIGRUN_HOST=none"):
+        learning_path(None)
+
+
 def test_what_is_learned_goes_to_the_named_file_or_the_default_and_never_to_none(default: Path) -> None:
     assert learning_path(None) == default
     assert learning_path("mine.json") == Path("mine.json")
@@ -201,7 +226,9 @@ def test_another_machines_file_is_used_where_it_is_named(default: Path) -> None:
 
 def written(change: Callable[[dict[str, Any]], Any] | None = None, /, **values: Any) -> str:
     """A host file with some values changed, or a change made to all of it."""
-    content = {"version": 1} | {f.name: getattr(HOST, f.name) for f in fields(Host) if f.name != "where"}
+    content = {"version": 2} | {f.name: getattr(HOST, f.name) for f in fields(Host) if f.name != "where"}
+    content["noise"] = {name: asdict(noise) for name, noise in HOST.noise}
+    content["loads"] = dict(HOST.loads)
     content["learned"] = {f.name: getattr(LEARNED, f.name) for f in fields(Rates)}
     content |= values
     return json.dumps((change(content) or content) if change else content)
@@ -211,19 +238,23 @@ def learned(**values: Any) -> str:
     return written(lambda content: content["learned"].update(values))
 
 
+def noisy(**values: Any) -> str:
+    return written(lambda content: content["noise"]["read_bytes_per_s"].update(values))
+
+
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "not JSON"),
     "truncated": (written()[:-20], "not JSON"),
     "YAML": ("cpu: mine\n", "not JSON"),
     "a binary file": (bytes(range(256)), "not JSON"),
-    "a list": ("[1, 2]", "not a host file of version 1"),
-    "a number": ("1", "not a host file of version 1"),
-    "null": ("null", "not a host file of version 1"),
-    "a text": ('"host"', "not a host file of version 1"),
-    "an empty object": ("{}", "not a host file of version 1"),
-    "a later version": (written(version=2), "not a host file of version 1"),
-    "a version as text": (written(version="1"), "not a host file of version 1"),
-    "no version": (written(lambda content: content.pop("version") and None), "not a host file of version 1"),
+    "a list": ("[1, 2]", "not a host file of version 1 or 2"),
+    "a number": ("1", "not a host file of version 1 or 2"),
+    "null": ("null", "not a host file of version 1 or 2"),
+    "a text": ('"host"', "not a host file of version 1 or 2"),
+    "an empty object": ("{}", "not a host file of version 1 or 2"),
+    "a later version": (written(version=3), "not a host file of version 1 or 2"),
+    "a version as text": (written(version="1"), "not a host file of version 1 or 2"),
+    "no version": (written(lambda content: content.pop("version") and None), "not a host file of version 1 or 2"),
     "a field missing": (written(lambda content: content.pop("read_bytes_per_s") and None), "read_bytes_per_s"),
     "a field too many": (written(colour="red"), "colour"),
     "a learned field missing": (written(lambda content: content["learned"].pop("cache") and None), "cache"),
@@ -267,6 +298,16 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a copy below nothing": (written(copies=[["cuda:0", -1e9]]), "copies is -1"),
     "a copy that is no number": (written(copies=[["cuda:0", math.nan]]), "copies is nan"),
     "a copy of 400 digits": (written(copies=[["cuda:0", 10**400]]), "copies is 1000"),
+    "noise as a list": (written(noise=[1]), "noise is not an object"),
+    "noise of a figure that is none": (written(noise={"colour": {}}), "noise is not an object"),
+    "noise that lacks a field": (written(noise={"copies": {"repeats": 1}}), "host.json: "),
+    "more than all of the CPU": (noisy(foreign_cpu_share=1.5), "foreign_cpu_share is 1.5"),
+    "a spread that is text": (noisy(spread="wide"), "spread is 'wide'"),
+    "a reason that colours the terminal": (noisy(busy="\x1b[31m"), "busy is '"),
+    "loads as a list": (written(loads=[["16bit", 1e9]]), "loads is not an object"),
+    "a load of no known form": (written(loads={"13bit": 1e9}), "loads is not an object"),
+    "a load at no rate": (written(loads={"16bit": 0}), "loads is 0"),
+    "a start of two hours": (written(start_seconds=7200), "start_seconds is 7200"),
     "runs as text": (written(runs="many"), "runs"),
     "runs as an object": (written(runs={"a": 1}), "runs"),
     "nested 100,000 deep": ("[" * 100_000, "not JSON"),
@@ -346,7 +387,8 @@ def test_without_a_host_file_the_plan_says_that_nothing_was_measured() -> None:
     assert any("disk: 2 GB/s" in line for line in rig.assumptions)
     assert rig.device("cpu").rates == ASSUMED_CPU
     assert rig.device("disk").rates.read == ASSUMED_DISK
-    assert rig.load == min(ASSUMED_DISK, ASSUMED_CONVERSION)
+    assert rig.loading == Loading(ASSUMED_START, ASSUMED_DISK, ())
+    assert rig.doubt == "not measured"
 
 
 def test_with_one_the_cpu_is_as_fast_as_it_was_measured_and_the_plan_says_so(path: Path) -> None:
@@ -373,10 +415,10 @@ def test_the_disk_reads_and_the_model_loads_as_fast_as_was_measured(path: Path) 
     assert (rig.device("disk").rates.read, rig.device("disk").rates.source) == (1.25e9, "measured on 2026-01-31")
     assert "disk: 1.2 GB/s" in rig.measured
     assert not any("disk" in line for line in rig.assumptions)
-    assert rig.load == 0.75e9  # its conversion is the slower
-    write(replace(HOST, conversion_bytes_per_s=3e9), path)
-    assert rig_with(path).load == 1.25e9
-    assert rig_with(path, disk=None).load == 1.25e9
+    assert rig.loading == rig_with(path, disk=None).loading == Loading(1.25, 1.25e9, HOST.loads)
+    assert rig.loading.seconds(3 * GB, "16bit") == 1.25 + 3 / 0.75  # its conversion is the slower
+    assert rig.loading.seconds(3 * GB, "int8") == 1.25 + 3 / 1.25  # the disk is
+    assert rig.loading.seconds(3 * GB, "gguf") == 1.25 + 3 * GB / ASSUMED_LOADS["gguf"]  # which no run has shown
 
 
 def test_what_was_not_measured_of_the_host_stays_assumed(path: Path) -> None:
@@ -385,7 +427,7 @@ def test_what_was_not_measured_of_the_host_stays_assumed(path: Path) -> None:
     assert rig.device("disk").rates.read == ASSUMED_DISK
     assert any("disk: 2 GB/s" in line for line in rig.assumptions)
     assert not any("disk" in line for line in rig.measured)
-    assert rig.load == min(ASSUMED_DISK, ASSUMED_CONVERSION)
+    assert rig.loading == Loading(ASSUMED_START, ASSUMED_DISK, ())
 
 
 @pytest.mark.parametrize("form", ["options", "max_memory", "rig file"])

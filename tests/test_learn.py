@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 import bigrun.measure.learning
 from bigrun import plan
 from bigrun.devices.host_file import Host, machine, read, write
-from bigrun.devices.rates import Rates, cpu_rates
+from bigrun.devices.rates import FURTHEST, Rates, cpu_rates, low_rates
 from bigrun.errors import CallError
 from bigrun.loading.open import model_spec
-from bigrun.measure.learning import calibrate_from_run, calibrated, host_to_calibrate
+from bigrun.measure.learning import calibrate_from_run, calibrated, host_to_calibrate, with_load
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.model.storage import Storage
 from bigrun.planning.cost import Phase, Work, decode_phase, prefill_phase
-from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, observe, to_data
+from bigrun.planning.learn import LEARNED, MOST_RUNS, Run, fit, from_data, keep_runs, observe, to_data
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from support.commands import run_command
+from support.toys import toy
 
 ROOFS = (40e9, 3e11, 5e10)
 START = cpu_rates(*ROOFS, "measured")
@@ -134,6 +135,45 @@ def test_runs_of_16_bit_weights_teach_their_own_rate_and_not_that_of_int8() -> N
     assert worst(learned, true, weights="int8") < 0.03
 
 
+def bench_runs(model: ModelSpec, prompt: int, new: int) -> list[Run]:
+    """What `bench --learn` observes of a model: a prompt and a decode step."""
+    ledger = Ledger(model, PlanOptions(prompt + new, 1))
+    phases = Phase("prefill", 1, prompt, (prompt + 1) / 2, 1), Phase("decode", 1, 1, prompt + new // 2, 1)
+    return [observe(phase.name, ledger, phase, 1.0) for phase in phases]
+
+
+SLOWER = [(1, 1), (3, 1), (1, 3), (10, 10), (1, 10), (10, 1), (50, 50), (0.2, 0.2)]
+
+
+@pytest.mark.parametrize("slower", SLOWER, ids=str)
+@pytest.mark.parametrize("lengths", [(128, 32), (16, 4)], ids=str)
+@pytest.mark.parametrize("model", ["a toy", "smollm2-135m"])
+def test_what_a_small_model_took_does_not_spoil_the_prediction_of_a_large_one(
+    model: str, lengths: tuple[int, int], slower: tuple[float, float]
+) -> None:
+    """Whatever a prompt and a step of a small model took of what was predicted: a toy's, of which little is weights and
+    arithmetic, change a 70B by no more than the blocks' fixed cost; the demo's by no more than rates may be off the roofs."""
+    small = toy(2) if model == "a toy" else spec(model)
+    observed = bench_runs(small, *lengths)
+    took = [replace(run, seconds=run.predicted(START) * by) for run, by in zip(observed, slower, strict=True)]
+    learned = fit(took, START)
+    least, most = FURTHEST
+    for run in bench_runs(spec("llama-3.1-70b"), 1024, 512):
+        apart = run.predicted(learned) / run.predicted(START)
+        if model == "a toy":
+            assert 0.95 < apart < 1.15
+        else:
+            assert 0.9 / most < apart < 1.4 / least  # overlap and blocks beside the rates
+
+
+@pytest.mark.parametrize("rate", ["read", "int8", "block"])
+def test_a_host_file_of_rates_that_no_run_can_show_is_read_as_near_to_its_roofs_as_they_can_be(rate: str) -> None:
+    far = replace(START, **{rate: getattr(START, rate) * 1e-3, "source": "learned from 2 runs"})
+    least = {"block": 0.1}.get(rate, FURTHEST[0])
+    assert getattr(replace(HOST, learned=far).rates(), rate) == pytest.approx(least * getattr(START, rate))
+    assert replace(HOST, learned=replace(far, **{rate: getattr(START, rate)})).rates().source == "learned from 2 runs"
+
+
 @settings(derandomize=True, database=None, deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.floats(0.25, 4), min_size=len(LEARNED), max_size=len(LEARNED)))
 def test_learning_never_makes_the_runs_it_learned_from_worse(factors: list[float]) -> None:
@@ -149,7 +189,7 @@ def test_learning_never_makes_the_runs_it_learned_from_worse(factors: list[float
 def test_a_run_is_made_of_what_the_planner_predicts_for_the_same_step() -> None:
     made = plan("llama-3.2-1b", gpus="none", cpu="64GB", context=1000, batch=3, prompt_tokens=700)
     ledger = Ledger(spec("llama-3.2-1b"), PlanOptions(1000, 3, prompt=700))
-    rates = cpu_rates(40e9, 0.3e12, 0.05e12, "assumed")
+    rates = low_rates(machine()[1])
     assert made.predicted is not None
     decode = observe("", ledger, decode_phase(3, 1000), 1.0).predicted(rates)
     assert 3 / decode == pytest.approx(made.predicted.decode_tokens_per_s)
@@ -216,12 +256,9 @@ def test_a_host_keeps_the_latest_runs_and_learns_from_those_it_keeps() -> None:
     assert host.rates() == host.learned
 
 
-def test_the_roofs_stay_as_measured_and_the_quickest_load_is_kept() -> None:
-    host = calibrated(HOST, [simple(1)], loaded=3e9)
+def test_the_roofs_stay_as_measured() -> None:
+    host = calibrated(HOST, [simple(1)])
     assert (host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s) == ROOFS
-    assert host.conversion_bytes_per_s == 3e9
-    assert calibrated(host, (), loaded=2e9).conversion_bytes_per_s == 3e9
-    assert calibrated(host, (), loaded=4e9).conversion_bytes_per_s == 4e9
 
 
 def test_a_full_host_file_is_read_back_and_used(tmp_path: Path) -> None:
@@ -251,11 +288,71 @@ def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
     """As much of a Runner as `calibrate_from_run` looks at."""
     device = SimpleNamespace(kind=kind, parts=("blocks.0",), virtual=False)
     made = SimpleNamespace(model=model, batch=batch, prefill_chunk_tokens=chunk, devices=[device])
-    part = SimpleNamespace(part=SimpleNamespace(tensors=("x",)), read_bytes=10**9)
+    return loaded(2.0, 0.5, 10**9, 0, plan=made, spec=spec(model), plan_options=PlanOptions(512, batch))
+
+
+def loaded(seconds: float, parts_seconds: float, read: int, mapped: int, form: str = "", **more: Any) -> Any:
+    """As much of a Runner as `with_load` looks at: a load of a part that was converted, and of one that was mapped."""
+    parts = {
+        name: SimpleNamespace(
+            part=SimpleNamespace(tensors=("x",)), read_bytes=read_bytes, layout=SimpleNamespace(nbytes=nbytes)
+        )
+        for name, read_bytes, nbytes in (("embed", read, read // 2), ("blocks.0", 0, mapped))
+        if read_bytes or nbytes
+    }
+    parts["head"] = SimpleNamespace(part=SimpleNamespace(tensors=()), read_bytes=0, layout=SimpleNamespace(nbytes=0))
+    whole = replace(spec("smollm2-135m"), checkpoint_form=form, checkpoint_bytes=max(read, mapped, 1))
     return SimpleNamespace(
-        plan=made, spec=spec(model), plan_options=PlanOptions(512, batch), load_seconds=0.5,
-        executor=SimpleNamespace(parts={"embed": part}),
-    )  # fmt: skip
+        **{"spec": whole, "load_seconds": seconds, "parts_seconds": parts_seconds, "writes_cache": False} | more,
+        executor=SimpleNamespace(parts=parts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("load", "start", "rates"),
+    [
+        (loaded(3.0, 2.0, 10**9, 0, "16bit"), 1.0, {"16bit": 0.5e9}),
+        (loaded(3.0, 2.5, 4 * 10**9, 0, "gguf"), 0.5, {"gguf": 1.6e9}),
+        (loaded(3.0, 1.0, 0, 2 * 10**9, "int8"), 2.0, {"int8": 2e9}),
+        (loaded(3.0, 1.0, 0, 2 * 10**9, "16bit"), 2.0, {"int8": 2e9}),
+        (loaded(2.5, 1.5, 92 * 10**6, 0, "gguf"), 1.0, {}),
+        (loaded(2.5, 1.5, 10**9 - 1, 0, "16bit"), 1.0, {}),
+        (loaded(3.0, 2.0, 10**9, 10**9, "16bit"), 1.0, {}),
+        (loaded(3.0, 2.0, 10**9, 0, "16bit", writes_cache=True), 1.0, {}),
+        (loaded(50.0, 2.0, 2 * 10**9, 0, "float8"), 0.0, {"float8": 1e9}),
+    ],
+    ids=[
+        "16 bits", "quantised", "a conversion", "a checkpoint whose cache has it all", "the demo", "a byte too few",
+        "half from a cache", "a cache was written", "kernels were compiled",
+    ],
+)  # fmt: skip
+def test_a_load_teaches_its_fixed_seconds_apart_from_a_rate_that_it_is_long_enough_to_show(
+    load: Any, start: float, rates: dict[str, float]
+) -> None:
+    host = with_load(HOST, load)
+    assert (host.start_seconds, dict(host.loads)) == (start, rates)
+
+
+def test_the_quickest_load_of_each_form_is_kept_and_the_least_of_the_fixed_seconds() -> None:
+    host = replace(HOST, start_seconds=0.9, loads=(("16bit", 0.7e9), ("int8", 3e9)))
+    slower, faster = loaded(3.0, 2.0, 10**9, 0, "16bit"), loaded(1.5, 1.0, 10**9, 0, "16bit")
+    assert with_load(host, slower) == host
+    assert with_load(host, faster) == replace(host, start_seconds=0.5, loads=(("16bit", 1e9), ("int8", 3e9)))
+
+
+def test_a_small_model_does_not_say_how_long_a_large_one_loads(tmp_path: Path) -> None:
+    """The demo's 92 MB of a quantised file take 1.5 s; once, a 70B was then said to load in 39 minutes."""
+    write(HOST, tmp_path / "before.json")
+    write(with_load(HOST, loaded(2.5, 1.5, 92 * 10**6, 0, "gguf")), tmp_path / "after.json")
+    made = [
+        plan("llama-3.1-70b", gpus="none", cpu="1TB", host=tmp_path / name).predicted
+        for name in ("before.json", "after.json")
+    ]
+    assert made[0] is not None
+    assert made[1] is not None
+    nbytes = 2 * spec("llama-3.1-70b").parameters
+    assert made[0].load_seconds == pytest.approx(1.5 + nbytes / 1e9)
+    assert made[1].load_seconds == pytest.approx(1.0 + nbytes / 1e9)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +369,7 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
     host = read(tmp_path / "host.json")
     prefill, decode = from_data(host.runs)
     assert (prefill.seconds, decode.seconds) == (0.7, 0.1)
-    assert host.conversion_bytes_per_s == 2e9
+    assert (host.start_seconds, dict(host.loads)) == (1.5, {"gguf": 2e9})
     ledger = Ledger(spec("smollm2-135m"), PlanOptions(512, batch))
     blocks = sum(ledger.weights(f"blocks.{i}") for i in range(30))
     head = ledger.weights("embed")
@@ -283,6 +380,33 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
     )
     products = sum(count * work.products for count, work in prefill.parts)
     assert products == pytest.approx(batch * prompt * linear + batch * 49152 * 576)
+
+
+def test_a_run_of_a_busy_minute_is_kept_and_counts_only_where_there_are_no_others(tmp_path: Path) -> None:
+    file, runner = tmp_path / "host.json", stub("llama-3.2-1b", 1, 512)
+    write(HOST, file)
+    calibrate_from_run(file, runner, 30.0, 3.0, 100, 116, "other processes used 60% of the CPU")
+    busy = read(file)
+    assert (busy.start_seconds, busy.loads) == (0.0, ()), "its load was disturbed too"
+    assert busy.busy_roof == "other processes used 60% of the CPU"
+    assert busy.says.endswith("measured in a busy minute: other processes used 60% of the CPU")
+    assert busy.learned is not None
+    assert busy.learned.read < START.read
+    calibrate_from_run(file, runner, 0.7, 0.05, 100, 116)
+    both = read(file)
+    assert both.busy_roof == ""
+    quiet = [run for run in from_data(both.runs) if not run.busy]
+    assert (len(both.runs), len(quiet)) == (4, 2)
+    assert both.learned == fit(quiet, START)
+    assert both.learned.source == "learned from 2 runs"
+
+
+def test_of_too_many_runs_those_of_busy_minutes_go_first() -> None:
+    quiet = [simple(i) for i in range(60)]
+    busy = [replace(simple(100 + i), busy="it was") for i in range(10)]
+    assert keep_runs([*busy, *quiet]) == (*busy[-4:], *quiet)
+    assert keep_runs([*quiet[:5], *busy, *quiet[5:]]) == (*quiet[:5], *busy[-4:], *quiet[5:])
+    assert keep_runs([*quiet, *quiet]) == tuple([*quiet, *quiet][-MOST_RUNS:])
 
 
 def test_a_run_on_a_real_gpu_teaches_the_cpu_nothing(tmp_path: Path) -> None:
@@ -317,8 +441,10 @@ def bench(model: Path | str, *arguments: str) -> Result:
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """bench measures how fast this host reads, which is not what is tested here."""
     import bigrun.devices.measure
+    import bigrun.devices.noise
 
     monkeypatch.setattr(bigrun.devices.measure, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(bigrun.devices.noise, "watch_others", lambda: lambda: 0.0)  # whatever runs beside the tests
 
 
 @pytest.mark.usefixtures("unread")

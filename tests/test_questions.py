@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bigrun import plan
+from bigrun.devices.host_file import Host, machine, write
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
@@ -288,9 +289,12 @@ CHANGES = {
     ],
 )
 def test_before_and_after_a_change_are_two_plans_made_separately(
-    model: str, change: str, instead: dict[str, Any]
+    model: str, change: str, instead: dict[str, Any], tmp_path: Path
 ) -> None:
-    rig: dict[str, Any] = {"gpus": "2xRTX3090", "cpu": "64GB"}
+    """On a host that was measured: of one that was not, a CPU beside cards is assumed to be a desktop's, and one without
+    cards this host's."""
+    write(Host(*machine(), "avx2", "2026-01-31", 40e9, 0.3e12, 0.05e12), tmp_path / "host.json")
+    rig: dict[str, Any] = {"gpus": "2xRTX3090", "cpu": "64GB", "host": tmp_path / "host.json"}
     asked, before, after = plan(model, **rig, what_if=change), plan(model, **rig), plan(model, **{**rig, **instead})
     assert asked.answer is not None
     assert asked.answer["change"] == change

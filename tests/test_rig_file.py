@@ -196,7 +196,7 @@ def test_a_disks_bandwidth_is_what_it_reads_and_what_the_model_loads_at(write: W
     slow, plain = rig({"memory": "1TB", "bandwidth": "250MB/s"}), rig({"memory": "1TB"})
     assert slow.device("disk").rates == replace(plain.device("disk").rates, read=0.25e9, source="given")
     assert plain.device("disk").rates.read == 2e9
-    assert slow.load == 0.25e9 < plain.load
+    assert slow.loading.disk == 0.25e9 < plain.loading.disk == 2e9
 
 
 def test_what_the_file_gives_is_not_assumed_and_what_it_leaves_out_is(write: Write) -> None:

@@ -15,8 +15,8 @@ from bigrun.model.source import Dialect
 class TensorInfo:
     """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name.
 
-    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block). `place` is where its bytes lie,
-    (file, first byte, strides), where two tensors may have one.
+    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block), `scale_bytes` their size. `place`
+    is where its bytes lie, (file, first byte, strides), where two tensors may have one.
     """
 
     dtype: str
@@ -26,6 +26,7 @@ class TensorInfo:
     where: str
     scales: tuple[str, str, int, int] | None = None
     place: tuple[str, int, tuple[int, ...]] | None = None
+    scale_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def plan_command(
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     options = parse(flags)
     made = plan_for(options, solve, what_if, target)
+    if made.predicted is not None and made.predicted.doubt and _measured_once(options):
+        made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
     other = _compared(made, options) if compare else None
@@ -250,10 +252,22 @@ for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 
+def _measured_once(options: Any, run: bool = False) -> bool:
+    """Whether figures of this host for what is predicted of it were measured now: on the first use, in some seconds."""
+    from bigrun.measure.host import ensure_host
+
+    return ensure_host(options.rig, options.progress, run)
+
+
 def _runner(options: Any, text_check: Any = None, text: bool = True) -> Any:
     from bigrun.session.runner import Runner
 
     _check_instruction_set()
+    if options.plan is None:  # which has its predictions
+        from bigrun.model.resolve import resolve
+
+        resolve(options.model_id)  # a wrong name is said at once
+        _measured_once(options, run=True)
     return Runner.from_options(options, text_check, text)
 
 

@@ -1,38 +1,51 @@
 """The host file: what bigrun measured of a host, and the rates fitted to its own runs there. An input of the planner.
 
 `bigrun info` writes the roofs, `bigrun bench --learn` adds a run. The default file is host.json in bigrun's cache folder
-(`BIGRUN_HOST` names another); it serves the machine that it names and no other, unless it is given by `--host`.
+(`BIGRUN_HOST` names another, or says none); it serves the machine that it names and no other, unless it is given by `--host`.
+
+Version 2 says of each figure how it was measured (noise.py), and keeps what a load takes as fixed seconds and rates by form. Of
+version 1, the rate of conversion is left out: it had the fixed seconds of whatever run in it.
 """
 
 import json
 import math
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bigrun.devices.rates import Rates, cpu_rates
+from bigrun.devices.noise import Noise
+from bigrun.devices.rates import ASSUMED_LOADS, Rates, bounded, cpu_rates, low_roofs
 from bigrun.errors import CallError
 
-VERSION = 1
+VERSION, OLDEST = 2, 1
 LARGEST = 2**20
 LONGEST = 200  # characters of a name
 MOST = 1e21  # of anything in a second
 RANGES: dict[str, tuple[float, float]] = {  # least and most; of all others 1 and MOST
     "disk_bytes_per_s": (0, MOST),  # 0: not measured
-    "conversion_bytes_per_s": (0, MOST),
+    "start_seconds": (0, 3600),  # 0: not measured
+    "repeats": (0, 10**6),
+    "spread": (0, 1),
+    "foreign_cpu_share": (0, 1),
     "block": (0, 1),
     "overlap": (1, 16),
 }
 MAY_BE_INFINITE = ("link", "overlap")
 VARIABLE = "BIGRUN_HOST"
+# What is measured; the first three serve every prediction of the CPU.
+ROOFS = ("read_bytes_per_s", "int8_products_per_s", "wide_products_per_s")
+FIGURES = (*ROOFS, "disk_bytes_per_s", "copies")
+BUSY = "measured in a busy minute"
 
 
 @dataclass(frozen=True)
 class Host:
     """`cpu`, `cores` and `kernels` say which machine; rates are bytes/s and multiply-adds/s; `copies` bytes/s between a
-    GPU and host memory. `runs` are what `learned` was fitted to (planning/learn.py), as plain data."""
+    GPU and host memory. `noise`: how a figure of FIGURES was measured. `start_seconds` and `loads` (form → bytes/s) are what
+    loads take, `runs` what `learned` was fitted to (planning/learn.py), as plain data."""
 
     cpu: str
     cores: int
@@ -43,37 +56,67 @@ class Host:
     wide_products_per_s: float
     disk_bytes_per_s: float = 0.0
     copies: tuple[tuple[str, float], ...] = ()
-    conversion_bytes_per_s: float = 0.0
+    noise: tuple[tuple[str, Noise], ...] = ()
+    start_seconds: float = 0.0
+    loads: tuple[tuple[str, float], ...] = ()
     learned: Rates | None = None
     runs: tuple[Any, ...] = ()
     where: str = ""
 
     def rates(self) -> Rates:
-        """The CPU's: learned if there were runs to learn from, else shares of the measured roofs."""
-        if self.learned is not None:
-            return self.learned
-        roofs = self.read_bytes_per_s, self.int8_products_per_s, self.wide_products_per_s
-        return cpu_rates(*roofs, f"measured on {self.measured_on}")
+        """The CPU's: learned if there were runs to learn from, near the measured roofs; else shares of these."""
+        roofs = cpu_rates(*self.roofs, f"measured on {self.measured_on}")
+        return roofs if self.learned is None else bounded(self.learned, roofs)
+
+    @property
+    def roofs(self) -> tuple[float, float, float]:
+        """Bytes/s read, int8 and 16-bit multiply-adds/s, as measured; of a busy minute no less than is assumed of a CPU that
+        was not measured, as a disturbance only takes away."""
+        read, int8, wide = (
+            max(getattr(self, name), low) if name in self.busy else getattr(self, name)
+            for name, low in zip(ROOFS, low_roofs(self.cores), strict=True)
+        )
+        return read, int8, wide
+
+    @property
+    def busy(self) -> dict[str, str]:
+        """The figures that were measured in a busy minute, each with the reason."""
+        return {name: noise.busy for name, noise in self.noise if noise.busy}
+
+    @property
+    def busy_roof(self) -> str:
+        """Why the CPU's figures are not believed; "" if they are."""
+        busy = next((self.busy[name] for name in ROOFS if name in self.busy), "")
+        runs = [str(run.get("busy", "")) for run in self.runs if isinstance(run, dict)]
+        return busy or (runs[-1] if self.learned and runs and all(runs) else "")
 
     @property
     def says(self) -> str:
         """A sentence for a plan."""
         rates, where = self.rates(), f"({self.where})" if self.where else ""
         how = f"learned from {len(self.runs)} runs of" if self.learned else "measured on"
+        busy = f"; {BUSY}: {self.busy_roof}" if self.busy_roof else ""
         return (
             f"cpu: weights {rates.read / 1e9:.1f} GB/s, {rates.int8 / 1e9:.0f} G int8 multiply-adds/s, {how} this host, "
             f"{self.measured_on} {where}"
-        ).rstrip()
+        ).rstrip() + busy
+
+
+def is_none(host: str | Path | None) -> bool:
+    """Whether no host file is wanted: --host none, or BIGRUN_HOST=none where none is named."""
+    named = os.environ.get(VARIABLE, "") if host is None else host
+    return str(named).lower() == "none"
 
 
 NOWHERE = Path(os.devnull, "bigrun", "host.json")  # the file of a user without a home: never there, never written
 
 
 def default_path() -> Path:
-    """This host's own file: BIGRUN_HOST's, else that of the user's cache folder; NOWHERE where there is no such folder."""
+    """This host's own file: BIGRUN_HOST's, else that of the user's cache folder; NOWHERE where there is no such folder, or
+    BIGRUN_HOST is none."""
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named)
+        return NOWHERE if is_none(None) else Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if cache.startswith("~"):  # this user has no home
         return NOWHERE
@@ -82,8 +125,9 @@ def default_path() -> Path:
 
 def learning_path(host: str | Path | None) -> Path:
     """The host file to calibrate: the one of --host, or this host's own."""
-    if host is not None and str(host).lower() == "none":
-        raise CallError("--learn keeps what it learns in a host file: leave out --host none")
+    if is_none(host):
+        none = f"{VARIABLE}=none" if host is None else "--host none"
+        raise CallError(f"--learn keeps what it learns in a host file: leave out {none}")
     path = Path(host) if host else default_path()
     if path == NOWHERE:
         raise CallError("--learn: this user has no home to keep a host file in: give --host FILE")
@@ -109,7 +153,7 @@ def find_host(path: str | Path | None = None) -> tuple[Host | None, str]:
     """
     if path is not None and not isinstance(path, str | Path):
         raise CallError(f"--host: {path!r:.40} is not the path of a file")
-    if path is not None and str(path).lower() == "none":
+    if is_none(path):
         return None, ""
     if path is not None:
         return read(Path(path)), ""
@@ -137,13 +181,25 @@ def read(path: Path) -> Host:
         raise CallError(f"--host {path}: cannot be read: {error.strerror}; `bigrun info` writes one") from error
     except (ValueError, RecursionError) as error:
         raise CallError(f"--host {path}: not JSON; `bigrun info` writes a new one") from error
-    if not isinstance(values, dict) or values.pop("version", None) != VERSION:
-        raise CallError(f"--host {path}: not a host file of version {VERSION}; `bigrun info` writes a new one")
+    version = values.pop("version", None) if isinstance(values, dict) else None
+    if type(version) is not int or not OLDEST <= version <= VERSION:
+        raise CallError(
+            f"--host {path}: not a host file of version {OLDEST} or {VERSION}; `bigrun info` writes a new one"
+        )
+    if version == OLDEST:
+        values.pop("conversion_bytes_per_s", None)
     try:
         learned = values.get("learned")
         values["learned"] = None if learned is None else _checked(Rates, learned)
         values["copies"] = tuple(
             (str(name), float(_figure("copies", rate, float))) for name, rate in values.get("copies", ())
+        )
+        values["noise"] = tuple(
+            (name, _checked(Noise, made)) for name, made in _named(values.get("noise", {}), FIGURES, "noise")
+        )
+        values["loads"] = tuple(
+            (name, float(_figure("loads", rate, float)))
+            for name, rate in _named(values.get("loads", {}), ASSUMED_LOADS, "loads")
         )
         if not isinstance(values.get("runs", []), list):
             raise ValueError("runs is not a list")
@@ -151,6 +207,13 @@ def read(path: Path) -> Host:
         return replace(_checked(Host, values), where=str(path))
     except (TypeError, ValueError, RecursionError) as error:
         raise CallError(f"--host {path}: {str(error)[:120]}; `bigrun info` writes a new one") from error
+
+
+def _named(values: Any, known: Collection[str], what: str) -> list[tuple[str, Any]]:
+    """The items of an object with known keys; ValueError for anything else."""
+    if not isinstance(values, dict) or not all(name in known for name in values):
+        raise ValueError(f"{what} is not an object of {', '.join(known)}")
+    return list(values.items())
 
 
 def _checked(kind: Any, values: dict[str, Any]) -> Any:
@@ -178,6 +241,7 @@ def write(host: Host, path: Path) -> None:
     """Atomically: a temporary file beside it, then a rename."""
     values = {"version": VERSION, **asdict(host)}
     del values["where"]
+    values |= {"noise": dict(values["noise"]), "loads": dict(values["loads"])}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:

@@ -1,15 +1,16 @@
 """The rig of the user's options: described, read from a file, or probed from this host."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigrun.devices.cards import GB, TERA
-from bigrun.devices.host_file import Host, find_host
+from bigrun.devices.host_file import BUSY, Host, find_host
 from bigrun.devices.probe import available_memory, probe_gpus
-from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, gpu_rates
-from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates, parse_gpus
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_START, gpu_rates, low_rates
+from bigrun.devices.rig import MOST_GPUS, Device, Loading, Rig, disk_rates, parse_gpus
 from bigrun.devices.rig_file import read_rig
 from bigrun.errors import CallError
 from bigrun.sizes import format_size, parse_size
@@ -27,22 +28,33 @@ class RigOptions:
     rig: str | Path | None = None  # a file that describes the devices
     host: str | Path | None = None  # a file of what `bigrun info` measured; None: this host's own, if any
 
+    @property
+    def of_this_host(self) -> bool:
+        """Whether the CPU is this host's: neither a file nor GPUs and memory, named together, describe another."""
+        if self.rig is not None or self.virtual:
+            return self.rig is None
+        if isinstance(self.max_memory, Mapping):
+            return all(str(name) in ("cpu", "disk") for name in self.max_memory)
+        no_gpus = self.gpus is None or str(self.gpus).strip().lower() in ("", "0", "none")
+        return no_gpus or self.cpu is None
+
 
 def make_rig(options: RigOptions) -> Rig:
     """The rig that the options describe. CallError where they contradict each other or make no sense."""
     gpus, cpu, disk, max_memory = options.gpus, options.cpu, options.disk, options.max_memory
     rig, virtual = options.rig, options.virtual
     host, note = find_host(options.host)
+    cores = len(os.sched_getaffinity(0)) if options.of_this_host else 0
     if rig is not None:
         if any(option is not None for option in (gpus, cpu, disk, max_memory)):
             raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")
         if not isinstance(rig, str | Path):
             raise CallError(f"--rig: {rig!r:.40} is not the path of a file")
-        return _with_host(read_rig(Path(rig), virtual), host, note)
+        return _with_host(read_rig(Path(rig), virtual), host, note, cores)
     if max_memory is not None:
         if gpus is not None or cpu is not None or disk is not None:
             raise CallError("--max-memory already names every device; leave out --gpus, --cpu and --disk")
-        return _with_host(_from_max_memory(max_memory, virtual), host, note)
+        return _with_host(_from_max_memory(max_memory, virtual), host, note, cores)
     assumptions = []
     if gpus is None:
         if virtual:
@@ -62,7 +74,7 @@ def make_rig(options: RigOptions) -> Rig:
     devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU)]
     if disk is not None:
         devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
-    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note)
+    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note, cores)
 
 
 def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> Rig:
@@ -102,15 +114,18 @@ def _probed() -> tuple[Device, ...]:
     return tuple(devices)
 
 
-def _with_host(rig: Rig, host: Host | None, note: str) -> Rig:
-    """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed."""
-    devices, assumed, measured = [], list(rig.assumptions), list(rig.measured)
+def _with_host(rig: Rig, host: Host | None, note: str, cores: int = 0) -> Rig:
+    """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed. `cores`: this
+    host's, where it is its CPU."""
+    devices, assumed, measured, doubt = [], list(rig.assumptions), list(rig.measured), ""
     cpu = next((d.rates for d in rig.devices if d.kind == "cpu" and d.rates is not ASSUMED_CPU), None)
     if cpu is None and host is not None:
+        cpu, doubt = host.rates(), BUSY if host.busy_roof else ""
         measured.append(host.says)
     elif cpu is None:
-        assumed.append(f"cpu: weights {ASSUMED_CPU.read / GB:.0f} GB/s, not measured: `bigrun info` measures this host")
-    cpu = cpu or (host.rates() if host else ASSUMED_CPU)
+        cpu, doubt = low_rates(cores) if cores else ASSUMED_CPU, "not measured"
+        of = f" on {cores} cores" if cores else ""
+        assumed.append(f"cpu: weights {cpu.read / GB:.0f} GB/s{of}, not measured: `bigrun info` measures this host")
     copies = dict(host.copies) if host else {}
     for device in rig.devices:
         rates = device.rates
@@ -139,8 +154,8 @@ def _with_host(rig: Rig, host: Host | None, note: str) -> Rig:
     if note:
         assumed.append(note)
     read = disk.rates.read if disk is not None else (host and host.disk_bytes_per_s) or ASSUMED_DISK
-    load = min(read, (host and host.conversion_bytes_per_s) or ASSUMED_CONVERSION)
-    return Rig(tuple(devices), tuple(assumed), tuple(measured), load)
+    loading = Loading((host and host.start_seconds) or ASSUMED_START, read, host.loads if host else ())
+    return Rig(tuple(devices), tuple(assumed), tuple(measured), loading, doubt)
 
 
 def gpu_is_here(device: Device, copies: Mapping[str, float]) -> bool:

@@ -14,6 +14,31 @@ def host_bytes() -> int:
         return 1024 * sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem")))
 
 
+def disk_read_bytes() -> int | None:
+    """Bytes that this process has had read from disks so far; None where the system does not tell. What was in memory
+    already is not among them."""
+    try:
+        with open("/proc/self/io") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def freed_bytes() -> int:
+    """Bytes that this process has freed and its C library keeps for later; 0 where it does not tell (glibc 2.33 does)."""
+    import ctypes
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_size_t) for name in (*"abcdefgh", "fordblks", "keepcost"))  # of malloc.h
+
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    mallinfo2.restype = Mallinfo2
+    return int(mallinfo2().fordblks)
+
+
 def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
     """Start sampling; the returned function stops and gives the peak of `host_bytes`."""
     peak, done = host_bytes(), threading.Event()
@@ -34,7 +59,36 @@ def watch_memory(every_seconds: float = 0.01) -> Callable[[], int]:
     return stop
 
 
-def multiply_rate(rounds: int = 5) -> float:
+def repeated(once: Callable[[], float], enough: float = 0.4, least: int = 5, most: int = 60) -> list[float]:
+    """What `once` gives each time, until `enough` seconds have passed: short repeats, so that some meet a quiet moment."""
+    results: list[float] = []
+    started = time.perf_counter()
+    while len(results) < least or (len(results) < most and time.perf_counter() - started < enough):
+        results.append(once())
+    return results
+
+
+def warm(wide: bool) -> None:
+    """Compiles, or loads, the kernels that measure, and starts their threads: nothing of that is measured then."""
+    from bigrun_kernels.cpu import isa, threads
+
+    threads.start()
+    import numpy as np
+
+    from bigrun_kernels.cpu.roof import multiply, read_all
+
+    multiply(isa.NUMBERS[isa.current()], 1, 1)
+    read_all(np.ones(4096, np.int64))
+    if wide:
+        from bigrun_kernels.cpu.float_dot import linear_float
+
+        one = np.ones((1, 64), np.float32)
+        linear_float(
+            one, np.ones((1, 64), np.uint16), False, np.empty(0, np.float32), np.empty((1, 1), np.float32), False
+        )
+
+
+def multiply_rates() -> list[float]:
     """Products/s of an activation and an int8 weight that all threads together reach in the exact mode, from the cache."""
     from bigrun_kernels.cpu import isa, threads
 
@@ -46,16 +100,17 @@ def multiply_rate(rounds: int = 5) -> float:
     team = numba.get_num_threads()
     form = isa.NUMBERS[isa.current()]
     multiply(form, team, 10)
-    rates = []
-    for _ in range(rounds):
+
+    def once() -> float:
         start = time.perf_counter()
         done = multiply(form, team, 3000)
-        rates.append(done / (time.perf_counter() - start))
-    return max(rates)
+        return done / (time.perf_counter() - start)
+
+    return repeated(once)
 
 
-def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
-    """Bytes/s that all threads together read from memory: the best of some passes over more than the caches hold."""
+def read_rates(nbytes: int = 512 * 2**20) -> list[float]:
+    """Bytes/s that all threads together read from memory, in passes over more than the caches hold."""
     import numpy as np
 
     from bigrun.devices.host_memory import HostMemory
@@ -67,15 +122,16 @@ def read_bandwidth(nbytes: int = 512 * 2**20, rounds: int = 5) -> float:
     data = HostMemory("cpu", nbytes).take(nbytes, "workspace", "the bandwidth measurement").view(np.int64)
     data[:] = 1
     read_all(data[:4096])
-    times = []
-    for _ in range(rounds):
+
+    def once() -> float:
         start = time.perf_counter()
         read_all(data)
-        times.append(time.perf_counter() - start)
-    return nbytes / min(times)
+        return nbytes / (time.perf_counter() - start)
+
+    return repeated(once)
 
 
-def wide_rate(rounds: int = 3) -> float:
+def wide_rates() -> list[float]:
     """Multiply-adds/s of a prompt with 16-bit weights: the kernel that --weights 16bit runs, from the cache."""
     import numpy as np
 
@@ -89,43 +145,58 @@ def wide_rate(rounds: int = 3) -> float:
     weights, out = np.full((rows, columns), 0x3C00, np.uint16), np.empty((tokens, rows), np.float32)
     arguments = (x, weights, False, np.empty(0, np.float32), out, False)
     linear_float(*arguments)
-    times = []
-    for _ in range(rounds):
+
+    def once() -> float:
         start = time.perf_counter()
         for _ in range(4):
             linear_float(*arguments)
-        times.append((time.perf_counter() - start) / 4)
-    return rows * columns * tokens / min(times)
+        return 4 * rows * columns * tokens / (time.perf_counter() - start)
+
+    return repeated(once)
 
 
-def disk_bandwidth(folder: Path, nbytes: int = 256 * 2**20) -> float:
-    """Bytes/s that a file in this folder is read with, from the disk and not from the page cache; 0 where the folder
+def read_bandwidth() -> float:
+    """The best of `read_rates`."""
+    return max(read_rates())
+
+
+def multiply_rate() -> float:
+    """The best of `multiply_rates`."""
+    return max(multiply_rates())
+
+
+def file_rates(folder: Path, nbytes: int = 256 * 2**20) -> list[float]:
+    """Bytes/s that a file in this folder is read with, from the disk and not from the page cache; none where the folder
     cannot hold it. The file is written first, and removed."""
     try:
         handle, name = tempfile.mkstemp(dir=folder, prefix="bigrun-disk-")
     except OSError:
-        return 0.0
+        return []
     try:
         piece = os.urandom(2**20)
         with os.fdopen(handle, "wb", buffering=0) as file:
             for _ in range(nbytes // len(piece)):
                 file.write(piece)
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with open(name, "rb", buffering=0) as file:
-            buffer = bytearray(8 * 2**20)
-            start = time.perf_counter()
-            while file.readinto(buffer):
-                pass
-            return nbytes / (time.perf_counter() - start)
+        buffer = bytearray(8 * 2**20)
+
+        def once() -> float:
+            with open(name, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                start = time.perf_counter()
+                while file.readinto(buffer):
+                    pass
+                return nbytes / (time.perf_counter() - start)
+
+        return repeated(once, enough=0, least=3)
     except OSError:
-        return 0.0
+        return []
     finally:
         os.unlink(name)
 
 
-def copy_bandwidths(nbytes: int = 128 * 2**20) -> dict[str, float]:
-    """GPU → bytes/s of a copy to it from pinned memory; empty without GPUs."""
+def copy_rates(nbytes: int = 128 * 2**20) -> dict[str, list[float]]:
+    """GPU → bytes/s of copies to it from pinned memory; empty without GPUs."""
     from bigrun.devices.probe import probe_gpus
 
     gpus = probe_gpus()
@@ -144,6 +215,6 @@ def copy_bandwidths(nbytes: int = 128 * 2**20) -> dict[str, float]:
             target.copy_(source, non_blocking=True)
             torch.cuda.synchronize(number)
             times.append(time.perf_counter() - start)
-        rates[f"cuda:{number}"] = nbytes / min(times)
+        rates[f"cuda:{number}"] = [nbytes / seconds for seconds in times[1:]]  # the first one maps pages
         del target
     return rates

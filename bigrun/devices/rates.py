@@ -6,7 +6,7 @@ host measured of itself (`bigrun info`) or learned from its own runs (`bigrun be
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bigrun.devices.cards import GB, TERA, Card
 
@@ -89,4 +89,30 @@ ASSUMED_GPU = gpu_rates(UNKNOWN_CARD)
 ASSUMED_ROOFS = (40 * GB, 0.3 * TERA, 0.05 * TERA)  # of a desktop's CPU: bytes/s, int8 and 16-bit multiply-adds/s
 ASSUMED_CPU = cpu_rates(*ASSUMED_ROOFS, "assumed")
 ASSUMED_DISK = 2.0 * GB  # bytes/s read
-ASSUMED_CONVERSION = 1.0 * GB  # bytes/s of checkpoint that become int8
+ASSUMED_START = 1.5  # seconds of a load whatever the model's size: kernels, headers, the executor
+# Bytes/s of a checkpoint that become stored parts, by its form; "int8" is a conversion, which is mapped and summed up.
+ASSUMED_LOADS = {"16bit": 1.0 * GB, "float32": 1.0 * GB, "float8": 0.5 * GB, "gguf": 0.08 * GB, "int8": 4.0 * GB}
+# A CPU of this host that was not measured is taken for no more than this a core: most are faster.
+LOW = (10 * GB, 0.03 * TERA, 0.006 * TERA)
+FURTHEST = (1 / 3, 2.0)  # a learned rate in those of the measured roofs: kernels are slower, a roof was taken too low
+FURTHEST_BLOCK = (0.1, 50.0)  # the same of a block's fixed cost
+
+
+def low_roofs(cores: int) -> tuple[float, float, float]:
+    """Roofs of a CPU of which only the cores are known: an assumption that errs low, and no higher than for a desktop's."""
+    read, int8, wide = (min(most, cores * each) for most, each in zip(ASSUMED_ROOFS, LOW, strict=True))
+    return read, int8, wide
+
+
+def low_rates(cores: int) -> Rates:
+    """Rates of a CPU of which only the cores are known."""
+    return cpu_rates(*low_roofs(cores), "assumed")
+
+
+def bounded(learned: Rates, roofs: Rates) -> Rates:
+    """Learned rates, none further from those of the roofs than runs of any size make believable."""
+    near = {}
+    for name in ("read", "cache", "int8", "wide", "attention", "elements", "block"):
+        least, most = FURTHEST_BLOCK if name == "block" else FURTHEST
+        near[name] = min(max(getattr(learned, name), getattr(roofs, name) * least), getattr(roofs, name) * most)
+    return replace(learned, **near)

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bigrun.devices.cards import card, find
-from bigrun.devices.rates import ASSUMED_CONVERSION, ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, Rates, gpu_rates
+from bigrun.devices.rates import (
+    ASSUMED_CPU,
+    ASSUMED_DISK,
+    ASSUMED_GPU,
+    ASSUMED_LOADS,
+    ASSUMED_START,
+    Rates,
+    gpu_rates,
+)  # fmt: skip
 from bigrun.errors import CallError
 from bigrun.sizes import SIZE, format_size, parse_size
 
@@ -36,14 +44,29 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """What a load takes: `start` seconds whatever the model, then its bytes, which come from the disk at `disk` bytes/s and
+    become stored parts at a rate by their form (`rates`: form → bytes/s; what is not in it is assumed)."""
+
+    start: float = ASSUMED_START
+    disk: float = ASSUMED_DISK
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def seconds(self, nbytes: int, form: str) -> float:
+        """Of a checkpoint of so many bytes; `form`: 16bit, float32, float8, gguf, or int8 for a conversion."""
+        return self.start + nbytes / min(self.disk, dict(self.rates).get(form, ASSUMED_LOADS[form]))
+
+
+@dataclass(frozen=True)
 class Rig:
     """Devices in order of preference: GPUs, then the CPU, then the disk. `assumptions` and `measured` are sentences for
-    the plan; `load` is bytes/s of checkpoint that come from the disk and become int8."""
+    the plan; `doubt` says why what the CPU computes may be predicted wrong: "not measured", "measured in a busy minute"."""
 
     devices: tuple[Device, ...]
     assumptions: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
-    load: float = min(ASSUMED_DISK, ASSUMED_CONVERSION)
+    loading: Loading = Loading()
+    doubt: str = ""
 
     def device(self, name: str) -> Device:
         return next(device for device in self.devices if device.name == name)

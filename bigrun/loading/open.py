@@ -1,6 +1,6 @@
 """Opens a resolved model: its files and its spec, fetched from the hub if they are not here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,32 @@ def open_model(
     where = str(model.gguf) if model.folder is None else str(model.folder / "config.json")
     spec = spec_from_config(files.config, model.name, where)
     if isinstance(files, Conversion):
-        return files, spec
+        return files, replace(spec, checkpoint_bytes=files.manifest.nbytes, checkpoint_form="int8")
     files.limits = Limits(count(spec))
     return files, reconciled(files, spec, where)
 
 
 def reconciled(files: Checkpoint, spec: ModelSpec, where: str) -> ModelSpec:
-    """The spec of a checkpoint's configuration once its headers have had their say, which `config` has then as well."""
+    """The spec of a checkpoint's configuration once its headers have had their say, which `config` has then as well; with the
+    bytes and the form of its files."""
+    sizes = [(info.dtype, info.nbytes + info.scale_bytes) for info in files.tensors.values()]
     config = reconcile(files, spec)
-    if config is files.config:
-        return spec
-    files.config = config
-    return spec_from_config(config, spec.name, where)
+    if config is not files.config:
+        files.config = config
+        spec = spec_from_config(config, spec.name, where)
+    return replace(spec, checkpoint_bytes=sum(nbytes for _, nbytes in sizes), checkpoint_form=form(sizes))
+
+
+FORMS = {"F32": "float32", "F64": "float32", "F16": "16bit", "BF16": "16bit", "F8_E4M3": "float8", "F8_E5M2": "float8"}
+
+
+def form(sizes: Iterable[tuple[str, int]]) -> str:
+    """The form that most of some tensors have, given as (dtype, size): 16bit, float32, float8, or gguf for quantised ones."""
+    held: dict[str, int] = {}
+    for dtype, size in sizes:
+        name = FORMS.get(dtype, "gguf")
+        held[name] = held.get(name, 0) + size
+    return max(held, key=lambda name: held[name], default="")
 
 
 def open_checkpoint(model: Model, revision: str | None = None) -> tuple[Checkpoint, ModelSpec]:
@@ -92,11 +106,12 @@ def open_hub(model: Model, revision: str | None = None) -> tuple[HubFiles | None
         return None, spec
     hub_files = HubFiles(repo, values, hub_headers)
     check(spec, hub_files)
-    return hub_files, replace(reconciled(hub_files, spec, where), checkpoint_bytes=hub_headers.bytes)
+    return hub_files, reconciled(hub_files, spec, where)
 
 
 def model_spec(model: Model, revision: str | None = None) -> ModelSpec:
-    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's from its config.json.
+    """The spec alone: a catalog's from the catalog, a file's from its header, a hub id's or a folder's from its config.json,
+    with the bytes of its files as their headers say, if they are there.
 
     Where the hub answers, the headers of a hub id's safetensors must agree with its config.json. Where the weights of a folder
     are missing or damaged, its config.json alone says what it is: a plan needs no more.

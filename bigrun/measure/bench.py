@@ -1,4 +1,5 @@
-"""What `bigrun bench` measures: a run of given lengths, with its memory and the bandwidth it reached beside the roof."""
+"""What `bigrun bench` measures: a run of given lengths, its memory stage by stage, the bandwidth it reached beside the
+roof, and where it differs from its prediction."""
 
 import statistics
 import time
@@ -21,22 +22,34 @@ def measure(
     sequences. `learn` is a host file to keep the run in.
 
     A short warm-up compiles and touches what it must; then one prefill and the median of `new_tokens` decode steps.
-    `host_growth_bytes` is what the process grew by from warm kernels on: what the plan's host bytes are held against.
+    `host_growth_bytes` is what the process grew by from warm kernels on: what the plan's host bytes are held against, but
+    for `mapped_bytes` of an int8 conversion, which are the page cache's. Before that it grew in the stages
+    `interpreter_bytes`, `files_bytes` (headers and vocabulary) and `kernels_bytes` (Numba's code and threads).
+    `freed_bytes` are kept by the C library for later.
     """
-    from bigrun.devices.measure import host_bytes, read_bandwidth, watch_memory
+    from bigrun.devices.measure import disk_read_bytes, freed_bytes, host_bytes, read_bandwidth, watch_memory
+    from bigrun.devices.noise import watch_others
+    from bigrun.measure.differences import differences
+    from bigrun.measure.learning import mapped_bytes
+    from bigrun_kernels.cpu import compiled
 
     if prompt_tokens < 1 or new_tokens < 1:
         raise CallError("--prompt-tokens and --new-tokens: give at least 1")
+    interpreter, compiled_before = host_bytes(), compiled()
     roof = read_bandwidth()
     stop = watch_memory()
     context = max(prompt_tokens + new_tokens, WARM_TOKENS + 1)
+    others, disk_before = watch_others(), disk_read_bytes()
     with open_runner(context, min(prompt_tokens, context)) as runner:
+        load_foreign, disk_after = others(), disk_read_bytes()
+        from_disk = None if disk_before is None or disk_after is None else disk_after - disk_before
         executor, vocab = runner.executor, runner.spec.vocab
         sequences = range(batch)
         _fill(executor, sequences, WARM_TOKENS, vocab)
         executor.forward({s: [5] for s in sequences})
         for s in sequences:
             executor.clear(s)
+        others = watch_others()
         started = time.perf_counter()
         _fill(executor, sequences, prompt_tokens, vocab)
         prefill = time.perf_counter() - started
@@ -45,35 +58,60 @@ def measure(
             started = time.perf_counter()
             executor.forward({s: [(10 + i) % vocab] for s in sequences})
             steps.append(time.perf_counter() - started)
+        foreign = others()
         settled = host_bytes()
         peak = stop()
         step = statistics.median(steps)
         step_bytes = decode_bytes(runner, prompt_tokens + new_tokens // 2)
         plan = runner.plan
         planned = {d.name: d.used_bytes - d.reserve_bytes for d in plan.devices}
+        planned_host = sum(planned[d.name] for d in plan.devices if d.kind == "cpu" or d.virtual)
+        measured = {"prefill": batch * prompt_tokens / prefill, "decode": batch / step, "load": runner.load_seconds}
+        differs = differences(measured, runner, foreign, load_foreign, from_disk, compiled_before)
         if learn is not None:
+            from bigrun.devices.noise import why_busy
             from bigrun.measure.learning import calibrate_from_run
 
-            calibrate_from_run(learn, runner, prefill, step, prompt_tokens, prompt_tokens + new_tokens // 2)
+            busy = why_busy(max(foreign, load_foreign))
+            calibrate_from_run(learn, runner, prefill, step, prompt_tokens, prompt_tokens + new_tokens // 2, busy)
         return {
             "model": plan.model,
             "prompt_tokens": prompt_tokens,
             "new_tokens": new_tokens,
             "batch": batch,
-            "prefill_tokens_per_s": batch * prompt_tokens / prefill,
-            "decode_tokens_per_s": batch / step,
+            "prefill_tokens_per_s": measured["prefill"],
+            "decode_tokens_per_s": measured["decode"],
             "load_seconds": runner.load_seconds,
+            "load_parts_seconds": runner.parts_seconds,
+            "load_disk_bytes": from_disk,
             "first_token_seconds": runner.load_seconds + prefill,
             "peak_host_bytes": peak,
+            "interpreter_bytes": interpreter,
+            "files_bytes": runner.open_bytes - runner.start_bytes,
+            "kernels_bytes": runner.start_bytes - interpreter + runner.warm_bytes - runner.open_bytes,
             "host_growth_bytes": settled - runner.warm_bytes,
-            "planned_host_bytes": sum(planned[d.name] for d in plan.devices if d.kind == "cpu" or d.virtual),
+            "planned_host_bytes": planned_host,
+            "mapped_bytes": mapped_bytes(runner),
+            "freed_bytes": freed_bytes(),
             "peak_device_bytes": {name: memory.peak_bytes for name, memory in runner.memories.items()},
             "planned_device_bytes": planned,
             "decode_bytes_per_token": step_bytes / batch,
             "decode_bytes_per_s": step_bytes / step,
             "roof_bytes_per_s": roof,
+            "foreign_cpu_share": foreign,
             "kernels": runner.kernels,
             "predicted": vars(plan.predicted),
+            "differs": [
+                {
+                    "what": each.what,
+                    "measured": each.measured,
+                    "predicted": each.predicted,
+                    "ratio": each.ratio,
+                    "reasons": list(each.reasons),
+                }
+                for each in differs
+            ],
+            "learned": learn is not None,
         }
 
 
@@ -82,14 +120,17 @@ def _fill(executor: Any, sequences: range, count: int, vocab: int) -> None:
     executor.forward(dict.fromkeys(sequences, ids))
 
 
-def decode_bytes(runner: Any, length: int) -> int:
-    """Bytes that one decode step reads: every weight but the looked-up table, and the keys and values so far."""
-    plan = runner.plan
-    total = 0
-    for placement in plan.placements:
-        if placement.part != "embed" or runner.spec.tied:
-            total += placement.weights_bytes
-        total += placement.kv_cache_bytes * length // plan.context_tokens
+def decode_bytes(runner: Any, length: int) -> float:
+    """Bytes that one decode step reads: every weight but the looked-up table, and the keys and values of `length` tokens."""
+    from bigrun.planning.cost import Costs, Phase
+    from bigrun.planning.ledger import Ledger
+
+    ledger, batch = Ledger(runner.spec, runner.plan_options), runner.plan.batch
+    costs = Costs(ledger, Phase("decode", 1, batch, length, batch))
+    total = 0.0
+    for part in runner.spec.parts:
+        work = costs.work(part.name)
+        total += ledger.weights(part.name) if part.name == "norm" else work.weights + work.cache
     return total
 
 
@@ -104,8 +145,33 @@ def describe(report: dict[str, Any]) -> str:
         f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {predicted['decode']}",
         f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {reached:.0%} of the "
         f"{report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",
-        f"  load      {report['load_seconds']:10.2f} s",
-        f"  memory    {format_size(report['host_growth_bytes'])} grown, {format_size(report['planned_host_bytes'])} planned; "
-        f"peak of the process {format_size(report['peak_host_bytes'])}",
+        f"  load      {report['load_seconds']:10.2f} s          {report['predicted']['load_seconds']:.3g} predicted; "
+        f"{report['load_parts_seconds']:.2f} s of it for the weights",
+        f"  memory    {_memory(report)}",
+        f"  before    {format_size(report['interpreter_bytes'])} for Python, {format_size(report['files_bytes'])} for headers "
+        f"and vocabulary, {format_size(report['kernels_bytes'])} for kernels and threads; peak of the process "
+        f"{format_size(report['peak_host_bytes'])}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_differences(report)])
+
+
+def _memory(report: dict[str, Any]) -> str:
+    grown, mapped, planned = (report[f"{name}_bytes"] for name in ("host_growth", "mapped", "planned_host"))
+    text = f"{format_size(grown)} grown"
+    if mapped:
+        text += f" and {format_size(mapped)} mapped from the int8 conversion"
+    text += f", {format_size(planned)} planned"
+    more, freed = grown + mapped - planned, min(report["freed_bytes"], max(0, grown + mapped - planned))
+    if more > planned * 0.02:  # which the plan promises
+        text += f"; {format_size(more)} more, of which {format_size(freed)} are freed and kept by the C library"
+    return text
+
+
+def _differences(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for each in report["differs"]:
+        why = "; ".join(each["reasons"]) or "no reason is known"
+        lines.append(f"  differs   {each['what']}: {each['ratio']:.2f} of what was predicted ({why})")
+    if lines and not report["learned"]:
+        lines.append("            --learn keeps what this run took, for the predictions of later plans on this host")
+    return lines

@@ -1,60 +1,17 @@
 """`bigrun info`: what this rig is, and what it measured of itself, kept for plans in the host file."""
 
-import datetime
 import os
 import platform
-import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bigrun.devices.host_file import NOWHERE, Host, default_path, machine, read, write
+from bigrun.devices.host_file import NOWHERE, VARIABLE, default_path, is_none, write
 from bigrun.devices.probe import available_memory, probe_gpus
-from bigrun.errors import CallError
+from bigrun.measure.host import measure_host
 from bigrun.sizes import format_size
 from bigrun.version import __version__
-
-
-def measure_host(path: Path) -> Host:
-    """The roofs of this host, measured now (some seconds); what it has learned from runs is kept from its file."""
-    from bigrun.devices.measure import copy_bandwidths, disk_bandwidth, multiply_rate, read_bandwidth, wide_rate
-    from bigrun.progress import compiling
-    from bigrun_kernels.cpu import isa, threads
-
-    threads.prepare()
-    with compiling(True, ("roof",)):
-        figures = read_bandwidth(), multiply_rate(), wide_rate()
-    cpu, cores = machine()
-    host = Host(
-        cpu=cpu,
-        cores=cores,
-        kernels=isa.describe(),
-        measured_on=datetime.date.today().isoformat(),
-        read_bytes_per_s=figures[0],
-        int8_products_per_s=figures[1],
-        wide_products_per_s=figures[2],
-        disk_bytes_per_s=disk_bandwidth(Path(tempfile.gettempdir()) if path == NOWHERE else _existing(path.parent)),
-        copies=tuple(copy_bandwidths().items()),
-        where=str(path),
-    )
-    before = _before(path)
-    if before is not None and (before.cpu, before.cores, before.kernels) == (cpu, cores, host.kernels):
-        host = replace(
-            host, learned=before.learned, runs=before.runs, conversion_bytes_per_s=before.conversion_bytes_per_s
-        )
-    return host
-
-
-def _before(path: Path) -> Host | None:
-    try:
-        return read(path) if path.is_file() else None
-    except CallError:
-        return None
-
-
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
 
 
 def gather(path: Path | None = None) -> dict[str, Any]:
@@ -66,11 +23,14 @@ def gather(path: Path | None = None) -> dict[str, Any]:
 
     started = time.perf_counter()
     budget, reserve = available_memory()
-    path = path or default_path()
+    unnamed, path = path is None, path or default_path()
     host = measure_host(path)
     try:
-        write(host, path)
-        kept = str(path)
+        if unnamed and is_none(None):
+            kept = f"not kept: {VARIABLE}=none"
+        else:
+            write(host, path)
+            kept = str(path)
     except OSError as error:
         homeless = "this user has no home: give --host FILE"
         kept = f"not kept: {homeless if path == NOWHERE else f'{path}: {error.strerror}'}"
@@ -97,10 +57,20 @@ def gather(path: Path | None = None) -> dict[str, Any]:
             "disk_bytes_per_s": host.disk_bytes_per_s,
             "copy_bytes_per_s": dict(host.copies),
         },
+        "noise": {name: asdict(each) for name, each in host.noise},
+        "busy": host.busy,
+        "load": {"start_seconds": host.start_seconds, "bytes_per_s": dict(host.loads)},
         "learned_runs": len(host.runs),
         "host_file": kept,
         "seconds": time.perf_counter() - started,
     }
+
+
+# The figures of a host file, as a person calls them.
+WORDS = {
+    "read_bytes_per_s": "memory", "int8_products_per_s": "int8 arithmetic", "wide_products_per_s": "16-bit arithmetic",
+    "disk_bytes_per_s": "disk", "copies": "copies",
+}  # fmt: skip
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -121,6 +91,9 @@ def describe(report: dict[str, Any]) -> str:
         rows["copies"] = ", ".join(
             f"{name} {rate / 1e9:.1f} GB/s" for name, rate in measured["copy_bytes_per_s"].items()
         )
+    if report["busy"]:
+        why = "; ".join(f"{WORDS[name]}: {why}" for name, why in report["busy"].items())
+        rows["busy"] = f"measured in a busy minute ({why}); measured again when it is quiet"
     rows["kept"] = (
         f"{report['host_file']}, for plans ({report['seconds']:.1f} s; {report['learned_runs']} runs learned from)"
     )

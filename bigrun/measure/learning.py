@@ -9,26 +9,59 @@ from typing import Any
 from bigrun.devices.host_file import Host, machine, read, write
 from bigrun.devices.rates import cpu_rates
 from bigrun.errors import CallError
-from bigrun.measure.info import measure_host
+from bigrun.measure.host import measure_host
+from bigrun.planning.account import checkpoint
 from bigrun.planning.cost import Phase
-from bigrun.planning.learn import MOST_RUNS, Run, fit, from_data, observe, to_data
+from bigrun.planning.learn import Run, fit, from_data, keep_runs, observe, to_data
 from bigrun.planning.ledger import Ledger
 
+LEAST_LOAD = 10**9  # bytes of a checkpoint from which on a load shows a rate: of less, what is fixed takes as long
+COMPILED_SECONDS = 10.0  # a load that begins later than this compiled kernels, which the next one does not
 
-def calibrate_from_run(path: Path, runner: Any, prefill: float, step: float, prompt: int, seen: int) -> None:
-    """Keep a prefill of `prompt` tokens a sequence and a decode step with `seen` tokens of context, in seconds."""
+
+def calibrate_from_run(
+    path: Path, runner: Any, prefill: float, step: float, prompt: int, seen: int, busy: str = ""
+) -> None:
+    """Keep a prefill of `prompt` tokens a sequence and a decode step with `seen` tokens of context, in seconds, and what the
+    load took. `busy`: what disturbed the run, "" if nothing did."""
     if any(device.kind == "gpu" and device.parts and not device.virtual for device in runner.plan.devices):
         raise CallError("--learn: rates can be calibrated from runs on the CPU alone yet")
     ledger, batch = Ledger(runner.spec, runner.plan_options), runner.plan.batch
     steps = -(-batch * prompt // max(batch, runner.plan.prefill_chunk_tokens))  # which sequences share
     phase = Phase("prefill", steps, batch * prompt / steps, (prompt + 1) / 2, batch)
+    decode = Phase("decode", 1, batch, seen, batch)
     runs = [
-        observe(f"{runner.plan.model}: prompt of {prompt}", ledger, phase, prefill),
-        observe(f"{runner.plan.model}: decode at {seen}", ledger, Phase("decode", 1, batch, seen, batch), step),
+        observe(f"{runner.plan.model}: prompt of {prompt}", ledger, phase, prefill, busy),
+        observe(f"{runner.plan.model}: decode at {seen}", ledger, decode, step, busy),
     ]
-    read = [part.read_bytes for part in runner.executor.parts.values() if part.part.tensors]
-    loaded = sum(read) / runner.load_seconds if all(read) else 0.0  # a cache's mapped parts tell nothing of converting
-    _keep(calibrated(host_to_calibrate(path), runs, loaded), path)
+    host = host_to_calibrate(path)
+    _keep(calibrated(host if busy else with_load(host, runner), runs), path)
+
+
+def with_load(host: Host, runner: Any) -> Host:
+    """A host that knows what this load took: its fixed seconds (the least so far), and a rate of its form (the highest so
+    far) if it was all of one form and long enough to show one."""
+    start = runner.load_seconds - runner.parts_seconds
+    if 0 < start < COMPILED_SECONDS:
+        host = replace(host, start_seconds=min(start, host.start_seconds or start))
+    read, mapped = read_bytes(runner), mapped_bytes(runner)
+    kind = "int8" if mapped else checkpoint(runner.spec)[1]
+    if bool(read) != bool(mapped) and read + mapped >= LEAST_LOAD and (mapped or not runner.writes_cache):
+        rates = dict(host.loads)
+        rates[kind] = max(rates.get(kind, 0.0), (read + mapped) / runner.parts_seconds)
+        host = replace(host, loads=tuple(sorted(rates.items())))
+    return host
+
+
+def read_bytes(runner: Any) -> int:
+    """Bytes of a checkpoint that were read and converted."""
+    return sum(loaded.read_bytes for loaded in runner.executor.parts.values())
+
+
+def mapped_bytes(runner: Any) -> int:
+    """Bytes of parts that came from an int8 cache, or a conversion, as they are."""
+    parts = runner.executor.parts.values()
+    return sum(loaded.layout.nbytes for loaded in parts if loaded.part.tensors and not loaded.read_bytes)
 
 
 def host_to_calibrate(path: Path) -> Host:
@@ -50,19 +83,12 @@ def _keep(host: Host, path: Path) -> None:
         ) from error
 
 
-def calibrated(host: Host, runs: Sequence[Run], loaded: float = 0.0) -> Host:
-    """A host with these runs added and its rates fitted anew; `loaded`: bytes/s of a checkpoint that became int8."""
+def calibrated(host: Host, runs: Sequence[Run]) -> Host:
+    """A host with these runs added and its rates fitted anew."""
     try:
         before = from_data(host.runs)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CallError(f"--learn: {host.where}: its runs are damaged ({str(error)[:60]}); delete it") from error
-    kept = (*before, *runs)[-MOST_RUNS:]
-    roofs = host.read_bytes_per_s, host.int8_products_per_s, host.wide_products_per_s
-    learned = fit(kept, cpu_rates(*roofs, "measured"))
-    return replace(
-        host,
-        learned=learned,
-        runs=to_data(kept),
-        measured_on=datetime.date.today().isoformat(),
-        conversion_bytes_per_s=max(host.conversion_bytes_per_s, loaded),
-    )
+    kept = keep_runs((*before, *runs))
+    today = datetime.date.today().isoformat()
+    return replace(host, learned=fit(kept, cpu_rates(*host.roofs, "measured")), runs=to_data(kept), measured_on=today)

@@ -140,6 +140,9 @@ class ModelSpec:
     final_norm: bool = True
     head_bias: bool = False
     checkpoint_bytes: int = 0  # of all weights as published, where that is known; 0: count the parameters
+    checkpoint_form: str = (
+        ""  # of most of them: 16bit, float32, float8, gguf, or int8 of a conversion; "": by the dtype
+    )
 
     @property
     def position_offset(self) -> int:

@@ -1,5 +1,6 @@
 """What a placement takes: every device's bytes, and the seconds of a prompt, a step and a request."""
 
+from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan, Placement, Predicted
 from bigrun.planning.search import STAGING_SLOTS, Problem
@@ -28,17 +29,31 @@ def predict(problem: Problem, placements: list[Placement]) -> Predicted:
                 totals[i] += (ways[i][device] + ways[i][where[i]]) * (2 if experts else 1)
                 where[i] = where[i] if experts else device
     totals = [total + way[device] for total, way, device in zip(totals, ways, where, strict=True)]
-    nbytes = spec.checkpoint_bytes or spec.parameters * (4 if spec.checkpoint_dtype == "float32" else 2)
     return Predicted(
         prefill_tokens_per_s=options.prompt_tokens / totals[1],
         decode_tokens_per_s=options.batch / totals[0],
         request_seconds=totals[1] + problem.new * totals[0],
-        load_seconds=nbytes / rig.load,
+        load_seconds=rig.loading.seconds(*checkpoint(spec)),
         assumptions=rig.assumptions,
         measured=rig.measured,
         prompt_tokens=options.prompt_tokens,
         new_tokens=problem.new,
+        doubt=rig.doubt if any(_computes(p, "cpu") for p in placements) else "",
     )
+
+
+def checkpoint(spec: ModelSpec) -> tuple[int, str]:
+    """(bytes, form) of a model's files: as its headers say, else by its parameters and the dtype of its configuration."""
+    if not spec.checkpoint_bytes:
+        is_long = spec.checkpoint_dtype == "float32"
+        return spec.parameters * (4 if is_long else 2), "float32" if is_long else "16bit"
+    by_size = "float8" if spec.checkpoint_bytes < 1.5 * spec.parameters else "16bit"  # of a catalog's published size
+    return spec.checkpoint_bytes, spec.checkpoint_form or by_size
+
+
+def _computes(placement: Placement, device: str) -> bool:
+    """Whether a device computes a part; a lookup takes next to nothing wherever it is."""
+    return device in (placement.prefill_on, placement.decode_on) and placement.part not in ("embed", "norm")
 
 
 def account(problem: Problem, placements: list[Placement]) -> tuple[DevicePlan, ...]:

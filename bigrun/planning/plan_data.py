@@ -44,7 +44,8 @@ class Placement:
 @dataclass(frozen=True)
 class Predicted:
     """Of decode at the end of the context (all sequences' tokens counted), of a prompt of `prompt_tokens`, and of a request
-    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on."""
+    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on, `doubt` why it
+    may be wrong."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
@@ -54,6 +55,7 @@ class Predicted:
     measured: tuple[str, ...] = ()  # in words
     prompt_tokens: int = 0
     new_tokens: int = 0
+    doubt: str = ""  # of what the CPU computes: "not measured", "measured in a busy minute"
 
 
 @dataclass(frozen=True)

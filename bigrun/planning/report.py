@@ -153,7 +153,8 @@ def _notes(plan: PlanData) -> list[RenderableType]:
     assert predicted is not None, "a plan that fits has a prediction"
     decode, prefill = rate(predicted.decode_tokens_per_s), rate(predicted.prefill_tokens_per_s)
     speed = f" decoding, {prefill} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens})"
-    notes.append(Text.assemble(("predicted: ", "bold"), (f"{decode} tokens/s", "bold green"), speed))
+    doubt = (f"; {predicted.doubt}", "yellow") if predicted.doubt else ""
+    notes.append(Text.assemble(("predicted: ", "bold"), (f"{decode} tokens/s", "bold green"), speed, doubt))
     request = f"{duration(predicted.request_seconds)} for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens"
     notes.append(Text(f"           {request}; {duration(predicted.load_seconds)} to load"))
     streamed = [p for p in plan.placements if p.prefill_on not in (p.stored_on, "cpu")]

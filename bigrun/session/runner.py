@@ -113,7 +113,9 @@ class Runner:
         return runner
 
     def _start(self, options: Options, text_check: TextCheck | None = None, text: bool = True) -> None:
-        started = time.perf_counter()
+        from bigrun.devices.measure import host_bytes
+
+        started, self.start_bytes = time.perf_counter(), host_bytes()
         self.options, self._in_use = options, False
         self.model = steps.resolve(options)
         planned = steps.plan(options, self.model)
@@ -121,14 +123,21 @@ class Runner:
         if opened.findings.tokenizer is not None:
             self.tokenizer = opened.findings.tokenizer
         self.files, self.spec, self.plan, self.plan_options = opened.files, opened.spec, opened.plan, opened.options
+        self.open_bytes = host_bytes()  # with headers and vocabulary
         self.use_threads()
         loaded = steps.load(options, opened)
-        self.memories, self.warm_bytes = loaded.memories, loaded.warm_bytes
+        self.memories, self.warm_bytes, self.parts_seconds = loaded.memories, loaded.warm_bytes, loaded.parts_seconds
         self._int8_cache = loaded.int8_cache  # held while its files are mapped
         with reporting(self.spec.name, options.progress) as report:
             self.executor = steps.start(options, loaded, report.note)
         self.notes = (*loaded.notes, *report.notes)
         self.load_seconds = time.perf_counter() - started
+
+    @property
+    def writes_cache(self) -> bool:
+        """Whether parts were written to an int8 cache as they were loaded."""
+        int8_cache = self.__dict__.get("_int8_cache")  # gone once closed
+        return int8_cache is not None and int8_cache.written > 0
 
     def use_threads(self) -> None:
         """Have the CPU's kernels use this Runner's number of threads: another's may have set its own."""

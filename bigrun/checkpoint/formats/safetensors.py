@@ -140,12 +140,15 @@ class SafetensorsCheckpoint:
         for name, entry in entries.items():
             if name not in hidden:
                 readable = entry.dtype in DTYPES and (entry.dtype != "F8_E4M3" or name in self._scales)
-                where, scale_info = str(self.folder / self._home[name]), None
+                where, scale_info, scale_bytes = str(self.folder / self._home[name]), None, 0
                 if scale := self._scales.get(name):
+                    scale_bytes = entries[scale].nbytes
                     height, width = entry.shape
                     block = self._block(height, width, entries[scale].shape)
                     scale_info = (scale, str(self.folder / self._home[scale]), *block)
-                result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info)
+                result[name] = TensorInfo(
+                    entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info, scale_bytes
+                )
         return result
 
     def _decides(self, name: str, file: str) -> bool:
