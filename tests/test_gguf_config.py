@@ -316,7 +316,8 @@ def test_biases_of_some_linears_are_added_and_the_others_are_none(
 ) -> None:
     attention = bool(there & set(LINEARS[:4]))
     model = llama(tmp_path, attention_bias=attention, mlp_bias=bool(there & set(LINEARS[4:])), tokenizer=True)
-    tensors, left_out = state(tmp_path), {}
+    tensors = state(tmp_path)
+    left_out: dict[str, None] = {}
     for name, value in tensors.items():
         *_, layer, _, linear, leaf = ["", "", *name.split(".")]
         if leaf == "bias" and not (linear in there and layer in layers):

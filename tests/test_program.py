@@ -43,7 +43,13 @@ def test_every_field_of_a_block_is_lowered(field: str) -> None:
     ids=["Rope", "Latent", "Experts"],
 )  # fmt: skip
 def test_so_are_the_fields_within_it(kind: type, whole: Block, changes: dict[str, Any]) -> None:
-    scaling = {"factor", "low_freq_factor", "high_freq_factor", "original_context"}  # numbers of the rope's kind
+    scaling = {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_context",
+        "factors",
+    }  # numbers of the rope's kind
     assert {field.name for field in fields(kind)} - scaling == changes.keys()
     name = kind.__name__.lower()
     for field, value in changes.items():

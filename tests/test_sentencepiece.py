@@ -129,7 +129,7 @@ def test_a_space_is_put_before_a_text_and_behind_special_tokens_unless_the_file_
     assert spelled(without, "the<s>the<extra_0>the") == ["the", "<s>", "the", "<extra_0>", "the"]
     assert spelled(plain, " the") == ["▁", "▁the"]
     for tokenizer, text in ((plain, "the"), (without, " the")):
-        ids = [tokenizer._backend.token_to_id("▁the")]
+        ids = [fields()["tokenizer.ggml.tokens"].index("▁the")]
         assert tokenizer.decode(ids) == streamed(tokenizer, ids) == text
 
 

@@ -56,7 +56,8 @@ class _Joiner:
         self._costs = {token: -scores[index] for token, index in vocabulary.items()}
         # No token reaches over the start of a word, so words are tokenized by themselves, and remembered. One starts at a mark
         # behind any character but those that some token has in front of one.
-        inside = {token[i - 1] for token in vocabulary for i in range(1, len(token)) if token[i] == MARK}
+        ahead = re.compile(rf".(?={MARK})", re.DOTALL)
+        inside = {character for token in vocabulary if MARK in token for character in ahead.findall(token)}
         self._start = re.compile(rf"(?<=[^{re.escape(MARK + ''.join(sorted(inside)))}])(?={MARK})")
         self._known: dict[str, list[Token]] = {}
 
