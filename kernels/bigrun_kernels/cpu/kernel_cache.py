@@ -176,7 +176,7 @@ def _drop_unused(above: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     """Tells Numba where a kernel is kept: in the folder of this state, which is what its freshness depends on."""
 
     def __init__(self, line: int, path: str):
@@ -200,11 +200,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         _make(self._folder)
 
 
-class _Implementation(CompileResultCacheImpl):  # type: ignore[misc]
+class _Implementation(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
+class KernelCache(FunctionCache):
     """A kernel's files. What cannot be read is compiled again, what cannot be written is not kept; no run fails by it."""
 
     _impl_class = _Implementation
