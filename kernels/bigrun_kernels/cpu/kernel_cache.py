@@ -7,6 +7,7 @@ the files that helpers are in, and belongs to the whole process: only our dispat
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -201,7 +202,14 @@ class _Locator(_CacheLocator):
 
 
 class _Implementation(CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+    """Numba's, with our locator in place of those that it looks through, or that NUMBA_CACHE_LOCATOR_CLASSES names."""
+
+    def __init__(self, py_func: Any):
+        file = inspect.getfile(py_func)
+        self._locator = _Locator.from_function(py_func, file)
+        self._lineno = py_func.__code__.co_firstlineno
+        name = f"{os.path.splitext(os.path.basename(file))[0]}.{py_func.__qualname__}"
+        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
 
 
 class KernelCache(FunctionCache):
