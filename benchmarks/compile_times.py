@@ -16,7 +16,7 @@ from bigrun import Runner
 from bigrun_kernels.cpu.compile_times import name_of
 
 
-class Times(event.Listener):  # type: ignore[misc]
+class Times(event.Listener):
     """Seconds by kernel; what Numba compiles of its own counts for the kernel that needs it."""
 
     def __init__(self) -> None:

@@ -368,7 +368,7 @@ def test_json_is_escaped_and_text_replaced_where_the_answer_cannot_be_shown(
         encodable_streams()
         made = readable_json(value)
         print(made, value["text"][:3], flush=True)
-        written = output.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        written = output.buffer.getvalue().decode(encoding)
         assert shown in made
         assert json.loads(made) == value
         assert "\x1b" not in made
@@ -380,7 +380,7 @@ def test_bytes_that_are_no_letters_are_escaped(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", output)
     encodable_streams()
     print("a\udcffb", flush=True)
-    assert output.buffer.getvalue() == b"a\\udcffb\n"  # type: ignore[attr-defined]
+    assert output.buffer.getvalue() == b"a\\udcffb\n"
 
 
 # The terminal's

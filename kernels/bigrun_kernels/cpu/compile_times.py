@@ -35,7 +35,7 @@ def _of(modules: Collection[str] | None) -> dict[str, float]:
     return {name: seconds for name, seconds in TIMES.items() if modules is None or name.split(".")[0] in modules}
 
 
-class Watch(event.Listener):  # type: ignore[misc]
+class Watch(event.Listener):
     """Tells `progress` of every kernel that is begun or done the share of all that are to be compiled: None where that is
     not known."""
 

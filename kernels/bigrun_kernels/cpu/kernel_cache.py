@@ -7,6 +7,7 @@ the files that helpers are in, and belongs to the whole process: only our dispat
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -176,7 +177,7 @@ def _drop_unused(above: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     """Tells Numba where a kernel is kept: in the folder of this state, which is what its freshness depends on."""
 
     def __init__(self, line: int, path: str):
@@ -200,11 +201,18 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         _make(self._folder)
 
 
-class _Implementation(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+class _Implementation(CompileResultCacheImpl):
+    """Numba's, with our locator in place of those that it looks through, or that NUMBA_CACHE_LOCATOR_CLASSES names."""
+
+    def __init__(self, py_func: Any):
+        file = inspect.getfile(py_func)
+        self._locator = _Locator.from_function(py_func, file)
+        self._lineno = py_func.__code__.co_firstlineno
+        name = f"{os.path.splitext(os.path.basename(file))[0]}.{py_func.__qualname__}"
+        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
+class KernelCache(FunctionCache):
     """A kernel's files. What cannot be read is compiled again, what cannot be written is not kept; no run fails by it."""
 
     _impl_class = _Implementation
