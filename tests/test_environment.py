@@ -175,7 +175,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> list[Option
     """The options of the Runners that a command would load."""
     asked: list[Options] = []
 
-    def refuse(options: Options) -> Any:
+    def refuse(options: Options, *_: object, **__: object) -> Any:
         asked.append(options)
         raise KeyboardInterrupt
 
@@ -323,8 +323,8 @@ def test_without_a_home_a_hub_model_and_a_cache_there_are_refused_by_the_variabl
 def test_without_a_home_info_measures_and_says_that_it_keeps_nothing(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read_bandwidth", "multiply_rate", "wide_rate", "disk_bandwidth"):
-        monkeypatch.setattr(f"bigrun.devices.measure.{name}", lambda *_: 1e9)
+    for name in ("read_rates", "multiply_rates", "wide_rates", "file_rates"):
+        monkeypatch.setattr(f"bigrun.devices.measure.{name}", lambda *_: [1e9])
     result = run_command("info", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["host_file"] == "not kept: this user has no home: give --host FILE"

@@ -147,7 +147,7 @@ class SafetensorsCheckpoint:
                     block = self._block(height, width, entries[scale].shape)
                     scale_info = (scale, str(self.folder / self._home[scale]), *block)
                 result[name] = TensorInfo(
-                    entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info, scale_bytes
+                    entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info, scale_bytes=scale_bytes
                 )
         return result
 
