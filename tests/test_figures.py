@@ -73,7 +73,7 @@ class BenchedRunner:
         self.plan, self.spec, self.clock, self.executor = plan, toy(2, tied), clock, self
         self.plan_options = PlanOptions(plan.context_tokens, plan.batch)
         self.load_seconds, self.warm_bytes, self.kernels = 1.5, 400, "imagined kernels"
-        self.start_bytes, self.open_bytes, self.parts_seconds, self.writes_cache = 120, 150, 0.5, False
+        self.start_bytes, self.open_bytes, self.parts_seconds, self.wrote_cache = 120, 150, 0.5, False
         self.parts = {
             part.name: SimpleNamespace(part=part, read_bytes=10, layout=SimpleNamespace(nbytes=5))
             for part in self.spec.parts
@@ -230,7 +230,7 @@ def test_bench_says_where_a_run_is_more_than_15_per_cent_off(
         ({"doubt": "measured in a busy minute"}, ["in a busy minute"] * 2 + ["no reason is known"]),
         ({"virtual": True}, ["virtual GPUs"] * 2 + ["no reason is known"]),
         ({"compiled": False}, ["no reason is known"] * 2 + ["kernels were compiled in it"]),
-        ({"writes_cache": True}, ["no reason is known"] * 2 + ["an int8 cache was written"]),
+        ({"wrote_cache": True}, ["no reason is known"] * 2 + ["an int8 cache was written"]),
         ({"mapped": True}, ["no reason is known"] * 2 + ["came from the int8 cache"]),
         ({"disk": 0}, ["no reason is known"] * 2 + ["its files were in memory already"]),
     ],
@@ -250,7 +250,7 @@ def test_bench_says_the_reasons_that_it_can_know(
     wrong = {"prefill_tokens_per_s": 1.0, "decode_tokens_per_s": 1.0, "load_seconds": 15.0}
     report, _ = benched(
         clock, plan=against(runner, **wrong, doubt=changes.get("doubt", "")), parts=runner.parts,
-        writes_cache=changes.get("writes_cache", False),
+        wrote_cache=changes.get("wrote_cache", False),
     )  # fmt: skip
     lines = [line for line in bench.describe(report).splitlines() if line.startswith("  differs")]
     assert [each["what"] for each in report["differs"]] == ["prefill", "decode", "load"]

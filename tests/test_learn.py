@@ -303,7 +303,7 @@ def loaded(seconds: float, parts_seconds: float, read: int, mapped: int, form: s
     parts["head"] = SimpleNamespace(part=SimpleNamespace(tensors=()), read_bytes=0, layout=SimpleNamespace(nbytes=0))
     whole = replace(spec("smollm2-135m"), checkpoint_form=form, checkpoint_bytes=max(read, mapped, 1))
     return SimpleNamespace(
-        **{"spec": whole, "load_seconds": seconds, "parts_seconds": parts_seconds, "writes_cache": False} | more,
+        **{"spec": whole, "load_seconds": seconds, "parts_seconds": parts_seconds, "wrote_cache": False} | more,
         executor=SimpleNamespace(parts=parts),
     )
 
@@ -318,7 +318,7 @@ def loaded(seconds: float, parts_seconds: float, read: int, mapped: int, form: s
         (loaded(2.5, 1.5, 92 * 10**6, 0, "gguf"), 1.0, {}),
         (loaded(2.5, 1.5, 10**9 - 1, 0, "16bit"), 1.0, {}),
         (loaded(3.0, 2.0, 10**9, 10**9, "16bit"), 1.0, {}),
-        (loaded(3.0, 2.0, 10**9, 0, "16bit", writes_cache=True), 1.0, {}),
+        (loaded(3.0, 2.0, 10**9, 0, "16bit", wrote_cache=True), 1.0, {}),
         (loaded(50.0, 2.0, 2 * 10**9, 0, "float8"), 0.0, {"float8": 1e9}),
     ],
     ids=[

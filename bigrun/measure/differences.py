@@ -66,7 +66,7 @@ def _of_load(runner: Any, ratio: float, foreign: float, disk_bytes: int | None, 
     nbytes, form = checkpoint(runner.spec)
     if not compiled_before:
         reasons.append("kernels were compiled in it")
-    if runner.writes_cache:
+    if runner.wrote_cache:
         reasons.append("an int8 cache was written")
     if form != "int8" and mapped_bytes(runner) and not read_bytes(runner):
         reasons.append("all parts came from the int8 cache, and nothing was converted")

@@ -46,7 +46,7 @@ def with_load(host: Host, runner: Any) -> Host:
         host = replace(host, start_seconds=min(start, host.start_seconds or start))
     read, mapped = read_bytes(runner), mapped_bytes(runner)
     kind = "int8" if mapped else checkpoint(runner.spec)[1]
-    if bool(read) != bool(mapped) and read + mapped >= LEAST_LOAD and (mapped or not runner.writes_cache):
+    if bool(read) != bool(mapped) and read + mapped >= LEAST_LOAD and (mapped or not runner.wrote_cache):
         rates = dict(host.loads)
         rates[kind] = max(rates.get(kind, 0.0), (read + mapped) / runner.parts_seconds)
         host = replace(host, loads=tuple(sorted(rates.items())))

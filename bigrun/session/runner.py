@@ -128,16 +128,11 @@ class Runner:
         loaded = steps.load(options, opened)
         self.memories, self.warm_bytes, self.parts_seconds = loaded.memories, loaded.warm_bytes, loaded.parts_seconds
         self._int8_cache = loaded.int8_cache  # held while its files are mapped
+        self.wrote_cache = loaded.int8_cache is not None and loaded.int8_cache.written > 0
         with reporting(self.spec.name, options.progress) as report:
             self.executor = steps.start(options, loaded, report.note)
         self.notes = (*loaded.notes, *report.notes)
         self.load_seconds = time.perf_counter() - started
-
-    @property
-    def writes_cache(self) -> bool:
-        """Whether parts were written to an int8 cache as they were loaded."""
-        int8_cache = self.__dict__.get("_int8_cache")  # gone once closed
-        return int8_cache is not None and int8_cache.written > 0
 
     def use_threads(self) -> None:
         """Have the CPU's kernels use this Runner's number of threads: another's may have set its own."""
