@@ -67,9 +67,7 @@ def test_bloom_176b_on_four_cards_puts_the_rest_on_the_cpu() -> None:
     assert counts["cpu"] in (34, 35)
     assert sum(counts.values()) == 70
     assert all(p.stored_on == p.decode_on == p.kv_on for p in blocks)
-    assert {p.prefill_on for p in blocks if p.stored_on == "cpu"} <= {f"cuda:{i}" for i in range(4)}, (
-        "a prompt is streamed"
-    )
+    assert all(p.prefill_on == p.stored_on for p in blocks), "which is what a run does"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             (PLAN, "DevicePlan"),
             (PLAN, "Placement"),
             (PLAN, "Predicted"),
+            (PLAN, "Streamed"),
             ("bigrun.planning.compare", "accelerate_plan"),
         ),
     ),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
-from bigrun.planning.report import describe_parts, duration, rate
+from bigrun.planning.report import cannot_run, describe_parts, duration, rate
 from bigrun.sizes import format_size
 
 COLUMN, GAP, HEIGHT, MARGIN = 118, 22, 300, 34
@@ -96,12 +96,17 @@ def _title(plan: PlanData, width: float) -> list[str]:
     what += f", {plan.context_tokens:,} tokens of context"
     what += f", {plan.batch} sequences" if plan.batch > 1 else ""
     verdict, colour = ("fits", "#1a7f4b") if plan.fits else ("does not fit", "#c0362c")
+    why = cannot_run(plan)
+    if why:
+        verdict, colour = "fits, cannot run yet", "#9a6700"
+    refused = [_text(MARGIN, 87, _cut(f"cannot run yet: {why}", width - 2 * MARGIN, 12), 12, colour)] if why else []
     badge = 20 + 8.2 * len(verdict)
     return [
         _text(MARGIN, 44, _cut(plan.model, width - 3 * MARGIN - badge, 25), 25, INK, "font-weight='700'"),
         _text(MARGIN, 68, what, 14, MUTED),
         _rect(width - MARGIN - badge, 24, badge, 28, colour, "rx='14'"),
         _text(width - MARGIN - badge / 2, 43, verdict, 14, PAPER, "text-anchor='middle' font-weight='600'"),
+        *refused,
     ]
 
 

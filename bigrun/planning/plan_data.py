@@ -57,6 +57,17 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """What the same rig would do if runs streamed the host's parts through a GPU, which they do not do yet: the speeds of
+    a plan of its own."""
+
+    through: tuple[str, ...]  # the GPUs
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    request_seconds: float
+
+
+@dataclass(frozen=True)
 class PlanData:
     """Everything a run needs to know of where things go. `unplaced` and `hint` are empty when it fits."""
 
@@ -76,6 +87,8 @@ class PlanData:
     model_id: str = ""  # what the model was asked for by: a folder, a file, a hub id or a name
     revision: str | None = None  # branch, tag or commit of a hub model
     answer: dict[str, Any] | None = None  # of --solve, --what-if or --target
+    runs: bool | str | None = None  # true, or why it cannot be run (by this version); null: it was not asked
+    if_streamed: Streamed | None = None  # null where streaming would gain nothing
 
     @property
     def weights(self) -> str:

@@ -15,7 +15,7 @@ from bigrun.planning.hints import MOST_MORE, largest, smallest
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
-from bigrun.planning.planner import make_plan
+from bigrun.planning.planner import make_plan, with_streaming
 from bigrun.sizes import format_size, parse_size
 
 QUESTIONS = ("context", "batch", "gpus")
@@ -158,7 +158,7 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
         rate = plan.predicted.decode_tokens_per_s if plan.predicted else 0.0
         if rate >= goal:
             answer = {"target_tokens_per_s": goal, "change": change, "option": option, "decode_tokens_per_s": rate}
-            return replace(plan, answer=answer)
+            return replace(with_streaming(plan, ledger, other), answer=answer)
         if rate > best[0] * (1 + 1e-9):  # of equals the least change
             best = (rate, change)
     reached = f"the best is {best[0]:.3g} with {best[1]}" if best[1] else "with none of them the model even fits"

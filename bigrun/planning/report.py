@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Streamed
 from bigrun.sizes import format_size
 
 BAR = 28
@@ -25,7 +25,8 @@ KINDS = (
 
 def plan_view(plan: PlanData, width: int) -> RenderableType:
     """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone."""
-    return Group(_title(plan), Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
+    refused = [Text(f"cannot run yet: {why}", "yellow")] if (why := cannot_run(plan)) else []
+    return Group(_title(plan), *refused, Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
 
 
 def plan_text(plan: PlanData, width: int = 110) -> str:
@@ -36,8 +37,15 @@ def plan_text(plan: PlanData, width: int = 110) -> str:
     return capture.get()
 
 
+def cannot_run(plan: PlanData) -> str:
+    """What of a plan that fits this version cannot run, to follow "cannot run yet: "; "" where it can, or where nobody asked."""
+    return plan.runs.replace(" can be planned but not run yet", "") if isinstance(plan.runs, str) and plan.fits else ""
+
+
 def _title(plan: PlanData) -> Text:
     verdict = Text(" fits ", "bold black on green") if plan.fits else Text(" does not fit ", "bold white on red")
+    if cannot_run(plan):
+        verdict = Text(" fits, cannot run yet ", "bold black on yellow")
     weights = sum(device.weights_bytes for device in plan.devices)
     sequences = f", {plan.batch} sequences" if plan.batch > 1 else ""
     title = Text.assemble((plan.model, "bold"), f"  {_count(plan.parameters)} parameters in {plan.weights}")
@@ -145,9 +153,20 @@ def _notes(plan: PlanData) -> list[RenderableType]:
         through = ", ".join(dict.fromkeys(p.prefill_on for p in streamed))
         both = all(p.decode_on == p.prefill_on for p in streamed)
         notes.append(Text(f"streamed through {through} for {'every step' if both else 'prompts'}: {_short(streamed)}"))
+    if plan.if_streamed is not None:
+        notes.append(Text(streaming_sentence(plan.if_streamed)))
     notes += [Text.from_markup(f"[bright_black]measured: {escape(line)}[/]") for line in predicted.measured]
     notes += [Text.from_markup(f"[bright_black]assumed: {escape(line)}[/]") for line in predicted.assumptions]
     return notes
+
+
+def streaming_sentence(streamed: Streamed) -> str:
+    """What streaming would give, in a line."""
+    prefill, decode = rate(streamed.prefill_tokens_per_s), rate(streamed.decode_tokens_per_s)
+    return (
+        f"if runs streamed the host's parts through {' and '.join(streamed.through)}, which they do not yet: {prefill} "
+        f"tokens/s of prompt, {decode} decoding, {duration(streamed.request_seconds)} a request"
+    )
 
 
 def _short(placements: list[Placement]) -> str:

@@ -12,6 +12,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.session.options import Options
+from bigrun.session.preflight import why_not_runnable
 
 
 def plan(
@@ -88,7 +89,8 @@ def plan_for(options: Options, solve: str | None = None, what_if: str | None = N
         made = questions.target(target, spec, rig, chosen)
     else:
         made = make_plan(spec, rig, chosen)
-    return replace(made, model_id=options.model_id, revision=options.revision)
+    runs = why_not_runnable(made, spec) or True
+    return replace(made, model_id=options.model_id, revision=options.revision, runs=runs)
 
 
 def planning_inputs(options: Options) -> tuple[ModelSpec, Rig, PlanOptions]:

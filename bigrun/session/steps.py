@@ -21,7 +21,7 @@ from bigrun.planning.plan import Plan
 from bigrun.planning.replay import check_plan, check_types, options_of
 from bigrun.progress import reporting
 from bigrun.session.options import ArithmeticOptions, Options
-from bigrun.session.preflight import check_runnable, memories, real_gpus
+from bigrun.session.preflight import check_runnable, memories, real_gpus, why_not_runnable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,9 +96,10 @@ def plan(options: Options, model: Model) -> Planned:
 def _plan(options: Options, spec: ModelSpec) -> tuple[PlanOptions, Plan]:
     from bigrun.planning.planner import make_plan
 
-    chosen = options.for_planning(spec, streams=False)  # which runs do not do yet
+    chosen = options.for_planning(spec)
     made = make_plan(spec, make_rig(options.rig), chosen)
-    return chosen, replace(made, model_id=options.model_id, revision=options.revision)
+    runs = why_not_runnable(made, spec) or True
+    return chosen, replace(made, model_id=options.model_id, revision=options.revision, runs=runs)
 
 
 def _revision(options: Options) -> str | None:
