@@ -14,7 +14,7 @@ from bigrun import plan
 from bigrun.planning.picture import COLOURS, COLUMN, HEIGHT, NAMES, plan_svg
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan
-from bigrun.planning.report import describe_parts, duration, rate
+from bigrun.planning.words import describe_parts, duration, rate
 from bigrun.sizes import format_size
 from support.commands import plan_command
 from support.plans import plan_of
@@ -185,7 +185,7 @@ def test_the_verdict_and_the_predicted_numbers_are_those_of_the_plan(made: Plan)
         (rate(made.predicted.prefill_tokens_per_s), "tokens/s of prompt"),
         (
             duration(made.predicted.request_seconds),
-            f"for {made.predicted.prompt_tokens:,} + {made.predicted.new_tokens:,} tokens",
+            f"for {made.batch} × (1,536 + 512) tokens" if made.batch > 1 else "for 1,536 + 512 tokens",
         ),
         (duration(made.predicted.load_seconds), "to load"),
     ):
@@ -201,9 +201,16 @@ def test_the_bytes_of_the_title_are_those_of_the_whole_model_or_are_left_out(pla
 def test_a_picture_says_whether_it_rests_on_measurements(plans: dict[str, Plan]) -> None:
     made = plans["a mixture"]
     assert made.predicted is not None
-    measured = replace(made, predicted=replace(made.predicted, measured=("cpu: 10 GB/s",)))
-    assert any("published and assumed" in text for text in texts(drawn(made)))
-    assert any("measurements of this host" in text for text in texts(drawn(measured)))
+    found = {"measured": ("cpu: 10 GB/s",), "given": ("speeds as rig.yaml gives them",), "assumptions": ("a guess",)}
+    for kinds, said in (
+        (("assumptions",), "predicted from rates published or assumed"),
+        (("measured",), "predicted from rates measured on this host"),
+        (("measured", "assumptions"), "predicted from rates measured on this host and published or assumed"),
+        (("given", "measured", "assumptions"), "rates given, measured on this host and published or assumed"),
+    ):
+        basis = {kind: found[kind] if kind in kinds else () for kind in found}
+        drawing = drawn(replace(made, predicted=replace(made.predicted, **basis, learned=())))
+        assert any(text.endswith(said) for text in texts(drawing)), said
 
 
 def test_blocks_are_told_apart_by_lines_where_there_is_room(plans: dict[str, Plan]) -> None:

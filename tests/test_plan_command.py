@@ -19,7 +19,7 @@ DEVICE = "name kind budget_bytes used_bytes free_bytes parts"
 KINDS = "weights_bytes kv_cache_bytes workspace_bytes staging_bytes pinned_bytes reserve_bytes"
 PLACEMENT = "part slice stored_on stored_as prefill_on decode_on kv_on weights_bytes kv_cache_bytes"
 PREDICTED = "prefill_tokens_per_s decode_tokens_per_s load_seconds assumptions"
-REQUEST = "request_seconds prompt_tokens new_tokens measured"  # beside what is promised
+REQUEST = "request_seconds prompt_tokens new_tokens measured given learned"  # beside what is promised
 BLOOM = ("--model", "bloom-176b", "--gpus", "8x24GB", "--cpu", "1GB")
 SMALL = ("--model", "bloom-176b", "--gpus", "1x24GB", "--cpu", "1GB")
 

@@ -13,6 +13,7 @@ from bigrun.model.resolve import resolve
 from bigrun.planning.picture import plan_svg
 from bigrun.planning.plan import Plan, plan_from_json
 from bigrun.planning.report import plan_text
+from bigrun.planning.words import rate
 from bigrun.session.preflight import check_runnable
 from support.commands import plan_command
 from support.plans import plan_of
@@ -24,6 +25,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mixture": ({"model": "mixtral-8x7b", "gpus": "3x24GB", "cpu": "8GB"}, "family mixtral"),
     "the disk": ({"model": "opt-30b", "gpus": "24GB", "cpu": "1GB", "disk": "100GB"}, "parts on the disk"),
     "a window": ({"model": "mistral-7b", "gpus": "24GB", "cpu": "8GB", "context": 8192}, "--context 4096 at most"),
+    "a card by AMD": ({"model": "llama-3.1-8b", "gpus": "1xRX7900XTX", "cpu": "8GB"}, "cuda:0 is an RX7900XTX"),
     "streaming": ({**README, "streams": True}, "streaming the host's parts through a GPU"),
 }
 
@@ -68,7 +70,7 @@ def test_no_plan_streams_the_hosts_parts_and_what_streaming_would_give_is_a_line
     assert all({p.prefill_on, p.decode_on} == {p.stored_on} for p in made.placements)
     said = refusal(made, options["model"])
     assert said == "" or "cuda:0 cannot be run on" in said  # the card is not here
-    lines = [line for line in plan_text(made, 200).splitlines() if line.startswith("if runs streamed")]
+    lines = [line for line in plan_text(made, 200).splitlines() if line.startswith("if the host's parts were streamed")]
     if options.get("virtual"):
         assert (made.if_streamed, lines) == (None, [])
         return
@@ -84,7 +86,8 @@ def test_no_plan_streams_the_hosts_parts_and_what_streaming_would_give_is_a_line
     assert figures == (streamed.prefill_tokens_per_s, streamed.decode_tokens_per_s, streamed.request_seconds)
     assert streamed.request_seconds < made.predicted.request_seconds
     assert len(lines) == 1
-    assert "through cuda:0, which they do not yet" in lines[0]
+    assert "through cuda:0, which runs do not do yet" in lines[0]
+    assert f"{rate(streamed.prefill_tokens_per_s)} tokens/s of prompt" in lines[0]
     assert plan_from_json(made.to_json()) == made
 
 

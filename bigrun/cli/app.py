@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,7 +261,7 @@ def _print(made: Any, other: Any) -> None:
     from bigrun.planning.report import compared_view, plan_view
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console = Console(width=120)
     with console.capture() as capture:  # and printed here: rich itself ends with 1 where a pipe is closed
         console.print(plan_view(made, console.width))

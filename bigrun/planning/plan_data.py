@@ -23,6 +23,7 @@ class DevicePlan:
     pinned_bytes: int  # of the host, page-locked: where streamed weights are copied from
     reserve_bytes: int  # what a driver takes for itself
     parts: tuple[str, ...]  # stored here
+    card: str | None = None  # its name in the table of cards, where it is known
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,19 @@ class Placement:
 @dataclass(frozen=True)
 class Predicted:
     """Of decode at the end of the context (all sequences' tokens counted), of a prompt of `prompt_tokens`, and of a request
-    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on."""
+    that reads such a prompt and generates `new_tokens`, of every sequence of a batch. `given`, `measured`, `learned` and
+    `assumptions` say what it rests on, for the devices that the plan uses."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
-    request_seconds: float  # the prompt and the answer, without the load
+    request_seconds: float  # all sequences' prompts and answers, without the load
     load_seconds: float
     assumptions: tuple[str, ...]  # in words
-    measured: tuple[str, ...] = ()  # in words
-    prompt_tokens: int = 0
-    new_tokens: int = 0
+    measured: tuple[str, ...] = ()  # in words, of this host
+    prompt_tokens: int = 0  # of each sequence
+    new_tokens: int = 0  # of each sequence
+    given: tuple[str, ...] = ()  # in words, by the user's file
+    learned: tuple[str, ...] = ()  # in words, from runs of this host
 
 
 @dataclass(frozen=True)

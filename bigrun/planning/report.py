@@ -7,11 +7,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Streamed
+from bigrun.planning.answers import answer_lines
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
+from bigrun.planning.words import (
+    bases,
+    cannot_run,
+    count,
+    describe_parts,
+    device_name,
+    duration,
+    rate,
+    request_tokens,
+    several,
+    streaming_sentence,
+)
 from bigrun.sizes import format_size
 
-BAR = 28
-WIDE = 100
+BAR, LEAST_BAR = 28, 8
+WIDE, NAMED = 100, 72  # columns from which the kinds of bytes, and the cards, are shown
+OTHERS = 46  # columns that a narrow table needs beside names and bars
 # (field, letter, colour): the letter tells the kinds of bytes apart where there is no colour.
 KINDS = (
     ("weights_bytes", "█", "blue", "weights"),
@@ -26,7 +40,7 @@ KINDS = (
 def plan_view(plan: PlanData, width: int) -> RenderableType:
     """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone."""
     refused = [Text(f"cannot run yet: {why}", "yellow")] if (why := cannot_run(plan)) else []
-    return Group(_title(plan), *refused, Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
+    return Group(_title(plan), *refused, Text(), _devices(plan, width), _legend(plan), Text(), *_notes(plan))
 
 
 def plan_text(plan: PlanData, width: int = 110) -> str:
@@ -37,40 +51,31 @@ def plan_text(plan: PlanData, width: int = 110) -> str:
     return capture.get()
 
 
-def cannot_run(plan: PlanData) -> str:
-    """What of a plan that fits this version cannot run, to follow "cannot run yet: "; "" where it can, or where nobody asked."""
-    return plan.runs.replace(" can be planned but not run yet", "") if isinstance(plan.runs, str) and plan.fits else ""
-
-
 def _title(plan: PlanData) -> Text:
     verdict = Text(" fits ", "bold black on green") if plan.fits else Text(" does not fit ", "bold white on red")
     if cannot_run(plan):
         verdict = Text(" fits, cannot run yet ", "bold black on yellow")
     weights = sum(device.weights_bytes for device in plan.devices)
     sequences = f", {plan.batch} sequences" if plan.batch > 1 else ""
-    title = Text.assemble((plan.model, "bold"), f"  {_count(plan.parameters)} parameters in {plan.weights}")
+    title = Text.assemble((plan.model, "bold"), f"  {count(plan.parameters)} parameters in {plan.weights}")
     if plan.fits:
         title.append(f" = {format_size(weights)}")
-    title.append(f", {plan.context_tokens:,} tokens of context{sequences}  ")
+    title.append(f", {several(plan.context_tokens, 'token')} of context{sequences}  ")
     return title.append_text(verdict)
 
 
-def _count(parameters: int) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if parameters >= size:
-            return f"{parameters / size:.4g} {unit}"
-    return str(parameters)
-
-
-def _devices(plan: PlanData, wide: bool) -> Table:
+def _devices(plan: PlanData, width: int) -> Table:
+    """A row a device. Where columns are few, the bars give way first, then the kinds of bytes, then what is held wraps."""
+    wide, named = width >= WIDE, _name_and_card if width >= NAMED else device_name
+    names = [named(device) for device in plan.devices]
+    bar = max(LEAST_BAR, min(BAR, width - OTHERS - max(map(len, names))))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
     table.add_column("memory", no_wrap=True)
     for name in ("used", "of", "weights", "KV", "work")[: 5 if wide else 2]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("holds", overflow="fold")
-    for device in plan.devices:
-        name = f"{device.name} (virtual)" if device.virtual else device.name
+    for device, name in zip(plan.devices, names, strict=True):
         sizes = (
             device.used_bytes,
             device.budget_bytes,
@@ -79,49 +84,25 @@ def _devices(plan: PlanData, wide: bool) -> Table:
             device.workspace_bytes,
         )
         shown = sizes if wide else sizes[:2]
-        table.add_row(name, memory_bar(device), *map(format_size, shown), describe_parts(device.parts))
+        table.add_row(name, memory_bar(device, bar), *map(format_size, shown), describe_parts(device.parts))
     return table
 
 
-def memory_bar(device: DevicePlan) -> Text:
-    """One character for 1/BAR of the budget; every kind of bytes that is there shows at least once."""
+def _name_and_card(device: DevicePlan) -> str:
+    return f"{device_name(device)}  {device.card}" if device.card else device_name(device)
+
+
+def memory_bar(device: DevicePlan, length: int = BAR) -> Text:
+    """One character for 1/length of the budget; every kind of bytes that is there shows at least once."""
     shares = [(getattr(device, name), letter, colour) for name, letter, colour, _ in KINDS]
     budget = max(device.budget_bytes, 1)
-    cells = [max(1, round(BAR * count / budget)) if count else 0 for count, _, _ in shares]
-    while sum(cells) > BAR and max(cells) > 1:  # rounding up went too far: the longest run gives way
+    cells = [max(1, round(length * nbytes / budget)) if nbytes else 0 for nbytes, _, _ in shares]
+    while sum(cells) > length and max(cells) > 1:  # rounding up went too far: the longest run gives way
         cells[cells.index(max(cells))] -= 1
     bar = Text()
-    for (_, letter, colour), length in zip(shares, cells, strict=True):
-        bar.append(letter * length, colour)
-    return bar.append("·" * (BAR - sum(cells)), "bright_black")
-
-
-def describe_parts(parts: tuple[str, ...]) -> str:
-    """embed, blocks 0-8, experts 0-8, norm, head."""
-    words: list[str] = []
-    numbers: dict[str, list[int]] = {"blocks": [], "experts": []}
-    for part in parts:
-        kind, _, rest = part.partition(".")
-        if kind != "blocks":
-            words.append(part)
-            continue
-        number, _, experts = rest.partition(".")
-        name = experts or kind
-        if not numbers[name]:
-            words.append(name)
-        numbers[name].append(int(number))
-    return ", ".join(f"{word} {_runs(numbers[word])}" if word in numbers else word for word in words) or "nothing"
-
-
-def _runs(numbers: list[int]) -> str:
-    """0-3, 5, 7-9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
+    for (_, letter, colour), cell in zip(shares, cells, strict=True):
+        bar.append(letter * cell, colour)
+    return bar.append("·" * (length - sum(cells)), "bright_black")
 
 
 def _legend(plan: PlanData) -> Text:
@@ -135,7 +116,7 @@ def _legend(plan: PlanData) -> Text:
 def _notes(plan: PlanData) -> list[RenderableType]:
     notes: list[RenderableType] = []
     if plan.answer is not None:
-        notes += _answer(plan.answer)
+        notes += answer_lines(plan)
     if not plan.fits:
         blocks = describe_parts(plan.unplaced)
         notes.append(Text.assemble(("no place for ", "bold"), blocks))
@@ -144,9 +125,10 @@ def _notes(plan: PlanData) -> list[RenderableType]:
     predicted = plan.predicted
     assert predicted is not None, "a plan that fits has a prediction"
     decode, prefill = rate(predicted.decode_tokens_per_s), rate(predicted.prefill_tokens_per_s)
-    speed = f" decoding, {prefill} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens})"
+    together = f" ({several(plan.batch, 'sequence')} together)" if plan.batch > 1 else ""
+    speed = f" decoding{together}, {prefill} tokens/s of prompt (in chunks of {plan.prefill_chunk_tokens})"
     notes.append(Text.assemble(("predicted: ", "bold"), (f"{decode} tokens/s", "bold green"), speed))
-    request = f"{duration(predicted.request_seconds)} for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens"
+    request = f"{duration(predicted.request_seconds)} {request_tokens(plan)}"
     notes.append(Text(f"           {request}; {duration(predicted.load_seconds)} to load"))
     streamed = [p for p in plan.placements if p.prefill_on not in (p.stored_on, "cpu")]
     if streamed:
@@ -155,70 +137,13 @@ def _notes(plan: PlanData) -> list[RenderableType]:
         notes.append(Text(f"streamed through {through} for {'every step' if both else 'prompts'}: {_short(streamed)}"))
     if plan.if_streamed is not None:
         notes.append(Text(streaming_sentence(plan.if_streamed)))
-    notes += [Text.from_markup(f"[bright_black]measured: {escape(line)}[/]") for line in predicted.measured]
-    notes += [Text.from_markup(f"[bright_black]assumed: {escape(line)}[/]") for line in predicted.assumptions]
+    for kind, lines in bases(predicted).items():
+        notes += [Text.from_markup(f"[bright_black]{kind}: {escape(line)}[/]") for line in lines]
     return notes
-
-
-def streaming_sentence(streamed: Streamed) -> str:
-    """What streaming would give, in a line."""
-    prefill, decode = rate(streamed.prefill_tokens_per_s), rate(streamed.decode_tokens_per_s)
-    return (
-        f"if runs streamed the host's parts through {' and '.join(streamed.through)}, which they do not yet: {prefill} "
-        f"tokens/s of prompt, {decode} decoding, {duration(streamed.request_seconds)} a request"
-    )
 
 
 def _short(placements: list[Placement]) -> str:
     return describe_parts(tuple(dict.fromkeys(p.part for p in placements)))
-
-
-def rate(value: float) -> str:
-    """Three figures of tokens a second, or all of a thousand and more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Three figures of what people say: 38.2 s, 12.4 min, 3.1 h."""
-    for unit, size, limit in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < limit * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"
-
-
-def _answer(answer: dict[str, Any]) -> list[RenderableType]:
-    """The answer to a question, in a line or two."""
-    if "before" in answer:
-        lines = []
-        for name in ("before", "after"):
-            facts = answer[name]
-            if facts["fits"]:
-                decode, prefill = rate(facts["decode_tokens_per_s"]), rate(facts["prefill_tokens_per_s"])
-                what = (
-                    f"{decode} tokens/s decoding, {prefill} of prompt, {duration(facts['request_seconds'])} a request, "
-                )
-                what += f"{facts['blocks_on_gpus']} of {facts['blocks']} blocks on GPUs"
-            else:
-                what = "does not fit"
-            lines.append(Text.assemble((f"{name:6} ", "bold"), what))
-        ratio = [answer[name]["request_seconds"] for name in ("before", "after")]
-        if None not in ratio:
-            lines.append(
-                Text.assemble(
-                    ("so     ", "bold"), f"{answer['change']} makes a request {ratio[0] / ratio[1]:.2f} times as fast"
-                )
-            )
-        return [*lines, Text()]
-    if "target_tokens_per_s" in answer:
-        how = "today's rig reaches it" if not answer["option"] else f"{answer['change']} ({answer['option']})"
-        return [Text.assemble((f"{answer['target_tokens_per_s']:g} tokens/s: ", "bold"), how), Text()]
-    words = {"context_tokens": "tokens of context at most", "batch": "sequences at most"}
-    if "gpus" in answer:
-        beside = answer["gpus_beside_the_host"]
-        text = f" of these hold everything that is computed; {beside} are enough if the host computes the rest"
-        return [Text.assemble((f"{answer['gpus']}", "bold"), text), Text()]
-    name, value = next(iter(answer.items()))
-    return [Text.assemble((f"{value:,}", "bold"), f" {words[name]}"), Text()]
 
 
 def compared_view(other: dict[str, Any]) -> RenderableType:

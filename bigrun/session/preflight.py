@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bigrun.devices.cards import find
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
@@ -45,6 +46,13 @@ def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:
     why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
     if why:
         return why
+    for device in plan.devices:
+        if device.card and device.kind == "gpu" and not device.virtual and (known := find(device.card)):
+            if known.maker != "NVIDIA":
+                return (
+                    f"cards by {known.maker} ({device.name} is an {known.name}) can be planned but not run yet: leave it out, or "
+                    "add --virtual"
+                )
     if not plan.fits:
         return "it does not fit"
     if any(placement.stored_on == "disk" for placement in plan.placements):
