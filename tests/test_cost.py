@@ -27,6 +27,7 @@ from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
 from bigrun.planning.report import plan_text
 from bigrun.planning.search import Problem
+from bigrun.planning.words import duration
 from support.toys import mixture, toy
 
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64.

@@ -25,7 +25,7 @@ from bigrun.sizes import format_size
 
 BAR, LEAST_BAR = 28, 8
 WIDE, NAMED = 100, 72  # columns from which the kinds of bytes, and the cards, are shown
-OTHERS = 46  # columns that a narrow table needs beside names and bars
+OTHERS, KINDS_TOO = 46, 72  # columns that a table needs beside names and bars, without the kinds of bytes and with them
 # (field, letter, colour): the letter tells the kinds of bytes apart where there is no colour.
 KINDS = (
     ("weights_bytes", "█", "blue", "weights"),
@@ -68,7 +68,7 @@ def _devices(plan: PlanData, width: int) -> Table:
     """A row a device. Where columns are few, the bars give way first, then the kinds of bytes, then what is held wraps."""
     wide, named = width >= WIDE, _name_and_card if width >= NAMED else device_name
     names = [named(device) for device in plan.devices]
-    bar = max(LEAST_BAR, min(BAR, width - OTHERS - max(map(len, names))))
+    bar = max(LEAST_BAR, min(BAR, width - (KINDS_TOO if wide else OTHERS) - max(map(len, names))))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
     table.add_column("memory", no_wrap=True)

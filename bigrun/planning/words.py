@@ -4,7 +4,7 @@ from bigrun.planning.plan_data import DevicePlan, PlanData, Predicted, Streamed
 
 
 def cannot_run(plan: PlanData) -> str:
-    """What of a plan that fits this version cannot run, to follow "cannot run yet: "; "" where it can, or where nobody asked."""
+    """What this version cannot run of a plan that fits, to follow "cannot run yet: "; "" where it can, or nobody asked."""
     return plan.runs.replace(" can be planned but not run yet", "") if isinstance(plan.runs, str) and plan.fits else ""
 
 

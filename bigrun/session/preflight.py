@@ -46,13 +46,11 @@ def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:
     why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
     if why:
         return why
-    for device in plan.devices:
-        if device.card and device.kind == "gpu" and not device.virtual and (known := find(device.card)):
-            if known.maker != "NVIDIA":
-                return (
-                    f"cards by {known.maker} ({device.name} is an {known.name}) can be planned but not run yet: leave it out, or "
-                    "add --virtual"
-                )
+    for name in real_gpus(plan):
+        card = find(plan.device(name).card or "")
+        if card is not None and card.maker != "NVIDIA":
+            what = f"cards by {card.maker} ({name} is an {card.name})"
+            return f"{what} can be planned but not run yet: leave it out, or add --virtual"
     if not plan.fits:
         return "it does not fit"
     if any(placement.stored_on == "disk" for placement in plan.placements):
