@@ -144,8 +144,8 @@ def test_the_options_reach_the_plan() -> None:
 
 
 def test_max_memory_is_json_on_the_command_line() -> None:
-    printed = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5, "cpu": "1GiB"}')
-    assert [device["budget_bytes"] for device in printed["devices"]] == [24 * GB, 5, 2**30]
+    printed = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5000000, "cpu": "1GiB"}')
+    assert [device["budget_bytes"] for device in printed["devices"]] == [24 * GB, 5_000_000, 2**30]
 
 
 def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
@@ -168,6 +168,13 @@ def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
         (["--gpus", "8x"], "--gpus"),
         (["--cpu", "much"], "--cpu"),
         (["--disk", "-1GB"], "--disk"),
+        (["--cpu", "32"], "write 32GB"),
+        (["--disk", "5"], "write 5GB"),
+        (["--gpus", "24"], "write 24GB"),
+        (["--gpus", "2x24"], "write 2x24GB"),
+        (["--max-memory", '{"cpu": 32}'], 'write "32GB"'),
+        (["--max-memory", '{"cpu": "32"}'], "write 32GB"),
+        (["--what-if", "cpu=32"], "write 32GB"),
         (["--max-memory", "{"], "--max-memory"),
         (["--max-memory", "[1]"], "--max-memory"),
         (["--max-memory", '{"0": 1}', "--gpus", "24GB"], "--max-memory"),

@@ -13,7 +13,7 @@ from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
 from bigrun.cli.options import as_json, parse, rig_options, run_options
-from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 from bigrun.version import __version__
 
 
@@ -54,6 +54,8 @@ def plan_command(
     made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
+    for warning in made.warnings if not as_json else ():
+        print(f"bigrun: {BigrunError(warning)}", file=sys.stderr)
     other = _compared(made, options) if compare else None
     steps = _programs(made, options) if programs else None
     if as_json:

@@ -124,7 +124,9 @@ def parse_gpus(text: str, virtual: bool = False, option: str = "--gpus") -> tupl
         sized = SIZE.fullmatch(name)
         known = None if sized or "." in name else find(name)
         if known is None and re.fullmatch(r"[0-9.]{1,6}", name):
-            raise CallError(f"{option} {text!r:.60}: {item!r} lacks a unit; write 8x24GB")
+            raise CallError(
+                f"{option} {text!r:.60}: {name} lacks a unit; write {item.strip()}GB, or the name of a card"
+            )
         if known is None and not sized and re.match(r"[A-Za-z]|[0-9]{4}[ _-]?[A-Za-z]", name):
             known = card(name, option)  # raises, and names the nearest
         budget = known.usable_bytes if known else parse_size(name, option)

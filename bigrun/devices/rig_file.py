@@ -25,12 +25,11 @@ from bigrun.devices.notes import GUESSED, SIZED, Note, card_memory, reached
 from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_ROOFS, UNKNOWN_CARD, cpu_rates, gpu_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates
 from bigrun.errors import CallError
-from bigrun.sizes import format_size, parse_size
+from bigrun.sizes import SMALLEST, format_size, parse_size, with_unit
 
 LARGEST = 2**18
 DEPTH = 40  # of entries within entries: deeper is an attack, or a mistake
 LONGEST = 100  # characters of a key or value
-SMALLEST = 10**6  # bytes that a number without a unit can mean
 SLOWEST, FASTEST = 10**6, 10**15  # bytes/s of anything that bigrun would use
 GPU_KEYS = ("card", "count", "memory", "bandwidth", "int8", "fp16", "link")
 HOST_KEYS = ("memory", "bandwidth")
@@ -172,7 +171,7 @@ def _size(entry: dict[str, Any], what: str) -> int:
     except CallError as error:
         raise CallError(str(error) if "write" in str(error) else f"{error}; write it as 64GB") from error
     if size and isinstance(entry["memory"], int) and size < SMALLEST:
-        raise CallError(f"{what}: memory: {size} lacks a unit; write {size}GB")
+        raise CallError(f"{what}: memory: {size} lacks a unit; write {with_unit(size)}")
     return size
 
 

@@ -93,6 +93,7 @@ class PlanData:
     answer: dict[str, Any] | None = None  # of --solve, --what-if or --target
     runs: bool | str | None = None  # true, or why it cannot be run (by this version); null: it was not asked
     if_streamed: Streamed | None = None  # null where streaming would gain nothing
+    warnings: tuple[str, ...] = ()  # budgets that this host does not have
 
     @property
     def weights(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bigrun.devices.here import beyond_this_host
 from bigrun.devices.make_rig import make_rig
 from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
@@ -90,7 +91,8 @@ def plan_for(options: Options, solve: str | None = None, what_if: str | None = N
     else:
         made = make_plan(spec, rig, chosen)
     runs = why_not_runnable(made, spec) or True
-    return replace(made, model_id=options.model_id, revision=options.revision, runs=runs)
+    warnings = tuple(f"{each}; a run here is refused" for each in beyond_this_host(options.rig, rig, to_run=False))
+    return replace(made, model_id=options.model_id, revision=options.revision, runs=runs, warnings=warnings)
 
 
 def planning_inputs(options: Options) -> tuple[ModelSpec, Rig, PlanOptions]:

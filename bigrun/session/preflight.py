@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bigrun.devices.cards import find
+from bigrun.devices.probe import host_memory
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
+from bigrun.sizes import format_size
 
 if TYPE_CHECKING:
     from bigrun.devices.host_memory import Memory
@@ -38,6 +40,12 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
 
         for name in real:
             torch_device(name)  # before anything is fetched or loaded: is it there?
+    taken = sum(d.used_bytes for d in plan.devices if d.kind == "cpu" or d.virtual)
+    if taken > (memory := host_memory()):
+        raise CallError(
+            f"{plan.model}: the plan takes {format_size(taken)} of host memory, and this host has {format_size(memory)}: plan "
+            "it with less --cpu, or for GPUs that are not virtual"
+        )
 
 
 def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:

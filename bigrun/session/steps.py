@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigrun.devices.here import beyond_this_host
 from bigrun.devices.make_rig import make_rig
-from bigrun.errors import RunError
+from bigrun.errors import CallError, RunError
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.resolve import Model
 from bigrun.model.resolve import resolve as resolve_name
@@ -97,7 +98,10 @@ def _plan(options: Options, spec: ModelSpec) -> tuple[PlanOptions, Plan]:
     from bigrun.planning.planner import make_plan
 
     chosen = options.for_planning(spec)
-    made = make_plan(spec, make_rig(options.rig), chosen)
+    rig = make_rig(options.rig)
+    for beyond in beyond_this_host(options.rig, rig, to_run=True):
+        raise CallError(f"{beyond}; give less")
+    made = make_plan(spec, rig, chosen)
     runs = why_not_runnable(made, spec) or True
     return chosen, replace(made, model_id=options.model_id, revision=options.revision, runs=runs)
 
