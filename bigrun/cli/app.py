@@ -12,6 +12,7 @@ import click
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
+from bigrun.cli.lists import cards, models, print_survey
 from bigrun.cli.options import as_json, parse, rig_options, run_options
 from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 from bigrun.version import __version__
@@ -42,15 +43,24 @@ def plan_command(
 ) -> None:  # fmt: skip
     """Show what would go where, to the byte, and how fast it would be. Loads nothing.
 
-    Exit status 3 if the model does not fit.
+    --model all, or a pattern such as 'qwen*', gives a line for each model of the catalog. Exit status 3 if the model (of one)
+    does not fit.
     """
     from bigrun.session.dry_run import plan_for
+    from bigrun.session.survey import is_pattern
 
     if compare not in (None, "accelerate"):
         raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
     if compare and (solve, what_if, target) != (None, None, None):
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     options = parse(flags)
+    if is_pattern(options.model_id):
+        if programs or svg or compare or (solve, what_if, target) != (None, None, None):
+            raise CallError(
+                f"--model {options.model_id}: several models answer no question and have no picture: name one"
+            )
+        print_survey(options, as_json)
+        return
     made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
@@ -221,7 +231,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(report) if as_json else describe(report))
 
 
-for command in (convert, cache, inspect_command, autotune):
+for command in (convert, cache, inspect_command, autotune, models, cards):
     main.add_command(command)
 
 

@@ -37,6 +37,12 @@ JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("bigrun.planning.compare", "accelerate_plan"),
         ),
     ),
+    "plan --model all": (
+        "",
+        (("bigrun.session.survey", "Survey"), ("bigrun.session.survey", "Surveyed")),
+    ),
+    "models": ("", (("bigrun.cli.lists", "list_models"),)),
+    "cards": ("", (("bigrun.cli.lists", "list_cards"),)),
     "generate": ("", ((CLI, "generate"), (GENERATION, "Stats"))),
     "bench": ("", (("bigrun.measure.bench", "measure"),)),
     "eval perplexity": ("", (("bigrun.measure.evaluate", "perplexity"),)),
