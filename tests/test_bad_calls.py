@@ -72,9 +72,10 @@ def test_a_size_that_makes_no_sense(flag: str, size: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--cpu", "--disk"])
-def test_a_number_alone_is_bytes(flag: str) -> None:
-    made = run_command("plan", "--model", "opt-6.7b", "--gpus", "none", flag, "12", "--json")
-    assert json.loads(made.stdout)["devices"][-1]["budget_bytes"] == 12
+def test_a_number_alone_lacks_a_unit(flag: str) -> None:
+    call(("plan", "--model", "opt-6.7b", "--gpus", "none", flag, "12"), 2, f"{flag}: 12 lacks a unit; write 12GB")
+    made = run_command("plan", "--model", "opt-6.7b", "--gpus", "none", flag, "0", "--json")
+    assert json.loads(made.stdout)["devices"][-1]["budget_bytes"] == 0
 
 
 BUDGETS = {

@@ -4,10 +4,11 @@ from math import ceil
 
 import pytest
 
-from bigrun.errors import CheckpointError
+from bigrun.errors import CallError, CheckpointError
 from bigrun.model.catalog import lookup as catalog
 from bigrun.model.catalog.entry import Entry
 from bigrun.model.catalog.lookup import ALIASES, ENTRIES, by_repo, find, unknown
+from bigrun.model.catalog.names import words
 from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec
 
@@ -17,7 +18,8 @@ WANTED = [
     "mixtral-8x22b", "qwen2-7b", "qwen2-72b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b",
     "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b", "qwq-32b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b",
     "qwen3-14b", "qwen3-32b", "qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b", "gemma-2b", "gemma-7b",
-    "gemma-2-2b", "gemma-2-9b", "gemma-2-27b", "gemma-3-1b", "phi-2", "phi-3-mini", "phi-3-medium", "phi-4",
+    "gemma-2-2b", "gemma-2-9b", "gemma-2-27b", "gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-3-27b", "phi-2",
+    "phi-3-mini", "phi-3-medium", "phi-4",
     "gpt-neox-20b", "pythia-12b", "falcon-7b", "falcon-40b", "falcon-180b", "command-r", "deepseek-v3",
     "deepseek-r1", "deepseek-v2-lite", "deepseek-v2", "kimi-k2", "gpt-oss-20b", "gpt-oss-120b", "glm-4.5",
     "glm-4.5-air", "bloom-176b", "opt-13b", "opt-66b", "opt-175b",
@@ -162,6 +164,72 @@ def test_a_kind_asks_for_weights_of_that_kind_or_for_a_plan_alone(written: str, 
         assert by_repo()[repo.lower()] == entry
 
 
+# As people type them, who come from other tools or from memory → the catalog's name.
+TYPED = {
+    "llama3.1:70b": "llama-3.1-70b", "llama3.1-70b": "llama-3.1-70b", "llama2-70b": "llama-2-70b", "llama3:8b": "llama-3-8b",
+    "LLaMA2:7b": "llama-2-7b", "llama3.3": "llama-3.3-70b", "llama3.2:3b-instruct": "llama-3.2-3b-instruct",
+    "mistral": "mistral-7b", "mistral:latest": "mistral-7b", "mistral-nemo:12b": "mistral-nemo-12b",
+    "mistral-small:24b": "mistral-small-24b", "mistral:24b": "mistral-small-24b", "mixtral:8x7b": "mixtral-8x7b",
+    "qwen3-235b": "qwen3-235b-a22b", "qwen3:30b": "qwen3-30b-a3b", "qwen-3-8b": "qwen3-8b",
+    "qwen2.5:7b-instruct": "qwen2.5-7b-instruct",
+    "qwen3-coder:480b": "qwen3-coder-480b-a35b", "gemma-3-27b": "gemma-3-27b", "gemma3:4b": "gemma-3-4b",
+    "gemma2:2b": "gemma-2-2b",
+    "gemma:7b": "gemma-7b", "phi4": "phi-4", "phi3:14b": "phi-3-medium", "phi3:3.8b": "phi-3-mini", "phi3:mini": "phi-3-mini",
+    "deepseek-r1:671b": "deepseek-r1", "deepseek-v2:16b": "deepseek-v2-lite", "deepseek-v2:236b": "deepseek-v2",
+    "gpt-oss:120b": "gpt-oss-120b", "kimi-k2:1t": "kimi-k2", "tinyllama": "tinyllama-1.1b", "codellama:34b": "codellama-34b",
+    "smollm2:135m": "smollm2-135m", "command-r:35b": "command-r", "falcon:180b": "falcon-180b", "Yi 34B": "yi-34b",
+}  # fmt: skip
+AMBIGUOUS = {
+    "mixtral": "mixtral-8x7b, mixtral-8x22b", "phi3": "phi-3-mini, phi-3-medium", "llama3": "llama-3-8b, llama-3-70b",
+    "llama:70b": "llama-2-70b, llama-3-70b, llama-3.1-70b, llama-3.3-70b", "gpt-oss": "gpt-oss-20b, gpt-oss-120b",
+    "smollm2": "smollm2-135m, smollm2-360m, smollm2-1.7b", "llama3.1-instruct": "llama-3.1-8b, llama-3.1-70b, llama-3.1-405b",
+}  # fmt: skip
+FORMS = {
+    "llama3.1:70b-instruct-q4_K_M": ("q4_K_M", "llama-3.1-70b-instruct"), "llama3.1:70b-q8_0": ("q8_0", "llama-3.1-70b"),
+    "llama-3.1-8b-Q4_0": ("Q4_0", "llama-3.1-8b"), "qwen3-32b-AWQ": ("AWQ", "qwen3-32b"), "mistral:7b-fp16": ("fp16",
+    "mistral-7b"),
+    "llama-2-13b-GPTQ": ("GPTQ", "llama-2-13b"), "gemma2:9b-iq2_xs": ("iq2_xs", "gemma-2-9b"),
+    "llama-3.1-8b-4bit": ("4bit", "llama-3.1-8b"), "llama-3.1-8b-gguf": ("gguf", "llama-3.1-8b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "name"), TYPED.items())
+def test_names_are_found_as_people_type_them(typed: str, name: str) -> None:
+    entry = find(typed)
+    assert entry is not None
+    assert entry.name == name
+
+
+@pytest.mark.parametrize(("typed", "names"), AMBIGUOUS.items())
+def test_a_name_of_several_models_is_answered_with_all_of_them(typed: str, names: str) -> None:
+    with pytest.raises(CallError, match=rf"^model '{typed}' may mean {names}: name one of them$"):
+        resolve(typed)
+
+
+def test_of_many_the_first_are_named() -> None:
+    with pytest.raises(CallError, match=r"llama-7b, .* and 7 more: name one"):
+        find("llama")
+
+
+@pytest.mark.parametrize(("typed", "said"), FORMS.items())
+def test_a_form_of_weights_of_other_tools_is_refused_with_what_to_write(typed: str, said: tuple[str, str]) -> None:
+    with pytest.raises(CallError, match=rf"such as {said[0]}: .*; write {said[1]}$"):
+        resolve(typed)
+
+
+@pytest.mark.parametrize(
+    "typed", ["deepseek-r1:7b", "qwen2.5-coder:32b", "llama3.1:7b", "zzz-q4_K_M", "llama-3.1-70b-turbo", "70b", "q8_0"]
+)
+def test_nothing_else_is_taken_for_a_model(typed: str) -> None:
+    assert find(typed) is None
+    with pytest.raises(CallError, match=r"no folder, \.gguf file or catalog name"):
+        resolve(typed)
+
+
+def test_no_two_names_are_the_same_words() -> None:
+    assert len({words(name) for name in (*ENTRIES, *ALIASES)}) == len(ENTRIES) + len(ALIASES)
+
+
 def test_contexts_are_published_in_kibitokens() -> None:
     """So a slip of a digit shows."""
     assert [e.name for e in ENTRIES.values() if e.spec().context_limit % 1024] == []
@@ -185,7 +253,7 @@ def test_what_is_no_name_is_none(name: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_near_ones_or_a_few() -> None:
-    assert "did you mean qwen3-8b" in str(unknown("qwen-3-8b"))
+    assert "did you mean qwen3-8b" in str(unknown("qwen-3-9b"))
     for name in ("deepseek-v9", "Lama-2-7b", "zzz", "x" * 9999):
         text = str(unknown(name))
         assert len(text) < 320

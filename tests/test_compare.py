@@ -19,7 +19,7 @@ from bigrun.planning.compare import accelerate_plan
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
-from bigrun.planning.report import rate
+from bigrun.planning.words import rate
 from support.checkpoints import FAMILIES, gguf_twin, llama
 from support.commands import plan_command
 

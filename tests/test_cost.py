@@ -25,8 +25,9 @@ from bigrun.planning.cost import (
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.planner import make_plan
-from bigrun.planning.report import duration, plan_text
+from bigrun.planning.report import plan_text
 from bigrun.planning.search import Problem
+from bigrun.planning.words import duration
 from support.toys import mixture, toy
 
 # The toy: hidden, vocabulary, intermediate size and the one head are all 64.
@@ -211,7 +212,9 @@ def test_the_request_of_a_plan_on_one_device_is_the_sum_of_its_steps() -> None:
     block = BYTES / 1000 + 96 * LINEAR / 4000 + seen * TOKEN / 500 + 96 * seen * 128 / 100 + 96 * ENTRIES / 50 + 0.25
     head = TABLE / 1000 + 4096 / 4000 + 0.25 + 64 / 50
     prefill = 2 * block + head + 64 / 50
-    assert made.predicted.request_seconds == pytest.approx(prefill + 32 * decode)
+    assert made.predicted.request_seconds == pytest.approx(3 * prefill + 32 * decode), (
+        "three prompts, and steps of all three"
+    )
     assert made.predicted.decode_tokens_per_s == pytest.approx(3 / decode)
     assert made.predicted.prefill_tokens_per_s == pytest.approx(96 / prefill)
     assert (made.predicted.prompt_tokens, made.predicted.new_tokens) == (96, 32)

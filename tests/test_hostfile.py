@@ -211,7 +211,7 @@ def test_another_machines_file_is_not_used_by_default_and_the_plan_says_so(
     assert note in rig.assumptions
     assert rig.measured == ()
     assert rig == replace(
-        make_rig(RigOptions("24GB", cpu="1GB", disk="1GB", host="none")), assumptions=rig.assumptions
+        make_rig(RigOptions("24GB", cpu="1GB", disk="1GB", host="none")), notes=rig.notes
     )  # and nothing of it was used
 
 
@@ -405,7 +405,9 @@ def test_what_was_learned_from_runs_comes_before_what_was_measured(path: Path) -
     write(HOST, path)
     rig = rig_with(path)
     assert rig.device("cpu").rates == LEARNED
-    assert any("weights 21.0 GB/s" in line and "learned from 2 runs" in line for line in rig.measured)
+    (sentence,) = rig.said("learned")
+    assert "weights 21.0 GB/s" in sentence
+    assert "learned from 2 runs" in sentence
     assert not any("cpu" in line for line in rig.assumptions)
 
 
@@ -442,7 +444,7 @@ def test_each_way_to_describe_a_rig_takes_the_host_into_account(path: Path, tmp_
     }[form]()
     assert rig.device("cpu").rates == LEARNED
     assert rig.device("disk").rates.read == 1.25e9
-    assert len(rig.measured) == 2
+    assert (len(rig.measured), len(rig.said("learned"))) == (1, 1)
 
 
 def test_what_a_rig_file_gives_comes_before_what_was_measured(path: Path, tmp_path: Path) -> None:
@@ -488,7 +490,7 @@ def test_a_plan_with_a_host_file_says_what_was_measured(path: Path) -> None:
     result = run_command(*arguments, "--host", str(path))
     assert result.exit_code == 0, result.stderr
     predicted = json.loads(result.stdout)["predicted"]
-    assert any("learned from 2 runs" in line for line in predicted["measured"])
+    assert any("learned from 2 runs" in line for line in predicted["learned"])
     assert not any("not measured" in line for line in predicted["assumptions"])
     slower = replace(HOST, learned=replace(LEARNED, read=LEARNED.read / 4))
     write(slower, path)

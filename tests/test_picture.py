@@ -14,9 +14,10 @@ from bigrun import plan
 from bigrun.planning.picture import COLOURS, COLUMN, HEIGHT, NAMES, plan_svg
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan
-from bigrun.planning.report import describe_parts, duration, rate
+from bigrun.planning.words import describe_parts, duration, rate
 from bigrun.sizes import format_size
 from support.commands import plan_command
+from support.plans import plan_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 KIND_OF = {colour: kind for kind, colour in COLOURS.items()}
@@ -25,7 +26,14 @@ LETTER = 0.62  # of the size of a font: a letter of an ordinary sans serif, with
 PLANS: dict[str, dict[str, Any]] = {
     "eight cards and a disk": {"model": "bloom-176b", "gpus": "8x24GB", "cpu": "16GB", "disk": "500GB"},
     "a mixture": {"model": "mixtral-8x7b", "gpus": "1x24GB,1x12GB", "cpu": "64GB"},
-    "streamed": {"model": "llama-3.1-70b", "gpus": "2xRTX3090", "cpu": "64GB", "batch": 3, "kv": "int8"},
+    "streamed": {
+        "streams": True,
+        "model": "llama-3.1-70b",
+        "gpus": "2xRTX3090",
+        "cpu": "64GB",
+        "batch": 3,
+        "kv": "int8",
+    },
     "virtual": {"model": "llama-3.2-3b", "gpus": "11x600MB", "cpu": "8GB", "virtual": True},
     "the host alone": {"model": "smollm2-135m", "gpus": "none", "cpu": "1GB"},
     "nothing on the host": {"model": "bloom-560m", "gpus": "24GB", "cpu": "0"},
@@ -38,7 +46,7 @@ PLANS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan]:
-    return {name: plan(**rig) for name, rig in PLANS.items()}
+    return {name: plan_of(**rig) for name, rig in PLANS.items()}
 
 
 @pytest.fixture(params=PLANS)
@@ -163,7 +171,9 @@ def test_the_legend_names_the_kinds_that_are_drawn_and_no_other(made: Plan) -> N
 def test_the_verdict_and_the_predicted_numbers_are_those_of_the_plan(made: Plan) -> None:
     words = texts(drawn(made))
     assert made.model in words
-    assert ("fits" in words, "does not fit" in words) == (made.fits, not made.fits)
+    verdict = "fits, cannot run yet" if isinstance(made.runs, str) else "fits"
+    badges = [word for word in words if word in ("fits", "does not fit", "fits, cannot run yet")]
+    assert badges == [verdict if made.fits else "does not fit"]
     assert any(f"{made.context_tokens:,} tokens of context" in text for text in words)
     if made.predicted is None:
         (missing,) = (text for text in words if text.startswith("no place for "))
@@ -175,7 +185,7 @@ def test_the_verdict_and_the_predicted_numbers_are_those_of_the_plan(made: Plan)
         (rate(made.predicted.prefill_tokens_per_s), "tokens/s of prompt"),
         (
             duration(made.predicted.request_seconds),
-            f"for {made.predicted.prompt_tokens:,} + {made.predicted.new_tokens:,} tokens",
+            f"for {made.batch} × (1,536 + 512) tokens" if made.batch > 1 else "for 1,536 + 512 tokens",
         ),
         (duration(made.predicted.load_seconds), "to load"),
     ):
@@ -191,9 +201,16 @@ def test_the_bytes_of_the_title_are_those_of_the_whole_model_or_are_left_out(pla
 def test_a_picture_says_whether_it_rests_on_measurements(plans: dict[str, Plan]) -> None:
     made = plans["a mixture"]
     assert made.predicted is not None
-    measured = replace(made, predicted=replace(made.predicted, measured=("cpu: 10 GB/s",)))
-    assert any("published and assumed" in text for text in texts(drawn(made)))
-    assert any("measurements of this host" in text for text in texts(drawn(measured)))
+    found = {"measured": ("cpu: 10 GB/s",), "given": ("speeds as rig.yaml gives them",), "assumptions": ("a guess",)}
+    for kinds, said in (
+        (("assumptions",), "predicted from rates published or assumed"),
+        (("measured",), "predicted from rates measured on this host"),
+        (("measured", "assumptions"), "predicted from rates measured on this host and published or assumed"),
+        (("given", "measured", "assumptions"), "rates given, measured on this host and published or assumed"),
+    ):
+        basis = {kind: found[kind] if kind in kinds else () for kind in found}
+        drawing = drawn(replace(made, predicted=replace(made.predicted, **basis, learned=())))
+        assert any(text.endswith(said) for text in texts(drawing)), said
 
 
 def test_blocks_are_told_apart_by_lines_where_there_is_room(plans: dict[str, Plan]) -> None:

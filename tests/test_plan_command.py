@@ -20,7 +20,7 @@ DEVICE = "name kind budget_bytes used_bytes free_bytes parts"
 KINDS = "weights_bytes kv_cache_bytes workspace_bytes staging_bytes pinned_bytes reserve_bytes"
 PLACEMENT = "part slice stored_on stored_as prefill_on decode_on kv_on weights_bytes kv_cache_bytes"
 PREDICTED = "prefill_tokens_per_s decode_tokens_per_s load_seconds assumptions"
-REQUEST = "request_seconds prompt_tokens new_tokens measured doubt"  # beside what is promised
+REQUEST = "request_seconds prompt_tokens new_tokens measured given learned doubt"  # beside what is promised
 BLOOM = ("--model", "bloom-176b", "--gpus", "8x24GB", "--cpu", "1GB")
 SMALL = ("--model", "bloom-176b", "--gpus", "1x24GB", "--cpu", "1GB")
 
@@ -68,9 +68,7 @@ def test_bloom_176b_on_four_cards_puts_the_rest_on_the_cpu() -> None:
     assert counts["cpu"] in (34, 35)
     assert sum(counts.values()) == 70
     assert all(p.stored_on == p.decode_on == p.kv_on for p in blocks)
-    assert {p.prefill_on for p in blocks if p.stored_on == "cpu"} <= {f"cuda:{i}" for i in range(4)}, (
-        "a prompt is streamed"
-    )
+    assert all(p.prefill_on == p.stored_on for p in blocks), "which is what a run does"
 
 
 @pytest.mark.parametrize(
@@ -147,8 +145,8 @@ def test_the_options_reach_the_plan() -> None:
 
 
 def test_max_memory_is_json_on_the_command_line() -> None:
-    printed = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5, "cpu": "1GiB"}')
-    assert [device["budget_bytes"] for device in printed["devices"]] == [24 * GB, 5, 2**30]
+    printed = shown("--model", "bloom-560m", "--max-memory", '{"0": "24GB", "1": 5000000, "cpu": "1GiB"}')
+    assert [device["budget_bytes"] for device in printed["devices"]] == [24 * GB, 5_000_000, 2**30]
 
 
 def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
@@ -171,6 +169,13 @@ def test_a_rig_too_small_ends_with_3_and_says_what_is_missing() -> None:
         (["--gpus", "8x"], "--gpus"),
         (["--cpu", "much"], "--cpu"),
         (["--disk", "-1GB"], "--disk"),
+        (["--cpu", "32"], "write 32GB"),
+        (["--disk", "5"], "write 5GB"),
+        (["--gpus", "24"], "write 24GB"),
+        (["--gpus", "2x24"], "write 2x24GB"),
+        (["--max-memory", '{"cpu": 32}'], 'write "32GB"'),
+        (["--max-memory", '{"cpu": "32"}'], "write 32GB"),
+        (["--what-if", "cpu=32"], "write 32GB"),
         (["--max-memory", "{"], "--max-memory"),
         (["--max-memory", "[1]"], "--max-memory"),
         (["--max-memory", '{"0": 1}', "--gpus", "24GB"], "--max-memory"),

@@ -118,7 +118,7 @@ def test_one_byte_less_leaves_the_last_block_without_a_place(short: int) -> None
     budgets = {0: budget(TWO), 1: budget(ONE_AND_HEAD)}
     made = planned(toy(3), {**budgets, short: budgets[short] - 1})
     assert (made.fits, made.unplaced, made.predicted) == (False, ("blocks.2",), None)
-    assert "1 blocks" in made.hint
+    assert "missing for 1 block:" in made.hint
     assert "--cpu" in made.hint
 
 

@@ -403,7 +403,7 @@ def test_a_card_is_known_by_the_name_that_torch_gives_and_its_memory(
     assert entry == card(known)
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 9090", "AMD Instinct MI300X", "NVIDIA Graphics Device", ""])
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 9090", "AMD Instinct MI350X", "NVIDIA Graphics Device", ""])
 def test_a_card_that_the_table_lacks_has_its_memory_and_its_slot_all_the_same(
     driver: Callable[..., None], name: str
 ) -> None:

@@ -503,8 +503,11 @@ def test_cards_that_are_too_small_for_a_block_end_with_3_and_their_size(gpus: li
     [
         (("--solve", "context"), r"[\d,]+ tokens of context at most"),
         (("--solve", "batch"), r"[\d,]+ sequences at most"),
-        (("--solve", "gpus"), r"1 of these hold everything that is computed; 0 are enough"),
-        (("--what-if", "+1x24GB"), r"(?s)before .*after .*times as fast"),
+        (
+            ("--solve", "gpus"),
+            r"1 of these has room for everything that is computed; none is needed if the host computes all",
+        ),
+        (("--what-if", "+1x24GB"), r"(?s)before .*after .*\+1x24GB changes nothing"),
         (("--target", "9999"), r""),
         (("--target", "1"), r"1 tokens/s: today's rig reaches it"),
     ],
@@ -551,8 +554,10 @@ def test_why_not_names_what_is_missing_and_what_each_device_has_left(rig: dict[s
     assert made.unplaced
     experts = sum(name.endswith(".experts") for name in made.unplaced)
     blocks = sum(name.startswith("blocks.") for name in made.unplaced) - experts
-    assert bool(blocks) == bool(re.search(rf"missing for {blocks} blocks\b", made.hint))
-    assert bool(experts) == bool(re.search(rf"(for|and) experts of {experts} blocks\b", made.hint))
+    assert bool(blocks) == bool(re.search(rf"missing for {blocks} block{'s' if blocks > 1 else ''}\b", made.hint))
+    assert bool(experts) == bool(
+        re.search(rf"(for|and) experts of {experts} block{'s' if experts > 1 else ''}\b", made.hint)
+    )
     for name in ("embed", "norm", "head"):
         assert (name in made.unplaced) == bool(re.search(rf"missing for [^:]*\b{name}\b[^:]*:", made.hint))
     for device in made.devices[:4]:
@@ -661,16 +666,17 @@ def test_advice_can_be_followed_as_it_is_written_however_the_rig_was_given(tmp_p
         assert plan("qwen2.5-7b", **asked(rig, option, value)).fits
 
 
-@pytest.mark.xfail(strict=True, reason="a changed rig keeps the sentences of the old one")
 @pytest.mark.parametrize(
     ("change", "instead"),
     [
-        ("+1xRTX4090", {"gpus": "12GB,RTX4090", "cpu": "8GB"}),
-        ("disk=1TB", {"gpus": "12GB", "cpu": "8GB", "disk": "1TB"}),
+        ("+1xRTX4090", {"gpus": "1GB,RTX4090", "cpu": "2GB"}),
+        ("disk=1TB", {"gpus": "1GB", "cpu": "2GB", "disk": "1TB"}),
+        ("cpu=8GB", {"gpus": "1GB", "cpu": "8GB"}),
     ],
 )
 def test_a_changed_rig_says_what_was_assumed_of_it(change: str, instead: dict[str, Any]) -> None:
-    made, after = plan("llama-3.2-3b", gpus="12GB", cpu="8GB", what_if=change), plan("llama-3.2-3b", **instead)
+    before = {"gpus": "1GB", "cpu": "2GB"} if change[:3] != "cpu" else {"gpus": "1GB"}  # probed, until it is changed
+    made, after = plan("llama-3.2-3b", **before, what_if=change), plan("llama-3.2-3b", **instead)
     assert made.predicted is not None
     assert after.predicted is not None
     assert made.predicted.assumptions == after.predicted.assumptions

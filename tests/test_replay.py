@@ -28,6 +28,7 @@ from bigrun.planning.search import Problem
 from bigrun.session.preflight import check_runnable
 from support.checkpoints import FAMILIES, llama
 from support.commands import run_command
+from support.plans import plan_of
 
 PROMPT = [5, 9, 77, 200, 31, 8, 44]
 Change = Callable[[dict[str, Any]], Any]
@@ -386,7 +387,7 @@ def test_a_plan_on_real_cards_or_the_disk_is_refused_as_its_options_are(tiny: Pa
     real = plan(str(tiny), gpus="2x900KB", cpu="100MB", context=64)
     with pytest.raises(CallError, match=r"cuda:0 cannot be run on: .*virtual"):
         Runner(plan=real, progress=False)
-    streamed = plan("llama-3.1-70b", gpus="2xRTX3090", cpu="64GB", batch=2)
+    streamed = plan_of(streams=True, model="llama-3.1-70b", gpus="2xRTX3090", cpu="64GB", batch=2)
     assert any(p.prefill_on != p.stored_on for p in streamed.placements)
     with pytest.raises(CallError, match="streaming the host's parts through a GPU can be planned but not run yet"):
         check_runnable(streamed, None)
@@ -398,7 +399,7 @@ def test_a_plan_on_real_cards_or_the_disk_is_refused_as_its_options_are(tiny: Pa
 
 PLANNED: dict[str, dict[str, Any]] = {
     "a mixture with experts apart": {"model": "mixtral-8x7b", "gpus": "1x24GB", "cpu": "64GB"},
-    "streamed weights": {"model": "llama-3.1-70b", "gpus": "2xRTX3090", "cpu": "64GB", "batch": 2},
+    "streamed weights": {"streams": True, "model": "llama-3.1-70b", "gpus": "2xRTX3090", "cpu": "64GB", "batch": 2},
     "a disk": {"model": "llama-3.1-8b", "gpus": "3GB", "cpu": "3GB", "disk": "20GB"},
     "tied": {"model": "bloom-560m", "gpus": "3x300MB", "cpu": "0"},
     "windows": {"model": "gemma-2-9b", "gpus": "6GB", "cpu": "12GB", "kv": "int8"},
@@ -409,13 +410,19 @@ PLANNED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rig", PLANNED.values(), ids=PLANNED)
 def test_every_plan_that_fits_passes_its_own_checks(rig: dict[str, Any]) -> None:
-    made = plan_from_json(plan(**rig).to_json())
+    made = plan_from_json(plan_of(**rig).to_json())
     assert made.fits
     spec = model_spec(resolve(rig["model"]))
     options = options_of(made)
     check_plan(made, spec, options)
     storage = Storage(rig.get("weights", "int8"), rig.get("head", "int8"), kv=rig.get("kv", "16bit"))
     assert options == PlanOptions(2048, rig.get("batch", 1), storage, 1536)
+
+
+def test_a_plan_of_an_earlier_version_says_nothing_of_runs_or_streaming_and_is_read() -> None:
+    made = plan("llama-3.1-70b", gpus="2x24GB", cpu="64GB")
+    values = {key: value for key, value in made.to_dict().items() if key not in ("runs", "if_streamed")}
+    assert plan_from_json(json.dumps(values)) == replace(made, runs=None, if_streamed=None)
 
 
 @pytest.mark.parametrize(

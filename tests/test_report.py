@@ -1,13 +1,17 @@
 """A plan as a person reads it: a verdict, a bar for each device, where the parts are, and what is missing."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bigrun import plan
+from bigrun.planning.answers import change_sentence, gpus_sentence
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan
-from bigrun.planning.report import BAR, describe_parts, duration, memory_bar, plan_text, rate
+from bigrun.planning.report import BAR, memory_bar, plan_text
+from bigrun.planning.words import describe_parts, duration, rate
 
 LETTERS = set("█▓▒sp░·")
 
@@ -200,3 +204,116 @@ def test_the_legend_names_the_kinds_that_occur(fits: Plan) -> None:
     for words in ("█ weights", "▓ KV cache", "▒ workspace", "░ reserve", "· free"):
         assert words in legend
     assert "staging" not in legend
+
+
+def facts(seconds: float | None) -> dict[str, Any]:
+    speeds = dict.fromkeys(("decode_tokens_per_s", "prefill_tokens_per_s"), None if seconds is None else 10.0)
+    return {"fits": seconds is not None, "blocks": 2, "blocks_on_gpus": 1, **speeds, "request_seconds": seconds}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (100.0, 100.0, "it changes nothing"),
+        (100.0, 100.9, "it changes nothing"),
+        (100.9, 100.0, "it changes nothing"),
+        (100.0, 98.0, "it makes a request 1.02 times as fast"),
+        (100.0, 190.0, "it makes a request 1.9 times as slow"),
+        (1000.0, 1.0, "it makes a request 1,000 times as fast"),
+        (None, 100.0, "it makes it fit"),
+        (100.0, None, "with it it does not fit any more"),
+        (None, None, "it is not enough: it still does not fit"),
+    ],
+)
+def test_a_change_is_said_to_do_what_it_does(before: float | None, after: float | None, said: str) -> None:
+    assert change_sentence({"change": "it", "before": facts(before), "after": facts(after)}) == said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "least", "said"),
+    [
+        (1, 0, "1 of these has room for everything that is computed; none is needed if the host computes all"),
+        (1, 1, "1 of these has room for everything that is computed"),
+        (2, 1, "2 of these have room for everything that is computed; 1 is enough if the host computes the rest"),
+        (8, 6, "8 of these have room for everything that is computed; 6 are enough if the host computes the rest"),
+        (3, 3, "3 of these have room for everything that is computed, and fewer are not enough, even if the host computes "
+               "the rest"),
+    ],
+)  # fmt: skip
+def test_how_many_cards_it_takes_is_said_in_the_singular_and_the_plural(gpus: int, least: int, said: str) -> None:
+    made = plan("bloom-560m", gpus="24GB", cpu=0)
+    assert gpus_sentence(replace(made, answer={"gpus": gpus, "gpus_beside_the_host": least})) == said
+
+
+def test_what_the_quickest_plan_of_that_many_cards_leaves_to_the_host_is_said_too() -> None:
+    made = plan("opt-175b", gpus="24GB", cpu="64GB", solve="gpus", host="none")
+    on_host = tuple(p.part for p in made.placements if p.decode_on == "cpu" and p.part != "embed")
+    assert on_host
+    sentence = f"The quickest plan of {made.answer['gpus']} leaves {describe_parts(on_host)} to the host"  # type: ignore[index]
+    assert sentence in " ".join(plan_text(made).split())
+
+
+def test_the_request_of_a_batch_is_all_of_its_prompts_and_answers() -> None:
+    one, many = (plan("llama-3.2-3b", gpus="24GB", cpu="1GB", batch=batch) for batch in (1, 57))
+    assert one.predicted is not None
+    assert many.predicted is not None
+    assert " for 1,536 + 512 tokens" in plan_text(one)
+    assert " for 57 × (1,536 + 512) tokens" in plan_text(many)
+    assert "(57 sequences together)" in plan_text(many)
+    prompts = 57 * 1536 / many.predicted.prefill_tokens_per_s
+    answers = 512 * 57 / many.predicted.decode_tokens_per_s
+    assert many.predicted.request_seconds == pytest.approx(prompts + answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "never"),
+    [
+        ({"gpus": "24GB"}, ["GPU known by its size"], ["cpu"]),
+        ({"gpus": "none"}, ["cpu: weights"], ["GPU", "kernels on a card"]),
+        ({"gpus": "RTX3090"}, ["RTX3090: 24.7 GB of its 25.8 GB", "kernels on a card"], ["cpu", "disk"]),
+        ({"gpus": "RTX3090", "disk": "1TB"}, ["RTX3090"], ["disk"]),
+        ({"gpus": "24GB,RTX3060"}, [], ["cpu"]),
+        ({"gpus": "1GB", "virtual": True}, ["virtual GPUs", "cpu: weights"], ["kernels on a card"]),
+    ],
+    ids=str,
+)
+def test_only_devices_that_the_plan_uses_are_said_to_be_measured_or_assumed(
+    options: dict[str, Any], said: list[str], never: list[str]
+) -> None:
+    made = plan("llama-3.2-3b", cpu="8GB", host="none", **options)
+    assert made.predicted is not None
+    assert (made.predicted.given, made.predicted.measured, made.predicted.learned) == ((), (), ())
+    lines = [line for line in plan_text(made, 200).splitlines() if line.startswith("assumed: ")]
+    assert lines == [f"assumed: {line}" for line in made.predicted.assumptions]
+    for words in said:
+        assert any(words in line for line in lines), words
+    for words in never:
+        assert not any(words in line for line in lines), words
+
+
+def test_what_a_rig_file_gives_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "rig.yaml"
+    file.write_text("gpus: [{card: RTX3090, link: pcie4x8}]\ncpu: {memory: 8GB, bandwidth: 80GB/s}\n")
+    made = plan("llama-3.1-8b", rig=file, host="none", weights="16bit", kv="int8", context=8192, batch=8)
+    assert made.predicted is not None
+    assert made.predicted.given == (f"speeds as {file} gives them",)
+    assert made.predicted.measured == ()
+    assert "given: speeds as " in plan_text(made)
+
+
+def test_cards_are_named_in_the_table() -> None:
+    made = plan("llama-3.1-8b", gpus="4090,24GB,2x7900xtx", cpu="1GB")
+    assert [device.card for device in made.devices] == ["RTX4090", None, "RX7900XTX", "RX7900XTX", None]
+    lines = rows(plan_text(made))
+    assert lines["cuda:0"].split()[1] == "RTX4090"
+    assert set(lines["cuda:1"].split()[1]) <= LETTERS
+
+
+@pytest.mark.parametrize("gpus", ["2x24GB", "2xRTX4070TiSuper"])
+def test_bars_give_way_before_what_is_held_is_cut_into_letters(gpus: str) -> None:
+    made = plan("llama-3.1-70b", gpus=gpus, cpu="128GB")
+    for width in (60, 70, 80, 100):
+        lines = plan_text(made, width).splitlines()
+        assert max(map(len, lines)) <= width
+        (held,) = (line for line in lines if line.startswith("cpu"))
+        assert "embed, blocks" in held, width

@@ -62,7 +62,9 @@ def _choices(problem: Problem, name: str) -> list[Choice]:
             decode, prefill, _, _ = problem.part_seconds(name, device)
             placed = placement(problem, name, device, None)
             keys_on = "cpu" if device.kind == "disk" else device.name
-            choices.append(Choice(device, placed, problem.new * decode + prefill, keys_on))
+            choices.append(
+                Choice(device, placed, problem.new * decode + problem.ledger.options.batch * prefill, keys_on)
+            )
     return choices
 
 
@@ -78,7 +80,7 @@ def _least(problem: Problem, below: float, in_order: bool) -> float:
     order = [device.name for device in rig.devices]
     rest = [sum(min(c.seconds for c in options) for options in choices[i:]) for i in range(len(names) + 1)]  # at least
     # a hop leads through host memory: out of one device and into the next, and the host's part of it is free
-    steps = problem.prefill.phase.steps
+    steps = problem.prefill.phase.steps * ledger.options.batch  # a prompt of each sequence
     links = {d.name: d.rates.link for d in rig.devices if d.kind == "gpu"}
     decode_way = {"cpu": 0.0, **{n: problem.new * problem.decode.hop(link) for n, link in links.items()}}
     prefill_way = {"cpu": 0.0, **{n: steps * problem.prefill.hop(link) for n, link in links.items()}}

@@ -22,7 +22,6 @@ SIZES = {
     ".5MB": 500_000,
     " 2 mib ": 2_097_152,
     "0": 0,
-    "123456": 123_456,
 }
 NONSENSE = (
     "",
@@ -77,7 +76,16 @@ def test_no_memory_is_negative_or_larger_than_a_million_terabytes(size: str | in
 
 @pytest.mark.parametrize("count", [2**53 + 1, 10**17 + 1])
 def test_a_whole_number_of_bytes_keeps_its_last_digit(count: int) -> None:
-    assert parse_size(count) == parse_size(str(count)) == count
+    assert parse_size(count) == parse_size(f"{count}B") == count
+
+
+@pytest.mark.parametrize(
+    ("text", "write"), [("32", "32GB"), (" 5 ", "5GB"), ("1000000", "1000000B"), ("00024", "24GB")]
+)
+def test_a_text_without_a_unit_is_refused_with_what_was_meant(text: str, write: str) -> None:
+    with pytest.raises(CallError, match=f"^cpu: {text.strip()} lacks a unit; write {write}$"):
+        parse_size(text, "--cpu")
+    assert parse_size("0") == parse_size("000") == 0
 
 
 def test_an_integer_beyond_every_float_is_out_of_range() -> None:

@@ -15,9 +15,10 @@ from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
 from bigrun.cli.help import Commands
+from bigrun.cli.lists import cards, models, print_survey
 from bigrun.cli.options import as_json, parse, rig_options, run_options
 from bigrun.cli.prompt import read_prompt
-from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
 from bigrun.version import __version__
 
 
@@ -46,20 +47,31 @@ def plan_command(
 ) -> None:  # fmt: skip
     """Show what would go where, to the byte, and how fast it would be. Loads nothing.
 
-    Exit status 3 if the model does not fit.
+    --model all, or a pattern such as 'qwen*', gives a line for each model of the catalog. Exit status 3 if the model (of one)
+    does not fit.
     """
     from bigrun.session.dry_run import plan_for
+    from bigrun.session.survey import is_pattern
 
     if compare not in (None, "accelerate"):
         raise CallError(f"--compare {compare!r}: only accelerate can be compared with")
     if compare and (solve, what_if, target) != (None, None, None):
         raise CallError("--compare shows accelerate's answer to a plan: leave out --solve, --what-if and --target")
     options = parse(flags)
+    if is_pattern(options.model_id):
+        if programs or svg or compare or (solve, what_if, target) != (None, None, None):
+            raise CallError(
+                f"--model {options.model_id}: several models answer no question and have no picture: name one"
+            )
+        print_survey(options, as_json)
+        return
     made = plan_for(options, solve, what_if, target)
     if made.predicted is not None and made.predicted.doubt and _measured_once(options):
         made = plan_for(options, solve, what_if, target)
     if svg:
         _write_svg(made, svg)
+    for warning in made.warnings if not as_json else ():
+        print(f"bigrun: {BigrunError(warning)}", file=sys.stderr)
     other = _compared(made, options) if compare else None
     steps = _programs(made, options) if programs else None
     if as_json:
@@ -248,7 +260,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(report) if as_json else describe(report))
 
 
-for command in (convert, cache, inspect_command, autotune):
+for command in (convert, cache, inspect_command, autotune, models, cards):
     main.add_command(command)
 
 

@@ -9,6 +9,7 @@ import click
 
 from bigrun.cli import complete
 from bigrun.errors import CallError
+from bigrun.sizes import SMALLEST, with_unit
 
 if TYPE_CHECKING:
     from bigrun.session.options import Options
@@ -153,4 +154,8 @@ def _max_memory(text: str) -> dict[str, Any]:
         raise CallError(f"--max-memory: not JSON; {form}") from error
     if not isinstance(budgets, dict):
         raise CallError(f"--max-memory: not an object; {form}")
+    for name, size in budgets.items():
+        if type(size) is int and 0 < size < SMALLEST:
+            what = f"--max-memory {name[:40]!r}"
+            raise CallError(f'{what}: {size} lacks a unit; write "{with_unit(size)}"')
     return budgets

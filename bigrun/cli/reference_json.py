@@ -28,15 +28,21 @@ CLI = "bigrun.cli.app"
 JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "plan": (
         "`unplaced` and `hint` are there only where the model does not fit, `answer` only with a question, "
-        "`accelerate` only with `--compare`, `programs` (a list) only with `--programs`.",
+        "`accelerate` only with `--compare`, `programs` (a list) only with `--programs`. With `--model all`, or a pattern, the "
+        "object is a `Survey`.",
         (
             ("bigrun.planning.plan", "Plan"),
             (PLAN, "DevicePlan"),
             (PLAN, "Placement"),
             (PLAN, "Predicted"),
+            (PLAN, "Streamed"),
+            ("bigrun.session.survey", "Survey"),
+            ("bigrun.session.survey", "Surveyed"),
             ("bigrun.planning.compare", "accelerate_plan"),
         ),
     ),
+    "models": ("", (("bigrun.cli.lists", "list_models"),)),
+    "cards": ("", (("bigrun.cli.lists", "list_cards"),)),
     "generate": ("", ((CLI, "generate"), (GENERATION, "Stats"))),
     "bench": ("", (("bigrun.measure.bench", "measure"),)),
     "eval perplexity": ("", (("bigrun.measure.evaluate", "perplexity"),)),

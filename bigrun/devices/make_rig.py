@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bigrun.devices.cards import GB, TERA
+from bigrun.devices.cards import GB
 from bigrun.devices.host_file import BUSY, Host, find_host
+from bigrun.devices.notes import FOUND, GUESSED, SIZED, Note, disk_speed, reached
 from bigrun.devices.probe import available_memory, probe_gpus
 from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_START, gpu_rates, low_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Loading, Rig, disk_rates, parse_gpus
@@ -55,26 +56,23 @@ def make_rig(options: RigOptions) -> Rig:
         if gpus is not None or cpu is not None or disk is not None:
             raise CallError("--max-memory already names every device; leave out --gpus, --cpu and --disk")
         return _with_host(_from_max_memory(max_memory, virtual), host, note, cores)
-    assumptions = []
+    cpu_notes: tuple[Note, ...] = ()
     if gpus is None:
         if virtual:
             raise CallError("--virtual needs --gpus: say which GPUs to imagine, as in --gpus 2x60MB --virtual")
         gpu_devices = _probed()
-        if gpu_devices:
-            assumptions.append(f"{len(gpu_devices)} GPU(s) found here, their free memory less a reserve of 5 %")
     else:
         gpu_devices = parse_gpus(gpus, virtual)
     if cpu is None:
         budget, reserve = available_memory()
-        assumptions.append(
-            f"cpu: {format_size(budget)}, this host's available memory less {format_size(reserve)} (--cpu sets it)"
-        )
+        what = f"cpu: {format_size(budget)}, this host's available memory less {format_size(reserve)} (--cpu sets it)"
+        cpu_notes = (Note("assumed", what, True),)
     else:
         budget = parse_size(cpu, "--cpu")
-    devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU)]
+    devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU, notes=cpu_notes)]
     if disk is not None:
         devices.append(Device("disk", "disk", parse_size(disk, "--disk"), disk_rates(ASSUMED_DISK)))
-    return _with_host(Rig(tuple(devices), tuple(assumptions)), host, note, cores)
+    return _with_host(Rig(tuple(devices)), host, note, cores)
 
 
 def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> Rig:
@@ -98,7 +96,7 @@ def _from_max_memory(budgets: Mapping[int | str, str | int], virtual: bool) -> R
         elif name == "disk":
             disk = Device("disk", "disk", size, disk_rates(ASSUMED_DISK))
         elif number and int(number[1]) < MOST_GPUS:
-            gpus[int(number[1])] = Device(name, "gpu", size, ASSUMED_GPU, virtual)
+            gpus[int(number[1])] = Device(name, "gpu", size, ASSUMED_GPU, virtual, notes=(SIZED,))
         else:
             raise CallError(f"{what}: not a device; the keys are GPU numbers, 'cpu' and 'disk'")
     cards = [gpus[number] for number in sorted(gpus) if gpus[number].budget_bytes]
@@ -110,52 +108,42 @@ def _probed() -> tuple[Device, ...]:
     for number, (budget, card, link) in enumerate(probe_gpus()):
         rates = gpu_rates(card) if card else ASSUMED_GPU
         rates = replace(rates, link=link or rates.link, source=f"probed: {rates.source}")
-        devices.append(Device(f"cuda:{number}", "gpu", budget, rates, label=card.name if card else ""))
+        name, notes = card.name if card else "", (FOUND, reached("published") if card else GUESSED)
+        devices.append(Device(f"cuda:{number}", "gpu", budget, rates, label=name, card=name, notes=notes))
     return tuple(devices)
 
 
 def _with_host(rig: Rig, host: Host | None, note: str, cores: int = 0) -> Rig:
     """The rig with what is known of its CPU, disk and links, and sentences that say which figures were assumed. `cores`: this
     host's, where it is its CPU."""
-    devices, assumed, measured, doubt = [], list(rig.assumptions), list(rig.measured), ""
-    cpu = next((d.rates for d in rig.devices if d.kind == "cpu" and d.rates is not ASSUMED_CPU), None)
-    if cpu is None and host is not None:
-        cpu, doubt = host.rates(), BUSY if host.busy_roof else ""
-        measured.append(host.says)
-    elif cpu is None:
-        cpu, doubt = low_rates(cores) if cores else ASSUMED_CPU, "not measured"
-        of = f" on {cores} cores" if cores else ""
-        assumed.append(f"cpu: weights {cpu.read / GB:.0f} GB/s{of}, not measured: `bigrun info` measures this host")
-    copies = dict(host.copies) if host else {}
-    for device in rig.devices:
-        rates = device.rates
-        if device.kind == "cpu":
-            rates = cpu
-        elif device.kind == "gpu" and gpu_is_here(device, copies):
-            rates = replace(rates, link=copies[device.name])
-        elif device.kind == "disk" and rates.source == "assumed" and host and host.disk_bytes_per_s:
-            rates = disk_rates(host.disk_bytes_per_s, f"measured on {host.measured_on}")
-        devices.append(replace(device, rates=rates))
-    if any(device.rates == ASSUMED_GPU for device in devices):
-        assumed.append(f"a GPU known by its size alone reads {ASSUMED_GPU.read / GB:.0f} GB/s behind a 12 GB/s link")
-    cards = [device for device in devices if device.kind == "gpu" and device.rates != ASSUMED_GPU]
-    if any(device.rates.source.endswith("assumed") for device in cards):
-        assumed.append(
-            f"what is not known of a GPU is guessed: weights {ASSUMED_GPU.read / GB:.0f} GB/s, "
-            f"{ASSUMED_GPU.int8 / TERA:.0f} T int8 multiply-adds/s, a 12 GB/s link"
-        )
-    if any(not device.rates.source.endswith(": assumed") for device in cards):
-        assumed.append("kernels on a card reach 80 % of its bandwidth and 60 % of its rates as published")
-    if any(device.virtual for device in devices):
-        assumed.append("virtual GPUs are predicted as if they were there; here the CPU computes for them")
+    devices = [_known(device, host, cores) for device in rig.devices]
+    doubt = ""
+    if any(device.kind == "cpu" and device.rates is ASSUMED_CPU for device in rig.devices):
+        doubt = "not measured" if host is None else BUSY if host.busy_roof else ""
     disk = next((d for d in devices if d.kind == "disk"), None)
-    if disk is not None:
-        (assumed if disk.rates.source == "assumed" else measured).append(f"disk: {disk.rates.read / GB:.2g} GB/s")
-    if note:
-        assumed.append(note)
     read = disk.rates.read if disk is not None else (host and host.disk_bytes_per_s) or ASSUMED_DISK
     loading = Loading((host and host.start_seconds) or ASSUMED_START, read, host.loads if host else ())
-    return Rig(tuple(devices), tuple(assumed), tuple(measured), loading, doubt)
+    return Rig(tuple(devices), (Note("assumed", note),) if note else (), loading, doubt)
+
+
+def _known(device: Device, host: Host | None, cores: int) -> Device:
+    """A device with the rates that were measured of it, and what they rest on; what a file gives stays."""
+    rates, more = device.rates, None
+    if device.kind == "cpu" and rates is ASSUMED_CPU:
+        rates = host.rates() if host else low_rates(cores) if cores else rates
+        of = f" on {cores} cores" if cores else ""
+        what = f"cpu: weights {rates.read / GB:.0f} GB/s{of}, not measured: `bigrun info` measures this host"
+        kind = "learned" if host and host.learned else "measured"
+        more = Note(kind, host.says) if host else Note("assumed", what)
+    elif device.kind == "gpu" and host and gpu_is_here(device, dict(host.copies)):
+        rates = replace(rates, link=dict(host.copies)[device.name])
+        more = Note("measured", f"{device.name}: copies at {rates.link / GB:.3g} GB/s")
+    elif device.kind == "disk":
+        measured = rates.source == "assumed" and host and host.disk_bytes_per_s
+        if host and measured:
+            rates = disk_rates(host.disk_bytes_per_s, f"measured on {host.measured_on}")
+        more = disk_speed(rates.read, "measured" if measured else rates.source)
+    return replace(device, rates=rates, notes=(*device.notes, more) if more else device.notes)
 
 
 def gpu_is_here(device: Device, copies: Mapping[str, float]) -> bool:

@@ -28,16 +28,30 @@ def available_memory() -> tuple[int, int]:
     return available - reserve, reserve
 
 
+def host_memory() -> int:
+    """Bytes of memory that this host has, or that its control group may take of it."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups("/sys/fs/cgroup"))])
+
+
 def cgroup_headroom(root: str = "/sys/fs/cgroup") -> int | None:
     """Bytes that this process may still take under its control group and those above it; None if unlimited.
 
-    Versions 2 and 1 (Linux, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst). A group's file cache is
-    counted as free: it goes when memory is asked for.
+    A group's file cache is counted as free: it goes when memory is asked for.
+    """
+    return max(0, min(room)) if (room := [left for _, left in _groups(root)]) else None
+
+
+def _groups(root: str) -> list[tuple[int, int]]:
+    """(limit, what is left of it) of this process's control group and of each above it that has a limit.
+
+    Versions 2 and 1 (Linux, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
     """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None
+        return []
     rooms = []
     for line in lines:
         number, _, rest = line.partition(":")
@@ -47,11 +61,10 @@ def cgroup_headroom(root: str = "/sys/fs/cgroup") -> int | None:
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
             rooms += _rooms(Path(root, "memory"), path.strip(), names)
-    return max(0, min(rooms)) if rooms else None
+    return rooms
 
 
-def _rooms(root: Path, path: str, names: tuple[str, str, str]) -> list[int]:
-    """What is left in a group and in each above it that has a limit."""
+def _rooms(root: Path, path: str, names: tuple[str, str, str]) -> list[tuple[int, int]]:
     rooms = []
     folder = Path(f"{root}{path}")
     for group in (folder, *folder.parents):
@@ -63,7 +76,7 @@ def _rooms(root: Path, path: str, names: tuple[str, str, str]) -> list[int]:
         except (OSError, ValueError):
             continue
         if limit.isdigit() and int(limit) < UNLIMITED:
-            rooms.append(int(limit) - max(0, used - _cached(group, names[2])))
+            rooms.append((int(limit), int(limit) - max(0, used - _cached(group, names[2]))))
     return rooms
 
 
@@ -76,10 +89,23 @@ def _cached(group: Path, name: str) -> int:
         return 0
 
 
+def has_driver() -> bool:
+    """Whether this host has a driver of NVIDIA's."""
+    return any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg")))  # the last is WSL2's
+
+
+def gpu_memories() -> tuple[int, ...]:
+    """Bytes of each GPU of this host, as far as the driver's nvidia-smi tells: without torch, which takes its time."""
+    if not has_driver():
+        return ()
+    mebibytes = [line.strip() for line in _smi("memory.total").splitlines()]
+    return tuple(int(number) * 2**20 for number in mebibytes if number.isascii() and number.isdigit())
+
+
 def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
     """The CUDA devices of this host: (budget in bytes, its card if the table has it, bytes/s of its slot if the driver
     tells). Without a driver torch is not even imported."""
-    if not any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg"))):  # the last is WSL2's
+    if not has_driver():
         return ()
     import torch
 
@@ -101,12 +127,17 @@ def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
 
 def driver_slots() -> Mapping[str, float]:
     """UUID of a card (without "GPU-") → bytes/s of its PCIe slot, as far as the driver's nvidia-smi tells."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    return read_slots(_smi(",".join(QUERY)))
+
+
+def _smi(query: str) -> str:
+    """nvidia-smi's lines, one a GPU; nothing where it does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return read_slots(answer.stdout)
+        return ""
+    return answer.stdout
 
 
 def read_slots(text: str) -> Mapping[str, float]:

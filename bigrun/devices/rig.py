@@ -1,10 +1,11 @@
 """A rig: the memories that a model may be put into, described by the user ("8x24GB") or probed from this host."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from bigrun.devices.cards import card, find
+from bigrun.devices.notes import SIZED, VIRTUAL, Note, card_memory, reached
 from bigrun.devices.rates import (
     ASSUMED_CPU,
     ASSUMED_DISK,
@@ -32,6 +33,8 @@ class Device:
     rates: Rates
     virtual: bool = False
     label: str = ""
+    card: str = ""  # its name in the table of cards
+    notes: tuple[Note, ...] = field(default=(), compare=False)  # what its figures rest on
 
     @property
     def is_gpu(self) -> bool:
@@ -59,14 +62,29 @@ class Loading:
 
 @dataclass(frozen=True)
 class Rig:
-    """Devices in order of preference: GPUs, then the CPU, then the disk. `assumptions` and `measured` are sentences for
-    the plan; `doubt` says why what the CPU computes may be predicted wrong: "not measured", "measured in a busy minute"."""
+    """Devices in order of preference: GPUs, then the CPU, then the disk. `notes` are about none of them alone; `doubt` says why
+    what the CPU computes may be predicted wrong: "not measured", "measured in a busy minute"."""
 
     devices: tuple[Device, ...]
-    assumptions: tuple[str, ...] = ()
-    measured: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     loading: Loading = Loading()
     doubt: str = ""
+
+    def said(self, kind: str, names: Collection[str] | None = None) -> tuple[str, ...]:
+        """What figures of a kind (given, measured, learned, assumed) rest on, each sentence once: of the devices of these
+        names, or of all."""
+        devices = [device for device in self.devices if names is None or device.name in names]
+        notes = [note for device in devices for note in device.notes]
+        notes += [VIRTUAL] if any(device.virtual for device in devices) else []
+        return tuple(dict.fromkeys(note.text for note in (*notes, *self.notes) if note.kind == kind))
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        return self.said("assumed")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return self.said("measured")
 
     def device(self, name: str) -> Device:
         return next(device for device in self.devices if device.name == name)
@@ -94,7 +112,12 @@ class Rig:
 
     def with_budget(self, name: str, nbytes: int) -> "Rig":
         """The same rig with another budget for one device."""
-        changed = (replace(d, budget_bytes=nbytes) if d.name == name else d for d in self.devices)
+        changed = (
+            replace(d, budget_bytes=nbytes, notes=tuple(note for note in d.notes if not note.of_memory))
+            if d.name == name
+            else d
+            for d in self.devices
+        )
         return replace(self, devices=tuple(changed))
 
 
@@ -124,13 +147,19 @@ def parse_gpus(text: str, virtual: bool = False, option: str = "--gpus") -> tupl
         sized = SIZE.fullmatch(name)
         known = None if sized or "." in name else find(name)
         if known is None and re.fullmatch(r"[0-9.]{1,6}", name):
-            raise CallError(f"{option} {text!r:.60}: {item!r} lacks a unit; write 8x24GB")
+            raise CallError(
+                f"{option} {text!r:.60}: {name} lacks a unit; write {item.strip()}GB, or the name of a card"
+            )
         if known is None and not sized and re.match(r"[A-Za-z]|[0-9]{4}[ _-]?[A-Za-z]", name):
             known = card(name, option)  # raises, and names the nearest
-        budget = known.memory_bytes if known else parse_size(name, option)
+        budget = known.usable_bytes if known else parse_size(name, option)
         rates = gpu_rates(known) if known else ASSUMED_GPU
         if budget == 0:
             raise CallError(f"{option} {text!r:.60}: a GPU of no memory holds nothing; leave it out")
         label = known.name if known else name
-        devices += [Device(f"cuda:{len(devices) + i}", "gpu", budget, rates, virtual, label) for i in range(count)]
+        notes = (card_memory(known), reached("published")) if known else (SIZED,)
+        devices += [
+            Device(f"cuda:{len(devices) + i}", "gpu", budget, rates, virtual, label, known.name if known else "", notes)
+            for i in range(count)
+        ]
     return tuple(devices)

@@ -21,18 +21,19 @@ from typing import Any
 
 from bigrun.devices.cards import Card, card
 from bigrun.devices.links import link
-from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_ROOFS, UNKNOWN_CARD, Rates, cpu_rates, gpu_rates
+from bigrun.devices.notes import GUESSED, SIZED, Note, card_memory, reached
+from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_ROOFS, UNKNOWN_CARD, cpu_rates, gpu_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Rig, disk_rates
 from bigrun.errors import CallError
-from bigrun.sizes import format_size, parse_size
+from bigrun.sizes import SMALLEST, format_size, parse_size, with_unit
 
 LARGEST = 2**18
 DEPTH = 40  # of entries within entries: deeper is an attack, or a mistake
 LONGEST = 100  # characters of a key or value
-SMALLEST = 10**6  # bytes that a number without a unit can mean
 SLOWEST, FASTEST = 10**6, 10**15  # bytes/s of anything that bigrun would use
 GPU_KEYS = ("card", "count", "memory", "bandwidth", "int8", "fp16", "link")
 HOST_KEYS = ("memory", "bandwidth")
+SPEEDS = {"bandwidth", "int8", "fp16", "link"}
 OPERATIONS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*T(?:OPS|FLOPS)?(?:/s)?", re.IGNORECASE | re.ASCII)
 
 
@@ -41,27 +42,29 @@ def read_rig(path: Path, virtual: bool = False) -> Rig:
     values = _parse(path)
     where = f"--rig {path}"
     known = _keys(values, ("gpus", "cpu", "disk"), where, "the rig")
+    given = Note("given", f"speeds as {path} gives them")
     entries = [] if known.get("gpus") is None else known["gpus"]
     if not isinstance(entries, list):
         raise CallError(f"{where}: gpus: write a list, one entry for each kind of card")
     gpus: list[Device] = []
     for i, entry in enumerate(entries):
         what = f"{where}: gpus[{i}]"
-        budget, rates, count, label = _gpu(_keys(entry, GPU_KEYS, where, f"gpus[{i}]"), what)
+        entry = _keys(entry, GPU_KEYS, where, f"gpus[{i}]")
+        gpu, count = _gpu(entry, what, (given,) if SPEEDS & set(entry) else ())
         if len(gpus) + count > MOST_GPUS:
             raise CallError(
                 f"{what}: makes more than {MOST_GPUS} GPUs, the most that can be planned for; lower a count"
             )
-        gpus += [Device(f"cuda:{len(gpus) + j}", "gpu", budget, rates, virtual, label) for j in range(count)]
+        gpus += [replace(gpu, name=f"cuda:{len(gpus) + j}", virtual=virtual) for j in range(count)]
     if virtual and not gpus:
         raise CallError(f"{where}: --virtual needs gpus in the file: which GPUs to imagine")
-    devices = [*gpus, _cpu(known.get("cpu"), where)]
+    devices = [*gpus, _cpu(known.get("cpu"), where, given)]
     if known.get("disk") is not None:
         disk = _keys(known["disk"], HOST_KEYS, where, "disk")
         speed = _rate(disk["bandwidth"], f"{where}: disk: bandwidth") if "bandwidth" in disk else None
         rates = disk_rates(speed, "given") if speed else disk_rates(ASSUMED_DISK)
         devices.append(Device("disk", "disk", _size(disk, f"{where}: disk"), rates))
-    return Rig(tuple(devices), (), (f"speeds as {path} gives them",) if _gives_speeds(known) else ())
+    return Rig(tuple(devices))
 
 
 def _parse(path: Path) -> Any:
@@ -168,12 +171,12 @@ def _size(entry: dict[str, Any], what: str) -> int:
     except CallError as error:
         raise CallError(str(error) if "write" in str(error) else f"{error}; write it as 64GB") from error
     if size and isinstance(entry["memory"], int) and size < SMALLEST:
-        raise CallError(f"{what}: memory: {size} lacks a unit; write {size}GB")
+        raise CallError(f"{what}: memory: {size} lacks a unit; write {with_unit(size)}")
     return size
 
 
-def _gpu(entry: dict[str, Any], what: str) -> tuple[int, Rates, int, str]:
-    """(budget, rates, count, label) of one entry."""
+def _gpu(entry: dict[str, Any], what: str, given: tuple[Note, ...]) -> tuple[Device, int]:
+    """(a GPU, how many of it) of one entry."""
     count = entry.get("count", 1)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_GPUS:
         raise CallError(f"{what}: count is {count!r:.30}; write a number from 1 to {MOST_GPUS}")
@@ -183,10 +186,10 @@ def _gpu(entry: dict[str, Any], what: str) -> tuple[int, Rates, int, str]:
         if not isinstance(name, str) or len(name) > LONGEST:
             raise CallError(f"{what}: card is {name!r:.30}; write its name, such as RTX3090")
         known = card(name, what)
-    budget = known.memory_bytes if known and "memory" not in entry else _size(entry, what)
+    budget = known.usable_bytes if known and "memory" not in entry else _size(entry, what)
     if budget == 0:
         raise CallError(f"{what}: a GPU of no memory holds nothing; leave it out")
-    if known and budget > known.memory_bytes * 1.1:
+    if known and budget > known.memory_bytes:
         has = format_size(known.memory_bytes)
         raise CallError(f"{what}: memory is more than the {has} of a {known.name}; write less, or leave it out")
     base = known or UNKNOWN_CARD
@@ -198,22 +201,30 @@ def _gpu(entry: dict[str, Any], what: str) -> tuple[int, Rates, int, str]:
             speeds[name] = _operations(entry[name], f"{what}: {name}")
     if "link" in entry:
         speeds["link"] = _link(entry["link"], f"{what}: link")
+    whole = bool(known) or {"bandwidth", "int8", "fp16"} <= speeds.keys()
     if speeds:
-        whole = known or {"bandwidth", "int8", "fp16"} <= speeds.keys()
         speeds["source"] = f"given for {what}" if whole else f"given for {what}, the rest assumed"
-    return budget, gpu_rates(replace(base, **speeds)), count, known.name if known and "memory" not in entry else ""
+    notes = [*given]
+    if known and "memory" not in entry:
+        notes.append(card_memory(known))
+    if speeds and not whole:
+        notes.append(GUESSED)
+    notes.append(SIZED if not speeds and not known else reached("given" if "bandwidth" in speeds else "published"))
+    label = known.name if known and "memory" not in entry else ""
+    rates = gpu_rates(replace(base, **speeds))
+    return Device("", "gpu", budget, rates, False, label, known.name if known else "", tuple(notes)), count
 
 
-def _cpu(entry: Any, where: str) -> Device:
+def _cpu(entry: Any, where: str, given: Note) -> Device:
     if entry is None:
         return Device("cpu", "cpu", 0, ASSUMED_CPU)
     known = _keys(entry, HOST_KEYS, where, "cpu")
-    rates = ASSUMED_CPU
-    if "bandwidth" in known:
-        read = _rate(known["bandwidth"], f"{where}: cpu: bandwidth")
-        scale = read / ASSUMED_ROOFS[0]  # more memory channels come with more cores
-        rates = cpu_rates(read, ASSUMED_ROOFS[1] * scale, ASSUMED_ROOFS[2] * scale, "given")
-    return Device("cpu", "cpu", _size(known, f"{where}: cpu"), rates)
+    if "bandwidth" not in known:
+        return Device("cpu", "cpu", _size(known, f"{where}: cpu"), ASSUMED_CPU)
+    read = _rate(known["bandwidth"], f"{where}: cpu: bandwidth")
+    scale = read / ASSUMED_ROOFS[0]  # more memory channels come with more cores
+    rates = cpu_rates(read, ASSUMED_ROOFS[1] * scale, ASSUMED_ROOFS[2] * scale, "given")
+    return Device("cpu", "cpu", _size(known, f"{where}: cpu"), rates, notes=(given,))
 
 
 def _rate(value: Any, what: str) -> float:
@@ -244,8 +255,3 @@ def _link(value: Any, what: str) -> float:
         except CallError as error:
             raise CallError(f"{what}: {error}") from error
     return _rate(value, what)
-
-
-def _gives_speeds(known: dict[str, Any]) -> bool:
-    entries = [*(known.get("gpus") or []), known.get("cpu") or {}, known.get("disk") or {}]
-    return any(set(entry) & {"bandwidth", "int8", "fp16", "link"} for entry in entries)

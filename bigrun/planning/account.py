@@ -29,15 +29,18 @@ def predict(problem: Problem, placements: list[Placement]) -> Predicted:
                 totals[i] += (ways[i][device] + ways[i][where[i]]) * (2 if experts else 1)
                 where[i] = where[i] if experts else device
     totals = [total + way[device] for total, way, device in zip(totals, ways, where, strict=True)]
+    used = {name for p in placements if p.part != "embed" for name in (p.stored_on, p.prefill_on, p.decode_on)}
     return Predicted(
         prefill_tokens_per_s=options.prompt_tokens / totals[1],
         decode_tokens_per_s=options.batch / totals[0],
-        request_seconds=totals[1] + problem.new * totals[0],
+        request_seconds=problem.prompts * totals[1] + problem.new * totals[0],
         load_seconds=rig.loading.seconds(*checkpoint(spec)),
-        assumptions=rig.assumptions,
-        measured=rig.measured,
+        assumptions=rig.said("assumed", used),
+        measured=rig.said("measured", used),
         prompt_tokens=options.prompt_tokens,
         new_tokens=problem.new,
+        given=rig.said("given", used),
+        learned=rig.said("learned", used),
         doubt=rig.doubt if any(_computes(p, "cpu") for p in placements) else "",
     )
 
@@ -90,6 +93,7 @@ def account(problem: Problem, placements: list[Placement]) -> tuple[DevicePlan, 
                 pinned_bytes=pinned,
                 reserve_bytes=device.reserve_bytes,
                 parts=tuple(dict.fromkeys(p.part for p in here)),
+                card=device.card or None,
             )
         )
     return tuple(result)

@@ -21,8 +21,8 @@ from bigrun.planning.cost import LAUNCH, seconds
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
-from bigrun.planning.report import rate
 from bigrun.planning.search import Problem
+from bigrun.planning.words import rate
 
 
 def accelerate_plan(

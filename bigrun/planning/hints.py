@@ -7,6 +7,7 @@ from bigrun.devices.rig import Rig
 from bigrun.planning.best import fits
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.plan import Plan
+from bigrun.planning.words import several
 from bigrun.sizes import format_size
 
 MOST_MORE = 64  # cards that are tried
@@ -39,7 +40,7 @@ def why_not(plan: Plan, ledger: Ledger, rig: Rig) -> Plan:
     experts = sum(name.endswith(".experts") for name in plan.unplaced)
     blocks = sum(name.startswith("blocks.") for name in plan.unplaced) - experts
     others = [name for name in plan.unplaced if not name.startswith("blocks.")]
-    counts = (f"{blocks} blocks" if blocks else "", f"experts of {experts} blocks" if experts else "")
+    counts = (several(blocks, "block") if blocks else "", f"experts of {several(experts, 'block')}" if experts else "")
     what = " and ".join(filter(None, [*counts, ", ".join(others)]))
     missing = sum(ledger.weights(name) + ledger.kv(name) for name in plan.unplaced)
     missing -= sum(p.weights_bytes for p in plan.placements if p.part in plan.unplaced)  # slices that found a place

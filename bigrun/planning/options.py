@@ -15,7 +15,7 @@ class PlanOptions:
     batch: int = 1
     storage: Storage = field(default_factory=Storage)
     prompt: int | None = None  # tokens of the prompt of a request; None: three quarters of the context
-    streams: bool = field(default=True, compare=False)  # whether prompts may pass the host's parts on a GPU
+    streams: bool = field(default=True, compare=False)  # whether the host's parts may pass through a GPU
 
     @property
     def prompt_tokens(self) -> int:

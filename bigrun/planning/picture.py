@@ -3,8 +3,18 @@
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
-from bigrun.planning.report import describe_parts, duration, rate
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Predicted
+from bigrun.planning.words import (
+    bases,
+    cannot_run,
+    count,
+    describe_parts,
+    device_name,
+    duration,
+    rate,
+    request_tokens,
+    several,
+)
 from bigrun.sizes import format_size
 
 COLUMN, GAP, HEIGHT, MARGIN = 118, 22, 300, 34
@@ -91,17 +101,22 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, more: st
 
 def _title(plan: PlanData, width: float) -> list[str]:
     weights = sum(device.weights_bytes for device in plan.devices)
-    what = f"{plan.parameters / 1e9:.4g} B parameters in {plan.weights}"
+    what = f"{count(plan.parameters)} parameters in {plan.weights}"
     what += f" = {format_size(weights)}" if plan.fits else ""
-    what += f", {plan.context_tokens:,} tokens of context"
+    what += f", {several(plan.context_tokens, 'token')} of context"
     what += f", {plan.batch} sequences" if plan.batch > 1 else ""
     verdict, colour = ("fits", "#1a7f4b") if plan.fits else ("does not fit", "#c0362c")
+    why = cannot_run(plan)
+    if why:
+        verdict, colour = "fits, cannot run yet", "#9a6700"
+    refused = [_text(MARGIN, 87, _cut(f"cannot run yet: {why}", width - 2 * MARGIN, 12), 12, colour)] if why else []
     badge = 20 + 8.2 * len(verdict)
     return [
         _text(MARGIN, 44, _cut(plan.model, width - 3 * MARGIN - badge, 25), 25, INK, "font-weight='700'"),
         _text(MARGIN, 68, what, 14, MUTED),
         _rect(width - MARGIN - badge, 24, badge, 28, colour, "rx='14'"),
         _text(width - MARGIN - badge / 2, 43, verdict, 14, PAPER, "text-anchor='middle' font-weight='600'"),
+        *refused,
     ]
 
 
@@ -129,7 +144,7 @@ def _pieces(plan: PlanData, device: DevicePlan) -> list[Piece]:
 
 def _column(device: DevicePlan, pieces: list[Piece], x: float, y: float) -> list[str]:
     scale = HEIGHT / max(device.budget_bytes, 1)
-    name = f"{device.name} (virtual)" if device.virtual else device.name
+    name = device_name(device)
     share = device.used_bytes / max(device.budget_bytes, 1)
     body = [
         _rect(x, y, COLUMN, HEIGHT, EMPTY, "rx='6'"),
@@ -142,6 +157,11 @@ def _column(device: DevicePlan, pieces: list[Piece], x: float, y: float) -> list
         ),
         _text(x + COLUMN / 2, y + HEIGHT + 56, f"{share:.0%}", 12, MUTED, "text-anchor='middle'"),
     ]  # fmt: skip
+    if device.card:
+        card = _text(
+            x + COLUMN / 2, y + HEIGHT + 72, _cut(device.card, COLUMN + GAP, 11), 11, MUTED, "text-anchor='middle'"
+        )
+        body.append(card)
     bottom = y + HEIGHT
     for piece in pieces:
         high = piece.nbytes * scale
@@ -174,17 +194,19 @@ def _foot(plan: PlanData, kinds: list[str], width: float, y: float) -> list[str]
     figures = (
         (rate(predicted.decode_tokens_per_s), "tokens/s decoding"),
         (rate(predicted.prefill_tokens_per_s), "tokens/s of prompt"),
-        (duration(predicted.request_seconds), f"for {predicted.prompt_tokens:,} + {predicted.new_tokens:,} tokens"),
+        (duration(predicted.request_seconds), request_tokens(plan)),
         (duration(predicted.load_seconds), "to load"),
     )
     step = (width - 2 * MARGIN) / len(figures)
     for i, (figure, label) in enumerate(figures):
         body.append(_text(MARGIN + i * step, y + 62, figure, 24, INK, "font-weight='700'"))
         body.append(_text(MARGIN + i * step, y + 82, label, 12.5, MUTED))
-    basis = (
-        "predicted from measurements of this host"
-        if predicted.measured
-        else "predicted from published and assumed rates"
-    )
-    body.append(_text(MARGIN, y + 112, f"bigrun plan, {basis}", 11, MUTED))
+    body.append(_text(MARGIN, y + 112, f"bigrun plan, {basis(predicted)}", 11, MUTED))
     return body
+
+
+def basis(predicted: Predicted) -> str:
+    """What the figures rest on, in a line: predicted from rates given, learned of this host, and published or assumed."""
+    words = {"measured": "measured on this host", "learned": "learned on this host", "assumed": "published or assumed"}
+    kinds = [words.get(kind, kind) for kind, lines in bases(predicted).items() if lines]
+    return "predicted from rates " + " and ".join(filter(None, [", ".join(kinds[:-1]), *kinds[-1:]]))

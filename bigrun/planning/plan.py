@@ -8,7 +8,7 @@ from typing import Any
 from bigrun.errors import CallError
 from bigrun.model.families.registry import device_map
 from bigrun.model.storage import Storage
-from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Predicted
+from bigrun.planning.plan_data import DevicePlan, Placement, PlanData, Predicted, Streamed
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def plan_from_json(text: str) -> Plan:
     values["placements"] = tuple(Placement(**_tuples(placement)) for placement in values["placements"])
     if values["predicted"] is not None:
         values["predicted"] = Predicted(**_tuples(values["predicted"]))
+    if values.get("if_streamed") is not None:  # which plans of earlier versions do not say
+        values["if_streamed"] = Streamed(**_tuples(values["if_streamed"]))
     values = _tuples(values)
     values["storage"] = Storage(**{field.name: values[field.name] for field in fields(Storage) if field.name in values})
     return Plan(**{field.name: values[field.name] for field in fields(Plan) if field.name in values})

@@ -23,6 +23,7 @@ class DevicePlan:
     pinned_bytes: int  # of the host, page-locked: where streamed weights are copied from
     reserve_bytes: int  # what a driver takes for itself
     parts: tuple[str, ...]  # stored here
+    card: str | None = None  # its name in the table of cards, where it is known
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,31 @@ class Placement:
 @dataclass(frozen=True)
 class Predicted:
     """Of decode at the end of the context (all sequences' tokens counted), of a prompt of `prompt_tokens`, and of a request
-    that reads such a prompt and generates `new_tokens`. `measured` and `assumptions` say what it rests on, `doubt` why it
-    may be wrong."""
+    that reads such a prompt and generates `new_tokens`, of every sequence of a batch. `given`, `measured`, `learned` and
+    `assumptions` say what it rests on, for the devices that the plan uses, and `doubt` why it may be wrong."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
-    request_seconds: float  # the prompt and the answer, without the load
+    request_seconds: float  # all sequences' prompts and answers, without the load
     load_seconds: float
     assumptions: tuple[str, ...]  # in words
-    measured: tuple[str, ...] = ()  # in words
-    prompt_tokens: int = 0
-    new_tokens: int = 0
+    measured: tuple[str, ...] = ()  # in words, of this host
+    prompt_tokens: int = 0  # of each sequence
+    new_tokens: int = 0  # of each sequence
+    given: tuple[str, ...] = ()  # in words, by the user's file
+    learned: tuple[str, ...] = ()  # in words, from runs of this host
     doubt: str = ""  # of what the CPU computes: "not measured", "measured in a busy minute"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What the same rig would do if runs streamed the host's parts through a GPU, which they do not do yet: the speeds of
+    a plan of its own."""
+
+    through: tuple[str, ...]  # the GPUs
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    request_seconds: float
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,9 @@ class PlanData:
     model_id: str = ""  # what the model was asked for by: a folder, a file, a hub id or a name
     revision: str | None = None  # branch, tag or commit of a hub model
     answer: dict[str, Any] | None = None  # of --solve, --what-if or --target
+    runs: bool | str | None = None  # true, or why it cannot be run (by this version); null: it was not asked
+    if_streamed: Streamed | None = None  # null where streaming would gain nothing
+    warnings: tuple[str, ...] = ()  # budgets that this host does not have
 
     @property
     def weights(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from bigrun.model.program import Program, lower, lower_experts, rewrite, unsupported
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
-from bigrun.planning.report import describe_parts
+from bigrun.planning.words import describe_parts
 
 
 def planned_programs(spec: ModelSpec, plan: Plan) -> list[dict[str, Any]]:

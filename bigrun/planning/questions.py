@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from bigrun.devices.cards import GB, GIB, find
+from bigrun.devices.notes import disk_speed
 from bigrun.devices.rates import ASSUMED_DISK, ASSUMED_GPU
 from bigrun.devices.rig import Device, Rig, disk_rates, parse_gpus
 from bigrun.errors import CallError, PlanDoesNotFit
@@ -15,7 +17,7 @@ from bigrun.planning.hints import MOST_MORE, largest, smallest
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
-from bigrun.planning.planner import make_plan
+from bigrun.planning.planner import make_plan, with_streaming
 from bigrun.sizes import format_size, parse_size
 
 QUESTIONS = ("context", "batch", "gpus")
@@ -104,7 +106,10 @@ def changed(rig: Rig, change: str) -> Rig:
         elif match := re.fullmatch(r"(cpu|disk)\s*=\s*(.+)", word):
             size = parse_size(match[2], f"--what-if {match[1]}")
             if match[1] == "disk" and not any(d.kind == "disk" for d in rig.devices):
-                rig = replace(rig, devices=(*rig.devices, Device("disk", "disk", size, disk_rates(ASSUMED_DISK))))
+                disk = Device(
+                    "disk", "disk", size, disk_rates(ASSUMED_DISK), notes=(disk_speed(ASSUMED_DISK, "assumed"),)
+                )
+                rig = replace(rig, devices=(*rig.devices, disk))
             rig = rig.with_budget(match[1], size)
         else:
             raise CallError(f"--what-if {change[:40]!r}: {item[:40]!r} makes no sense; {how}")
@@ -120,8 +125,12 @@ def _cards(text: str) -> tuple[Device, ...]:
 
 def _is(card: Device, named: Device) -> bool:
     """Whether a card of the rig is one that was named: by its name, or by its memory."""
+    if card.label == named.label:
+        return True
+    known = find(card.label) if card.label else None
+    whole = known.memory_bytes // GIB * GB if known else card.budget_bytes  # an RTX 3090 is a card of 24 GB
     sized = named.rates == ASSUMED_GPU or not card.label
-    return card.label == named.label or (sized and card.budget_bytes == named.budget_bytes)
+    return sized and named.budget_bytes in (whole, card.budget_bytes)
 
 
 def _like(rig: Rig, more: tuple[Device, ...]) -> list[Device]:
@@ -158,10 +167,11 @@ def target(text: str, spec: ModelSpec, rig: Rig, options: PlanOptions) -> Plan:
         rate = plan.predicted.decode_tokens_per_s if plan.predicted else 0.0
         if rate >= goal:
             answer = {"target_tokens_per_s": goal, "change": change, "option": option, "decode_tokens_per_s": rate}
-            return replace(plan, answer=answer)
+            return replace(with_streaming(plan, ledger, other), answer=answer)
         if rate > best[0] * (1 + 1e-9):  # of equals the least change
             best = (rate, change)
-    reached = f"the best is {best[0]:.3g} with {best[1]}" if best[1] else "with none of them the model even fits"
+    with_it = "today's rig" if best[1] == "nothing" else best[1]
+    reached = f"the best is {best[0]:.3g} with {with_it}" if best[1] else "with none of them the model even fits"
     raise PlanDoesNotFit(f"--target: no change that was tried reaches {goal:g} tokens/s; {reached}")
 
 

@@ -86,7 +86,9 @@ def check_plan(plan: Plan, spec: ModelSpec, options: PlanOptions) -> None:
         _check_slices(plan, ledger, name, pieces)
         for placement in pieces:
             _check_placement(plan, ledger, placement, names)
-    rig = Rig(tuple(Device(d.name, d.kind, d.budget_bytes, ASSUMED_CPU, d.virtual) for d in plan.devices))
+    rig = Rig(
+        tuple(Device(d.name, d.kind, d.budget_bytes, ASSUMED_CPU, d.virtual, card=d.card or "") for d in plan.devices)
+    )
     accounts = account(Problem(ledger, rig, plan.prefill_chunk_tokens), list(plan.placements))
     for device, expected in zip(plan.devices, accounts, strict=True):
         if device != expected:

@@ -62,18 +62,23 @@ class Problem:
 
     @cached_property
     def new(self) -> int:
-        """Tokens that a request generates after its prompt."""
+        """Tokens that a request generates after its prompt: the decode steps of all sequences together."""
         return self.ledger.options.new_tokens
+
+    @cached_property
+    def prompts(self) -> int:
+        """Prompts of a request: one of each sequence."""
+        return self.ledger.options.batch
 
     def crossing(self, device: Device) -> float:
         """Seconds of a request that the way of its steps into a device and out again takes: none on the host."""
         if device.kind != "gpu":
             return 0.0
         once = self.new * self.decode.hop(device.rates.link)
-        return 2 * (once + self.prefill.phase.steps * self.prefill.hop(device.rates.link))
+        return 2 * (once + self.prompts * self.prefill.phase.steps * self.prefill.hop(device.rates.link))
 
     def part_seconds(self, part: str, home: Device) -> tuple[float, float, str, str]:
-        """(decode seconds, prefill seconds of the whole prompt, where each is computed) of a part stored on a device."""
+        """(decode seconds, prefill seconds of one whole prompt, where each is computed) of a part stored on a device."""
         key = (self.ledger.kinds[part], home.name)
         if key not in self._seconds:
             self._seconds[key] = self._part_seconds(part, home)
@@ -107,7 +112,7 @@ class Problem:
     def cost(self, part: str, home: Device) -> float:
         """Seconds of a request that a part takes."""
         decode, prefill, _, _ = self.part_seconds(part, home)
-        return self.new * decode + prefill
+        return self.new * decode + self.prompts * prefill
 
     @cached_property
     def slot(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bigrun.devices.here import beyond_this_host
 from bigrun.devices.make_rig import make_rig
 from bigrun.devices.rig import Rig
 from bigrun.errors import CallError
@@ -12,6 +13,7 @@ from bigrun.model.spec import ModelSpec
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.session.options import Options
+from bigrun.session.preflight import why_not_runnable
 
 
 def plan(
@@ -72,6 +74,7 @@ def plan_for(options: Options, solve: str | None = None, what_if: str | None = N
     """The Plan of these options, or the one that answers a question of theirs."""
     from bigrun.planning import questions
     from bigrun.planning.planner import make_plan
+    from bigrun.session.findings import described
 
     if sum(question is not None for question in (solve, what_if, target)) > 1:
         raise CallError("--solve, --what-if and --target are questions of their own: ask one at a time")
@@ -79,7 +82,8 @@ def plan_for(options: Options, solve: str | None = None, what_if: str | None = N
         raise CallError("--solve context finds the context: leave out --context")
     if solve == "batch" and options.batch != 1:
         raise CallError("--solve batch finds the batch: leave out --batch")
-    spec, rig, chosen = planning_inputs(options)
+    spec, findings = described(resolve(options.model_id), options.revision)
+    rig, chosen = make_rig(options.rig), options.for_planning(spec)
     if solve is not None:
         made = questions.solve(solve, spec, rig, chosen)
     elif what_if is not None:
@@ -88,7 +92,10 @@ def plan_for(options: Options, solve: str | None = None, what_if: str | None = N
         made = questions.target(target, spec, rig, chosen)
     else:
         made = make_plan(spec, rig, chosen)
-    return replace(made, model_id=options.model_id, revision=options.revision)
+    runs = next(iter(findings.problems), "") or why_not_runnable(made, spec) or True
+    beyond = (f"{each}; a run here is refused" for each in beyond_this_host(options.rig, rig, to_run=False))
+    warnings = (*findings.warnings, *beyond)
+    return replace(made, model_id=options.model_id, revision=options.revision, runs=runs, warnings=warnings)
 
 
 def planning_inputs(options: Options) -> tuple[ModelSpec, Rig, PlanOptions]:

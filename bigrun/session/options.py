@@ -75,10 +75,11 @@ class Options:
         made = {name: GROUPS[name](**inner) for name, inner in groups.items() if name in GROUPS}
         return Options(**groups.get("", {}), **made)
 
-    def for_planning(self, spec: ModelSpec, streams: bool = True) -> PlanOptions:
-        """What the planner takes; the context defaults to what the model has, 2,048 tokens at most."""
+    def for_planning(self, spec: ModelSpec) -> PlanOptions:
+        """What the planner takes; the context defaults to what the model has, 2,048 tokens at most. Plans are of what runs
+        do, which is not to stream the host's parts through a GPU."""
         tokens = min(DEFAULT_CONTEXT, spec.context_limit) if self.context is None else self.context
-        return PlanOptions(tokens, self.batch, self.storage, self.prompt_tokens, streams)
+        return PlanOptions(tokens, self.batch, self.storage, self.prompt_tokens, streams=False)
 
     def check_replay(self) -> None:
         """CallError where a plan that was made before comes with options of what it says already."""

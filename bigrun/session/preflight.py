@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bigrun.devices.cards import find
+from bigrun.devices.probe import host_memory
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
+from bigrun.sizes import format_size
 
 if TYPE_CHECKING:
     from bigrun.devices.host_memory import Memory
@@ -33,20 +36,39 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
     """PlanDoesNotFit, or CallError for a plan of what this version cannot run. Without a spec, what the plan alone tells."""
     if not plan.fits:
         raise PlanDoesNotFit(f"{plan.model} does not fit: {plan.hint}")
-    why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
-    if why:
+    if why := why_not_runnable(plan, spec):
         raise CallError(f"{plan.model}: {why}")
-    if any(placement.stored_on == "disk" for placement in plan.placements):
-        raise CallError("parts on the disk can be planned but not run yet: give more --cpu or --gpus")
-    if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):
-        raise CallError(
-            "streaming the host's parts through a GPU can be planned but not run yet: run the model without --plan"
-        )
     if real := real_gpus(plan):
         from bigrun.devices.gpu_memory import torch_device
 
         for name in real:
             torch_device(name)  # before anything is fetched or loaded: is it there?
+    taken = sum(d.used_bytes for d in plan.devices if d.kind == "cpu" or d.virtual)
+    if taken > (memory := host_memory()):
+        raise CallError(
+            f"{plan.model}: the plan takes {format_size(taken)} of host memory, and this host has {format_size(memory)}: plan "
+            "it with less --cpu, or for GPUs that are not virtual"
+        )
+
+
+def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:
+    """Why this version cannot run a plan, wherever its devices are; "" where it can. Without a spec, what the plan alone
+    tells."""
+    why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
+    if why:
+        return why
+    for name in real_gpus(plan):
+        card = find(plan.device(name).card or "")
+        if card is not None and card.maker != "NVIDIA":
+            what = f"cards by {card.maker} ({name} is an {card.name})"
+            return f"{what} can be planned but not run yet: leave it out, or add --virtual"
+    if not plan.fits:
+        return "it does not fit"
+    if any(placement.stored_on == "disk" for placement in plan.placements):
+        return "parts on the disk can be planned but not run yet: give more --cpu or --gpus"
+    if any(p.stored_on != place for p in plan.placements for place in (p.prefill_on, p.decode_on)):
+        return "streaming the host's parts through a GPU can be planned but not run yet: make the plan again"
+    return ""
 
 
 def real_gpus(plan: Plan) -> list[str]:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigrun.devices.here import beyond_this_host
 from bigrun.devices.make_rig import make_rig
 from bigrun.errors import BigrunError, CallError, RunError
 from bigrun.execute.supported import why_not_executable
@@ -24,7 +25,7 @@ from bigrun.planning.replay import check_plan, check_types, options_of
 from bigrun.progress import reporting
 from bigrun.session.findings import Findings, examine
 from bigrun.session.options import ArithmeticOptions, Options
-from bigrun.session.preflight import check_runnable, memories, real_gpus
+from bigrun.session.preflight import check_runnable, memories, real_gpus, why_not_runnable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,9 +104,13 @@ def plan(options: Options, model: Model) -> Planned:
 def _plan(options: Options, spec: ModelSpec) -> tuple[PlanOptions, Plan]:
     from bigrun.planning.planner import make_plan
 
-    chosen = options.for_planning(spec, streams=False)  # which runs do not do yet
-    made = make_plan(spec, make_rig(options.rig), chosen)
-    return chosen, replace(made, model_id=options.model_id, revision=options.revision)
+    chosen = options.for_planning(spec)
+    rig = make_rig(options.rig)
+    for beyond in beyond_this_host(options.rig, rig, to_run=True):
+        raise CallError(f"{beyond}; give less")
+    made = make_plan(spec, rig, chosen)
+    runs = why_not_runnable(made, spec) or True
+    return chosen, replace(made, model_id=options.model_id, revision=options.revision, runs=runs)
 
 
 def _revision(options: Options) -> str | None:

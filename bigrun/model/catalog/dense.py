@@ -20,6 +20,7 @@ PHI3 = {"sliding_window": 2047}
 ROTARY = CONFIG + ", whose page also counts the rotary frequencies that the files hold"
 FIRST = "Touvron et al. 2023 (arXiv 2302.13971), table 2; weights converted by {repo}"
 OPT = "Zhang et al. 2022 (arXiv 2205.01068), table 1"
+VISION = CONFIG + ", its text alone, without the part that sees; the model card states the count"
 MISTRAL = "mistralai/"
 
 
@@ -43,6 +44,11 @@ def _qwen2(*shape: int, **more: Any) -> dict[str, Any]:
 
 def _qwen3(hidden: int, inner: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return config("Qwen3", 151936, hidden, inner, layers, heads, 8, 40960, head_dim=128, **more)
+
+
+def _gemma3(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    more |= {"sliding_window": 1024, "sliding_window_pattern": 6}
+    return config("Gemma3", 262208, hidden, inner, layers, heads, kv_heads, 131072, **more)
 
 
 def _falcon(hidden: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -151,6 +157,9 @@ ENTRIES = (
     row("gemma-3-1b", "google/gemma-3-1b-it",
         config("Gemma3", 262144, 1152, 6912, 26, 4, 1, 32768, **GEMMA, sliding_window=512, sliding_window_pattern=6),
         999_885_952, HUB),
+    row("gemma-3-4b", "google/gemma-3-4b-it", _gemma3(2560, 10240, 34, 8, 4, **GEMMA), "4B", VISION),
+    row("gemma-3-12b", "google/gemma-3-12b-it", _gemma3(3840, 15360, 48, 16, 8, **GEMMA), "12B", VISION),
+    row("gemma-3-27b", "google/gemma-3-27b-it", _gemma3(5376, 21504, 62, 32, 16, **WIDE), "27B", VISION),
 
     row("phi-2", "microsoft/phi-2",
         config("Phi", 51200, 2560, 10240, 32, 32, 32, 2048, partial_rotary_factor=0.4, **HALF), 2_779_683_840, HUB),
