@@ -190,7 +190,7 @@ def test_a_disk_that_is_not_there_is_where_accelerate_runs_out(tiny: Path) -> No
 
 
 def test_a_first_card_that_holds_nothing_computes_nothing(tiny: Path) -> None:
-    other = compared("--model", str(tiny), "--max-memory", '{"0": 10, "1": 120000, "cpu": 1000000}')
+    other = compared("--model", str(tiny), "--max-memory", '{"0": "10B", "1": "120KB", "cpu": 1000000}')
     assert row(other, "cuda:0")["needed_bytes"] == 0
     assert row(other, "cuda:1")["needed_bytes"] > row(other, "cuda:1")["counted_bytes"]
 

@@ -130,7 +130,12 @@ def test_the_memory_of_a_host_is_all_of_it_or_what_its_control_group_may_take(mo
 def test_the_memory_of_gpus_is_asked_of_the_driver_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(probe, "has_driver", lambda: True)
-    monkeypatch.setattr(probe, "_smi", lambda query: asked.append(query) or "24576\n[N/A]\n 12288 \n")
+
+    def smi(query: str) -> str:
+        asked.append(query)
+        return "24576\n[N/A]\n 12288 \n"
+
+    monkeypatch.setattr(probe, "_smi", smi)
     assert gpu_memories() == (24 * GIB, 12 * GIB)
     assert asked == ["memory.total"]
     monkeypatch.setattr(probe, "has_driver", lambda: False)

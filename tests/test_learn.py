@@ -279,9 +279,9 @@ def test_a_later_plan_predicts_with_what_was_learned(tmp_path: Path) -> None:
     assert before.predicted is not None
     assert 8 / made.predicted.decode_tokens_per_s == pytest.approx(step.seconds, rel=0.03)
     assert 8 / before.predicted.decode_tokens_per_s != pytest.approx(step.seconds, rel=0.03)
-    (measured,) = made.predicted.measured
-    assert f"learned from {len(from_data(read(file).runs))} runs of this host" in measured
-    assert before.predicted.measured == ()
+    (learned,) = made.predicted.learned
+    assert f"learned from {len(from_data(read(file).runs))} runs of this host" in learned
+    assert before.predicted.measured == before.predicted.learned == ()
 
 
 def stub(model: str, batch: int, chunk: int, kind: str = "cpu") -> Any:
@@ -468,7 +468,7 @@ def test_bench_learns_two_runs_each_time_and_later_plans_use_them(
     made, plain = (plan(str(tiny), gpus="none", cpu="1GB", context=20, host=host) for host in (file, None))
     assert made.predicted is not None
     assert plain.predicted is not None
-    assert any("learned from 4 runs" in line and str(file) in line for line in made.predicted.measured)
+    assert any("learned from 4 runs" in line and str(file) in line for line in made.predicted.learned)
     assert made.predicted.decode_tokens_per_s != plain.predicted.decode_tokens_per_s
     took = report["decode_tokens_per_s"], json.loads(again.stdout)["decode_tokens_per_s"]
     assert 0.3 * min(took) < made.predicted.decode_tokens_per_s < 3 * max(took), "it took what it is predicted to take"

@@ -208,7 +208,7 @@ def test_a_picture_says_whether_it_rests_on_measurements(plans: dict[str, Plan])
         (("measured", "assumptions"), "predicted from rates measured on this host and published or assumed"),
         (("given", "measured", "assumptions"), "rates given, measured on this host and published or assumed"),
     ):
-        basis = {kind: found[kind] if kind in kinds else () for kind in found}
+        basis: dict[str, Any] = {kind: found[kind] if kind in kinds else () for kind in found}
         drawing = drawn(replace(made, predicted=replace(made.predicted, **basis, learned=())))
         assert any(text.endswith(said) for text in texts(drawing)), said
 

@@ -675,7 +675,9 @@ def test_advice_can_be_followed_as_it_is_written_however_the_rig_was_given(tmp_p
     ],
 )
 def test_a_changed_rig_says_what_was_assumed_of_it(change: str, instead: dict[str, Any]) -> None:
-    before = {"gpus": "1GB", "cpu": "2GB"} if change[:3] != "cpu" else {"gpus": "1GB"}  # probed, until it is changed
+    before: dict[str, Any] = (
+        {"gpus": "1GB", "cpu": "2GB"} if change[:3] != "cpu" else {"gpus": "1GB"}
+    )  # probed, until it is changed
     made, after = plan("llama-3.2-3b", **before, what_if=change), plan("llama-3.2-3b", **instead)
     assert made.predicted is not None
     assert after.predicted is not None
