@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -199,13 +198,13 @@ def report(verdicts: list[dict[str, Any]]) -> None:
 
 def replay(text: str) -> int:
     """Judge one case, written as JSON; its files stay."""
-    from support import differential, differential_text
+    from support import differential, differential_text, differential_tokenizers
 
     folder = Path(tempfile.mkdtemp(prefix="differential-")) / "case"
     if "family" in json.loads(text):
         verdict = differential.judge(differential.Case.of(text), folder)
     else:
-        verdict = differential_text.judge_text(differential_text.TextCase.of(text), folder)
+        verdict = differential_text.judge_text(differential_tokenizers.TextCase.of(text), folder)
     print(f"{verdict.outcome}\n  transformers: {verdict.theirs}\n  bigrun: {verdict.ours}\n  files: {folder}")
     return int(verdict.outcome == "wrong")
 

@@ -19,7 +19,8 @@ from bigrun.model.families.fields import Fields
 from bigrun.text.tokenizer import Tokenizer
 from support import differential, differential_text
 from support.differential import Answer, Case, compare, judge, names_something, smallest, subject
-from support.differential_text import TextCase, judge_text, smallest_text
+from support.differential_text import judge_text, smallest_text
+from support.differential_tokenizers import TextCase
 
 FEW = settings(
     deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),

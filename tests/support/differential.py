@@ -30,17 +30,8 @@ import torch
 from bigrun import Runner
 from bigrun.errors import BigrunError
 from support.differential_changes import FAMILIES, FIELDS, Change, base_config, field_changes, single_changes
-from support.differential_files import (
-    as_transformers_is_asked,
-    change_tensors,
-    file_change,
-    file_changes,
-    sound_tensor_changes,
-    tensor_changes,
-    weights,
-    write_files,
-    write_stale,
-)
+from support.differential_files import as_transformers_is_asked, file_change, file_changes, write_files, write_stale
+from support.differential_tensors import change_tensors, sound_tensor_changes, tensor_changes, weights
 
 PROMPT = 16
 TOLERANCE = 1e-4  # of the largest logit, or of 1
@@ -48,7 +39,8 @@ LARGEST = 4096  # sizes beyond are not given to transformers, which would alloca
 FIELD_CHANGES = ("set", "remove", "contradict")
 _INNER = {
     "rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
-    "partial_rotary_factor", "lm_head.weight", "rope_parameters", "rope_scaling", "quant_method", "attention_factor", "full_attention",
+    "partial_rotary_factor", "lm_head.weight", "rope_parameters", "rope_scaling", "quant_method", "attention_factor",
+    "full_attention",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 ("set", field, value)        the field has this value, and the tensors are those that transformers then expects
 ("remove", field)            the same, without the field
 ("contradict", field, value) the field alone changes: the tensors stay
-others                       of tensors and files: differential_files.py
+others                       of tensors: differential_tensors.py; of files: differential_files.py
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ACTIVATIONS = (
 )  # fmt: skip
 _EPSILONS = (1e-6, 1e-5, 1e-3, 0.1, 1e-12, ..., 0, 0.0, 1, "1e-5", None, -1e-5)
 _QUANTISED: tuple[Any, ...] = (
-    None, ..., {}, {"quant_method": "gptq", "bits": 4, "group_size": 128}, {"quant_method": "awq", "bits": 4, "version": "gemm"},
+    None, ..., {}, {"quant_method": "gptq", "bits": 4, "group_size": 128}, {"quant_method": "awq", "bits": 4},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True},
     {"quant_method": "fp8", "weight_block_size": [128, 128]}, {"quant_method": "none"}, "gptq",
 )  # fmt: skip
@@ -263,7 +263,7 @@ def rope(random: Random) -> Any:
     if random.random() < 0.15 and made:
         made.pop(random.choice(sorted(made)))
     if random.random() < 0.06:
-        return {name: made for name in random.choice([("full_attention",), ("full_attention", "sliding_attention")])}
+        return dict.fromkeys(random.choice([("full_attention",), ("full_attention", "sliding_attention")]), made)
     return made
 
 
