@@ -61,13 +61,10 @@ def judged(kind: str, case: Any, scratch: Path) -> dict[str, Any]:
     """The verdict on a case, of a wrong one in its smallest form, as it is written down."""
     from support import differential, differential_text
 
-    judge, smallest = {
-        "model": (differential.judge, differential.smallest),
-        "text": (differential_text.judge_text, differential_text.smallest_text),
-    }[kind]
-    verdict = judge(case, scratch / "case")
+    module: Any = differential if kind == "model" else differential_text
+    verdict = module.judge(case, scratch / "case")
     if verdict.outcome == "wrong":
-        least, again = smallest(case, scratch)
+        least, again = module.smallest(case, scratch)
         if again.outcome == "wrong":
             case, verdict = least, again
     ours = verdict.ours.replace(f"{scratch / 'case'}", "MODEL").replace(f"{scratch / 'smaller'}", "MODEL")
@@ -189,7 +186,7 @@ def report(verdicts: list[dict[str, Any]]) -> None:
     print(
         f"\nOf those refused, transformers runs {len(refused) - made_up}, and {made_up} with weights that it makes up:\n"
     )
-    subjects = Counter(subject(verdict["ours"].removeprefix("refused: ")) for verdict in refused)
+    subjects = Counter(subject(verdict["ours"].rpartition("refused: ")[2]) for verdict in refused)
     for name, count in subjects.most_common(SHOWN):
         print(f"  {count:5} {name}")
     if len(subjects) > SHOWN:
@@ -204,7 +201,7 @@ def replay(text: str) -> int:
     if "family" in json.loads(text):
         verdict = differential.judge(differential.Case.of(text), folder)
     else:
-        verdict = differential_text.judge_text(differential_tokenizers.TextCase.of(text), folder)
+        verdict = differential_text.judge(differential_tokenizers.TextCase.of(text), folder)
     print(f"{verdict.outcome}\n  transformers: {verdict.theirs}\n  bigrun: {verdict.ours}\n  files: {folder}")
     return int(verdict.outcome == "wrong")
 

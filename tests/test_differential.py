@@ -19,7 +19,6 @@ from bigrun.model.families.fields import Fields
 from bigrun.text.tokenizer import Tokenizer
 from support import differential, differential_text
 from support.differential import Answer, Case, compare, judge, names_something, smallest, subject
-from support.differential_text import judge_text, smallest_text
 from support.differential_tokenizers import TextCase
 
 FEW = settings(
@@ -56,8 +55,8 @@ def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(ra
 @given(random=RANDOM)
 def test_drawn_texts_and_conversations_have_the_ids_that_transformers_gives_them(random: Random, scratch: Path) -> None:
     case = differential_text.draw_text_case(random)
-    if judge_text(case, scratch / "case").outcome == "wrong":
-        least, verdict = smallest_text(case, scratch)
+    if differential_text.judge(case, scratch / "case").outcome == "wrong":
+        least, verdict = differential_text.smallest(case, scratch)
         pytest.fail(f"{least.json()}\ntransformers: {verdict.theirs}\nbigrun: {verdict.ours}")
 
 
@@ -127,10 +126,10 @@ def test_a_misread_epsilon_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_lost_token_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = TextCase("llama", "llama-3", 3, ())
-    assert judge_text(case, scratch / "planted").outcome == "agreed"
+    assert differential_text.judge(case, scratch / "planted").outcome == "agreed"
     decoded = Tokenizer.decode
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decoded(self, ids).lstrip())
-    assert judge_text(case, scratch / "planted").outcome == "wrong"
+    assert differential_text.judge(case, scratch / "planted").outcome == "wrong"
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -233,7 +233,7 @@ _ROPE_KEYS: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0, 0.5),
     "finetuned": (True,),
 }
-_ROPE_NEEDS = {
+_ROPE_NEEDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
     "llama3": {
@@ -248,13 +248,13 @@ def rope(random: Random) -> Any:
     """A value of `rope_scaling` or `rope_parameters`: most are whole, some lack a key, have one too many or are nonsense."""
     if random.random() < 0.06:
         return random.choice([None, {}, [], "linear", 4.0, {"full_attention": {"rope_type": "default"}}])
-    kind = random.choice(_KIND_NAMES[:4] if random.random() < 0.7 else _KIND_NAMES)
-    made: dict[str, Any] = dict(_ROPE_NEEDS.get(str(kind), {}))
+    name = random.choice(_KIND_NAMES[:4] if random.random() < 0.7 else _KIND_NAMES)
+    made: dict[str, Any] = dict(_ROPE_NEEDS.get(str(name), {}))
     spelling = random.random()
     if spelling < 0.9:
-        made["type" if spelling < 0.4 else "rope_type"] = kind
+        made["type" if spelling < 0.4 else "rope_type"] = name
     if 0.75 < spelling < 0.9:  # both spellings, which may differ
-        made["type"] = random.choice([kind, *_KIND_NAMES])
+        made["type"] = random.choice([name, *_KIND_NAMES])
     if random.random() < 0.5:
         made["rope_theta"] = random.choice(_ROPE_KEYS["rope_theta"][:3])
     for _ in range(random.choice([0, 0, 1, 2])):
@@ -263,7 +263,8 @@ def rope(random: Random) -> Any:
     if random.random() < 0.15 and made:
         made.pop(random.choice(sorted(made)))
     if random.random() < 0.06:
-        return dict.fromkeys(random.choice([("full_attention",), ("full_attention", "sliding_attention")]), made)
+        kinds = random.choice([["full_attention"], ["full_attention", "sliding_attention"]])
+        return {kind: dict(made) for kind in kinds}
     return made
 
 

@@ -1,7 +1,7 @@
 """Draws a tokenizer, a chat template, texts and conversations, and compares bigrun's ids and text with transformers'.
 
     case = draw_text_case(random)
-    verdict = judge_text(case, folder)          # agreed, refused, alone or wrong
+    verdict = judge(case, folder)          # agreed, refused, alone or wrong
 
 What bigrun does in its own way, as its docstrings and docs/loading.md say, and is held to here:
 - it adds no end of sequence to a prompt, and no second BOS to a text that begins with one;
@@ -92,15 +92,15 @@ def draw_conversation(random: Random, markers: tuple[str, ...]) -> list[dict[str
     return messages
 
 
-def judge_text(case: TextCase, folder: Path) -> Verdict:
+def judge(case: TextCase, folder: Path) -> Verdict:
     """Write the case's files to `folder` and hold bigrun's ids, texts and prompts beside transformers'."""
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     write_text_case(case, folder)
-    theirs = _tried(lambda: PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
-    ours = _tried(lambda: Tokenizer.from_folder(folder))
+    theirs = _tried(PreTrainedTokenizerFast.from_pretrained, str(folder), local_files_only=True)
+    ours = _tried(Tokenizer.from_folder, folder)
     if isinstance(ours, Failed):
         return Verdict("refused" if ours.explained else "wrong", str(theirs)[:100], ours.words)
     if isinstance(theirs, Failed):
@@ -129,9 +129,10 @@ class Failed:
     explained: bool
 
 
-def _tried(made: Callable[[], Any]) -> Any:
+def _tried(made: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What a call gives, or `Failed`."""
     try:
-        return made()
+        return made(*arguments, **named)
     except BigrunError as error:
         return Failed(f"refused: {error}", True)
     except BaseException as error:  # the Rust library's panics among them
@@ -142,38 +143,28 @@ def _tried(made: Callable[[], Any]) -> Any:
 
 def _questions(case: TextCase, folder: Path, theirs: Any, ours: Tokenizer) -> Iterator[tuple[str, Any, Any]]:
     """(question, transformers' answer, bigrun's)."""
+
+    def chat(messages: list[dict[str, Any]]) -> Any:
+        return _tried(theirs.apply_chat_template, messages, add_generation_prompt=True, return_dict=False)
+
     random = Random(case.seed)
     _, markers, bos, eos = STYLES[case.style]
     markers = (*markers, bos, eos, "<tag>", "<extra>")
     for text in [draw_text(random, markers) for _ in range(4)]:
-        plain = _tried(lambda text=text: theirs(text, add_special_tokens=False).input_ids)
-        yield f"encode {text!r} without BOS", plain, _tried(lambda text=text: ours.encode(text, add_bos=False))
+        plain = _tried(lambda text: theirs(text, add_special_tokens=False).input_ids, text)
+        yield f"encode {text!r} without BOS", plain, _tried(ours.encode, text, add_bos=False)
         if isinstance(plain, Failed):
             continue
-        first = _first_ids(case, folder, theirs)
-        expected = plain if plain[: len(first)] == first else first + plain
-        yield f"encode {text!r}", expected, _tried(lambda text=text: ours.encode(text))
+        first = _first_ids(folder, theirs)
+        yield f"encode {text!r}", plain if plain[: len(first)] == first else first + plain, _tried(ours.encode, text)
         yield from _decodings(random, plain, theirs, ours)
     prompt = draw_text(random, markers) or "Hi"
-    conversations = [draw_conversation(random, markers) for _ in range(4)]
-    for messages in [[{"role": "user", "content": prompt}], *conversations]:
-        expected = _tried(
-            lambda messages=messages: theirs.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-        )
-        yield (
-            f"chat {json.dumps(messages, ensure_ascii=False)}",
-            expected,
-            _tried(lambda messages=messages: ours.encode(ours.render_chat(messages), add_bos=False)),
-        )
-    if ours.chat_template is not None:  # as a run does it
-        expected = _tried(
-            lambda: theirs.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
-            )
-        )
-        yield f"the prompt of a run, {prompt!r}", expected, _tried(lambda: prompt_of_a_run(ours, prompt))
+    alone = [{"role": "user", "content": prompt}]
+    for messages in [alone, *(draw_conversation(random, markers) for _ in range(4))]:
+        answer = _tried(lambda messages: ours.encode(ours.render_chat(messages), add_bos=False), messages)
+        yield f"chat {json.dumps(messages, ensure_ascii=False)}", chat(messages), answer
+    if ours.chat_template is not None:
+        yield f"the prompt of a run, {prompt!r}", chat(alone), _tried(prompt_of_a_run, ours, prompt)
 
 
 def prompt_of_a_run(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -182,7 +173,7 @@ def prompt_of_a_run(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return Runner.encode(runner, prompt)
 
 
-def _first_ids(case: TextCase, folder: Path, theirs: Any) -> list[int]:
+def _first_ids(folder: Path, theirs: Any) -> list[int]:
     """What goes before a text: `add_bos_token` decides where it is true or false, else transformers' post-processor."""
     said = json.loads((folder / "tokenizer_config.json").read_text()).get("add_bos_token")
     encoding = theirs("a", return_special_tokens_mask=True)
@@ -196,9 +187,9 @@ def _first_ids(case: TextCase, folder: Path, theirs: Any) -> list[int]:
 def _decodings(random: Random, ids: list[int], theirs: Any, ours: Tokenizer) -> Iterator[tuple[str, Any, Any]]:
     """What ids say, whole and streamed: those of a text, and any."""
     for some in (ids, [random.randrange(len(theirs)) for _ in range(12)]):
-        expected = _tried(lambda some=some: theirs.decode(some, skip_special_tokens=True))
-        yield f"decode {some}", expected, _tried(lambda some=some: ours.decode(some))
-        yield f"stream {some}", expected, _tried(lambda some=some: _streamed(ours, some))
+        expected = _tried(theirs.decode, some, skip_special_tokens=True)
+        yield f"decode {some}", expected, _tried(ours.decode, some)
+        yield f"stream {some}", expected, _tried(_streamed, ours, some)
 
 
 def _streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -215,15 +206,15 @@ def _short(answer: Any) -> str:
     return answer.words if isinstance(answer, Failed) else repr(answer)[:300]
 
 
-def smallest_text(case: TextCase, scratch: Path) -> tuple[TextCase, Verdict]:
+def smallest(case: TextCase, scratch: Path) -> tuple[TextCase, Verdict]:
     """The wrong case with the fewest changes that is still wrong."""
-    best, verdict = case, judge_text(case, scratch / "smaller")
+    best, verdict = case, judge(case, scratch / "smaller")
     shrinking = True
     while shrinking:
         shrinking = False
         for i in range(len(best.changes)):
             smaller = TextCase(best.kind, best.style, best.seed, best.changes[:i] + best.changes[i + 1 :])
-            found = judge_text(smaller, scratch / "smaller")
+            found = judge(smaller, scratch / "smaller")
             if found.outcome == "wrong":
                 best, verdict, shrinking = smaller, found, True
                 break

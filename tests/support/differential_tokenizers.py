@@ -34,6 +34,11 @@ class TextCase:
     seed: int
     changes: tuple[Change, ...]
 
+    @property
+    def change(self) -> dict[str, Any]:
+        """The value of each change; of two of one name the last."""
+        return {name: value for name, value in self.changes}  # noqa: C416 (a change is a tuple of any length)
+
     def json(self) -> str:
         return json.dumps({"kind": self.kind, "style": self.style, "seed": self.seed, "changes": self.changes})
 
@@ -132,15 +137,13 @@ def _model(kind: str, change: dict[str, Any]) -> Any:
 
 def build(case: TextCase) -> tokenizers.Tokenizer:
     """The `tokenizers.Tokenizer` of a case."""
-    change = dict(case.changes)
+    change = case.change
     backend = tokenizers.Tokenizer(_model(case.kind, change))
     scheme = change.get("scheme", "first")
-    steps: list[Any] = {
-        "nfc": [normalizers.NFC()],
-        "nfkc": [normalizers.NFKC()],
-        "lowercase": [normalizers.Lowercase()],
-        "strip": [normalizers.Strip()],
-    }.get(change.get("normalizer", "none"), [])
+    kinds = {
+        "nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "lowercase": normalizers.Lowercase, "strip": normalizers.Strip,
+    }  # fmt: skip
+    steps: list[Any] = [kinds[name]() for name in kinds if name == change.get("normalizer")]
     if case.kind == "llama":  # as Llama 1 and 2 have it: no pre-tokenizer, marks put in by the normalizer
         steps += [*([normalizers.Prepend("▁")] if scheme != "never" else []), normalizers.Replace(" ", "▁")]
     if steps:
@@ -158,10 +161,11 @@ def build(case: TextCase) -> tokenizers.Tokenizer:
 
 def _pre_tokenizer(kind: str, change: dict[str, Any], scheme: str) -> Any:
     pre = change.get("pre")
-    first = {
-        "digits": [pre_tokenizers.Digits(individual_digits=True)],
-        "split": [pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}|[^\s\p{L}\p{N}]+"), "isolated")],
-    }.get(str(pre), [])
+    first: list[Any] = []
+    if pre == "digits":
+        first = [pre_tokenizers.Digits(individual_digits=True)]
+    elif pre == "split":
+        first = [pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}|[^\s\p{L}\p{N}]+"), "isolated")]
     if kind == "byte-level":
         level = pre_tokenizers.ByteLevel(add_prefix_space="prefix_space" in change, use_regex=pre in (None, "digits"))
         return pre_tokenizers.Sequence([*first, level])
@@ -226,7 +230,7 @@ def write_text_case(case: TextCase, folder: Path) -> None:
     """tokenizer.json and its neighbours in `folder`, which is made anew."""
     remove(folder)
     folder.mkdir(parents=True)
-    change = dict(case.changes)
+    change = case.change
     backend = build(case)
     backend.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {"tokenizer_class": change.get("class", "PreTrainedTokenizerFast"), **_named(case)}
