@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -128,6 +128,7 @@ def tensor_changes(names: Mapping[str, tuple[int, ...]], family: str) -> list[Ch
     made += [("head", how) for how in ("equal", "different", "none", "only", "only-different", "narrow")]
     made += [("prefix", how) for how in ("strip", "half", "module.", "base_model.model.", "double", "other")]
     made += [("quiet", factor) for factor in (1e-2, 1e-3, 1e-4)]
+    made += [("quantised", how) for how in _QUANTISED]
     return made
 
 
@@ -154,6 +155,8 @@ def change_tensors(tensors: dict[str, torch.Tensor], changes: list[Change], fami
             _rename(tensors, arguments[0], PREFIX.get(family, "model."))
         elif kind == "quiet":
             _quieten(tensors, arguments[0], embedding)
+        elif kind == "quantised":
+            _quantise(tensors, arguments[0])
         elif kind == "value" and arguments[0] in tensors and tensors[arguments[0]].is_floating_point():
             flat = tensors[arguments[0]].clone().reshape(-1)
             flat[len(flat) // 2 :][:1] = float(arguments[1])
@@ -209,6 +212,36 @@ def _rename(tensors: dict[str, torch.Tensor], how: str, prefix: str) -> None:
         elif how != "half":
             new = how + name
         tensors[new] = tensors.pop(name)
+
+
+# What stands in the place of a linear's weight [rows, columns]: name after the linear's, shape by rows and columns, dtype.
+_QUANTISED: dict[str, tuple[tuple[str, Callable[[int, int], tuple[int, ...]], torch.dtype], ...]] = {
+    "gptq": (
+        ("qweight", lambda rows, columns: (columns // 8, rows), torch.int32),
+        ("qzeros", lambda rows, columns: (1, rows // 8), torch.int32),
+        ("scales", lambda rows, columns: (1, rows), torch.float16),
+        ("g_idx", lambda rows, columns: (columns,), torch.int32),
+    ),
+    "bitsandbytes-4": (
+        ("weight", lambda rows, columns: (rows * columns // 2, 1), torch.uint8),
+        ("weight.absmax", lambda rows, columns: (rows * columns // 64,), torch.float32),
+        ("weight.quant_map", lambda rows, columns: (16,), torch.float32),
+        ("weight.quant_state.bitsandbytes__nf4", lambda rows, columns: (80,), torch.uint8),
+    ),
+    "bitsandbytes-8": (
+        ("weight", lambda rows, columns: (rows, columns), torch.int8),
+        ("SCB", lambda rows, columns: (rows,), torch.float32),
+        ("weight_format", lambda rows, columns: (), torch.uint8),
+    ),
+}  # fmt: skip
+
+
+def _quantise(tensors: dict[str, torch.Tensor], how: str) -> None:
+    for name, value in list(tensors.items()):
+        if ".0." in name and name.endswith(".weight") and value.ndim == 2:
+            del tensors[name]
+            for end, shape, dtype in _QUANTISED[how]:
+                tensors[f"{name.removesuffix('weight')}{end}"] = torch.ones(shape(*value.shape), dtype=dtype)
 
 
 def _quieten(tensors: dict[str, torch.Tensor], factor: float, embedding: str) -> None:
