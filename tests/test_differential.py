@@ -42,7 +42,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("differential")
 
 
-@settings(FEW, max_examples=100)
+@settings(FEW, max_examples=160)
 @given(random=RANDOM)
 def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(random: Random, scratch: Path) -> None:
     case = differential.draw_case(random)
@@ -51,7 +51,7 @@ def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(ra
         pytest.fail(f"{least.json()}\ntransformers: {verdict.theirs}\nbigrun: {verdict.ours}")
 
 
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=60)
 @given(random=RANDOM)
 def test_drawn_texts_and_conversations_have_the_ids_that_transformers_gives_them(random: Random, scratch: Path) -> None:
     case = differential_text.draw_text_case(random)
