@@ -54,3 +54,8 @@ def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'bigrun' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What is there, and what is imported when asked for."""
+    return sorted({*globals(), *HOMES})

@@ -1,12 +1,13 @@
-"""Progress, on standard error: of loading, only where that is a terminal, and of the first run's compiling."""
+"""Progress, on standard error: of fetching, loading and converting, and of the compiling of kernels."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bigrun.errors import BigrunError
+from bigrun.sizes import format_size
 
 
 class Report:
@@ -27,20 +28,27 @@ class Report:
 
 
 QUIET = Report()
+WIDE, NARROW = 100, 60  # columns: a terminal that is not WIDE sees no rate, one that is below NARROW no bar
 
 
 class _Bar(Report):
-    """A bar on a terminal: what is at hand, bytes, rate, time left."""
+    """A bar on a terminal: the task and what is at hand, bytes, rate, time left."""
 
     def __init__(self, bar: Any, name: str):
         super().__init__()
-        self._bar, self._name, self._task = bar, name, bar.add_task(name, total=None)
+        self._bar, self._name, self._task = bar, name, bar.add_task(name, total=None, visible=False)
 
     def expect(self, nbytes: int) -> None:
-        self._bar.reset(self._task, total=nbytes, description=self._name)
+        self._bar.reset(self._task, total=nbytes, description=self._fitting(self._name), visible=True)
 
     def moved(self, what: str, nbytes: int) -> None:
-        self._bar.update(self._task, advance=nbytes, description=what)
+        self._bar.update(self._task, advance=nbytes, description=self._fitting(f"{self._name}: {what}"))
+
+    def _fitting(self, text: str) -> str:
+        """As much of a text as the other columns leave room for in one line."""
+        width = self._bar.console.width
+        room = max(width - (50 if width >= WIDE else 40 if width >= NARROW else 30), 8)
+        return text if len(text) <= room else text[: room - 1] + "…"
 
     def note(self, text: str) -> None:
         super().note(text)
@@ -48,7 +56,29 @@ class _Bar(Report):
 
 
 class _Lines(Report):
-    """Notes alone, for standard error that is no terminal."""
+    """For standard error that is no terminal: notes, and a line now and then of a task that takes long."""
+
+    FIRST, EVERY = 10.0, 30.0  # seconds until a line
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+        self.expect(0)
+
+    def expect(self, nbytes: int) -> None:
+        self._total, self._done, self._began = nbytes, 0, time.monotonic()
+        self._next = self._began + self.FIRST
+
+    def moved(self, what: str, nbytes: int) -> None:
+        self._done += nbytes
+        now = time.monotonic()
+        if now < self._next or not 0 < self._done < self._total:
+            return
+        self._next = now + self.EVERY
+        share = self._done / self._total
+        left = seconds_left(now - self._began, share)
+        sizes = f"{format_size(self._done)} of {format_size(self._total)} ({share:.0%})"
+        print(f"bigrun: {BigrunError(f'{self._name}: {sizes}, {left}')}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         super().note(text)
@@ -57,7 +87,8 @@ class _Lines(Report):
 
 @contextmanager
 def reporting(name: str, shown: bool) -> Iterator[Report]:
-    """A Report that fits: a bar where standard error is a terminal, notes where it is not, nothing if not `shown`.
+    """A Report that fits: a bar where standard error is a terminal, lines where it is not, nothing if not `shown`. `name` says
+    what is done to what ("loading bloom-176b").
 
     The bar is gone and the cursor is back when this ends, however it ends.
     """
@@ -65,52 +96,60 @@ def reporting(name: str, shown: bool) -> Iterator[Report]:
         yield Report()
         return
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(name)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.table import Column
 
+    console, line = Console(stderr=True), Column(no_wrap=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=line),
+        *([BarColumn()] if console.width >= NARROW else []),
+        DownloadColumn(table_column=line),
+        *([TransferSpeedColumn(table_column=line)] if console.width >= WIDE else []),
+        TimeRemainingColumn(table_column=line),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         yield _Bar(bar, name)
 
 
+def seconds_left(passed: float, share: float) -> str:
+    """How long a task takes on, judged by the share of it that took `passed` seconds."""
+    left = max(passed * (1 - share) / share, 1.0)
+    return f"about {left:.0f} s left" if left < 100 else f"about {left / 60:.0f} min left"
+
+
 @contextmanager
-def compiling(shown: bool) -> Iterator[None]:
-    """Says that kernels are compiled, which kernel it is at and how long it took."""
+def compiling(shown: bool, modules: Collection[str] | None = None) -> Iterator[None]:
+    """Says, if a kernel has to be compiled meanwhile, why; on a terminal how far that is; and how long it took. `modules`
+    of bigrun_kernels.cpu: whose kernels may be needed; None: all that a model needs."""
     if not shown:
         yield
         return
-    from numba.core import event
+    from bigrun_kernels.cpu import compile_times, kernel_cache
 
-    started, done, live = time.perf_counter(), 0, sys.stderr.isatty()
+    begun: list[float] = []
+    expected = compile_times.expected(modules)
 
-    class Listener(event.Listener):
-        def on_start(self, compilation: event.Event) -> None:
-            if live:
-                name = getattr(compilation.data.get("dispatcher"), "__name__", "")
-                passed = time.perf_counter() - started
-                print(f"\r\x1b[K  {passed:3.0f} s, {done} compiled, now {name}", end="", file=sys.stderr, flush=True)
+    def progress(share: float | None) -> None:
+        if not begun:
+            begun.append(time.monotonic())
+            text = kernel_cache.announcement(expected)
+            print(f"bigrun: {BigrunError(text)}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            passed = time.monotonic() - begun[0]
+            known = share is not None and share > 0.03  # before that, the time left is a guess
+            far = f"{share:.0%}, {seconds_left(passed, share)}" if known and share else f"{passed:.0f} s"
+            print(f"\r\x1b[K  {far}", end="", file=sys.stderr, flush=True)
 
-        def on_end(self, compilation: event.Event) -> None:
-            nonlocal done
-            done += 1
-
-    print(
-        "first run: compiling kernels for this CPU; this takes about half a minute, once", file=sys.stderr, flush=True
-    )
-    listener = Listener()
-    event.register("numba:compile", listener)
     try:
-        yield
+        with compile_times.watching(progress, modules):
+            yield
     finally:
-        event.unregister("numba:compile", listener)
-        passed = time.perf_counter() - started
-        start = "\r\x1b[K" if live else ""
-        print(f"{start}  {done} kernels compiled in {passed:.0f} s", file=sys.stderr, flush=True)
+        if begun:
+            start = "\r\x1b[K" if sys.stderr.isatty() else ""
+            where = f", kept in {kernel_cache.folder()}" if kernel_cache.kept() else ""
+            print(
+                f"{start}  kernels compiled in {time.monotonic() - begun[0]:.0f} s{where}", file=sys.stderr, flush=True
+            )

@@ -1,19 +1,25 @@
-"""Text as it comes, from the demo model or any checkpoint folder.
+"""Text as it comes, from the demo model or any checkpoint folder; another text each time.
 
-python examples/generate.py "Why is the sky blue?" [MODEL]
+python examples/generate.py "Why is the sky blue?" [MODEL [TOKENS]]
 """
 
 import sys
 
 from bigrun import BigrunError, Runner
 
-prompt = sys.argv[1] if len(sys.argv) > 1 else "Why is the sky blue?"
-model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m"
-try:
-    with Runner(model, context=1024) as runner:
-        stream = runner.stream(prompt, max_new_tokens=100, temperature=0.7, top_p=0.9, seed=1)
+
+def main(prompt: str = "Why is the sky blue?", model: str = "smollm2-135m", tokens: str = "100") -> None:
+    with Runner(model) as runner:
+        stream = runner.stream(prompt, max_new_tokens=int(tokens), temperature=0.7, top_p=0.9)
         for piece in stream:
             print(piece, end="", flush=True)
-        print(f"\n[{stream.stats.new_tokens} tokens in {stream.stats.decode_seconds:.1f} s]")
+        stats = stream.stats
+        print(
+            f"\n[{stats.new_tokens} tokens in {stats.decode_seconds:.1f} s; seed {stats.seed}; ended by {stats.ended}]"
+        )
+
+
+try:
+    main(*sys.argv[1:4])
 except BigrunError as error:
-    sys.exit(f"{error}")
+    sys.exit(str(error))

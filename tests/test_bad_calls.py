@@ -150,6 +150,42 @@ def test_a_prompt_that_cannot_be_continued(models: Path, prompt: tuple[str, str]
         call(generate, 2, word, stdin=text)
 
 
+WRONG_INPUT: dict[str, tuple[bytes, str]] = {
+    "not UTF-8": (b"caf\xe9 x", "byte 3 is 0xe9"), "after a mark": (b"\xef\xbb\xbfab\xff", "byte 5 is 0xff"),
+    "cut in a character": ("né".encode()[:2], "byte 1 is 0xc3"), "UTF-16": ("text".encode("utf-16"), "UTF-16"),
+    "a newline alone": (b"\r\n", "empty"), "a mark alone": (b"\xef\xbb\xbf\n", "empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_INPUT.values(), ids=WRONG_INPUT.keys())
+def test_input_that_is_no_text_is_refused_from_standard_input_and_from_a_file(
+    models: Path, tmp_path: Path, case: tuple[bytes, str]
+) -> None:
+    data, words = case
+    generate = ("generate", "--model", str(models / "llama"), *RIG, "--quiet")
+    (tmp_path / "p").write_bytes(data)
+    call(generate, 2, words, stdin=data)
+    call((*generate, "--prompt-file", "-"), 2, words, stdin=data)
+    call((*generate, "--prompt-file", str(tmp_path / "p")), 2, words)
+
+
+PROMPT_FILES = {
+    "not there": ("{home}/no", "No such file"), "a folder": ("{home}/empty", "directory"),
+    "a device without an end": ("/dev/zero", "64 MiB"), "a NUL": ("a\0b", "null byte"),
+    "no such user": ("~nosuchuser/p", "nosuchuser"), "of no name": ("", "directory"), "a long name": ("a" * 300, "too long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROMPT_FILES.values(), ids=PROMPT_FILES.keys())
+def test_a_prompt_file_that_cannot_be_read(models: Path, case: tuple[str, str]) -> None:
+    name, words = case
+    call(("generate", *RIG, "--prompt-file", name.format(home=models)), 2, "--prompt-file", words)
+
+
+def test_a_prompt_and_a_file_of_one_contradict_each_other(models: Path) -> None:
+    call(("generate", *RIG, "-p", "x", "--prompt-file", str(models / "text")), 2, "--prompt and --prompt-file")
+
+
 def test_a_folder_without_a_tokenizer_is_a_bad_checkpoint_for_text(models: Path) -> None:
     call(("generate", "--model", str(models / "bare"), *RIG, "--prompt", "x", "--quiet"), 4, "tokenizer.json")
 
@@ -166,7 +202,7 @@ def test_too_little_memory_is_status_3(models: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown architecture": (lambda f: edit_config(f, architectures=["FooForCausalLM"]), "FooForCausalLM"),
-    "no architecture": (lambda f: edit_config(f, architectures=None), "architectures"),
+    "no architecture": (lambda f: edit_config(f, architectures=None, model_type=None), "architectures"),
     "config.json cut": (lambda f: (f / "config.json").write_text('{"a'), "config.json"),
     "no layers": (lambda f: edit_config(f, num_hidden_layers=0), "num_hidden_layers"),
     "a layer too many": (lambda f: edit_config(f, num_hidden_layers=1), "layers.1"),

@@ -36,7 +36,7 @@ from bigrun.model.resolve import resolve
 from bigrun.model.storage import Storage
 from bigrun.session.options import Options
 from support.checkpoints import bloom, edit_config, gguf_twin, llama, opt, rewrite, state
-from support.commands import run_benchmark
+from support.commands import ended, run_benchmark, run_command
 from support.long import LONG, long
 
 # Each line is a list of commands, {"args", "kind", "at"}: they are forked at once, and run when all are there. `kind` of fault
@@ -381,6 +381,20 @@ def test_a_full_disk_ends_convert_and_the_same_command_finishes(
         again = forked("convert", "--model", source, "--out", out, "--json")
         assert json.loads(again["out"])["converted_parts"] == 5 - len(before)
         assert contents(out) == contents(pristine)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    source: Path, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr("bigrun.loading.conversion_folder.shutil.disk_usage", lambda path: usage)
+    out = tmp_path / "out"
+    ended(run_command("convert", "--model", source, "--out", out, "--quiet"), 1, str(out), "more", "10 B are free")
+    assert not out.exists()
+    _, notes = noted(source, cache=tmp_path / "cache")
+    assert "going on without it" in notes
+    shutil.copytree(pristine, out)  # what is there needs no room
+    assert run_command("convert", "--model", source, "--out", out, "--quiet").exit_code == 0
 
 
 def test_a_disk_full_from_the_start_is_gone_on_from(source: Path, forked: Forked, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Variables of the environment, each with the commands and options that it could meet: one that does not apply is ignored, an
 explicit option that does not apply is refused by its name, and an explicit option comes before its variable."""
 
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import pytest
 from click.testing import Result
 
 from bigrun.cli import app
+from bigrun.cli.encoding import encodable_streams, readable_json
 from bigrun.session.options import Options
-from support.commands import ended, run_command
+from support.commands import PROGRAM, ended, run_command
 
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
@@ -278,26 +283,104 @@ def test_a_host_file_that_is_named_comes_before_that_of_the_environment(
     ended(run_command("plan", "--model", home / "llama", *RIG, "--host", slow, "--json"), 2, str(slow))
 
 
-# Numba's cache
+# No home: a user id without an entry, as containers give
 
 
-@pytest.mark.parametrize("value", ["", None], ids=["empty", "not set"])
-def test_whether_kernels_are_compiled_is_not_looked_for_in_the_folder_that_one_is_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder at hand of a user who has no home; nothing is to be left in it."""
+    import pwd
+
+    from huggingface_hub import constants
+
+    def unknown(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "BIGRUN_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")  # as it is found to be then
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_without_a_home_plans_and_runs_go_on(home: Path, homeless: Path) -> None:
+    assert run_command("plan", "--model", home / "llama", *RIG).exit_code == 0
+    assert run_command(*command(home, "generate")).exit_code == 0
+    assert not list(homeless.iterdir())
+
+
+def test_without_a_home_a_hub_model_and_a_cache_there_are_refused_by_the_variable_or_the_option(
+    home: Path, homeless: Path
 ) -> None:
-    from bigrun_kernels.cpu import compiled
+    for args in (("plan",), ("generate", "-p", "x", "--quiet")):
+        ended(run_command(*args, "--model", "nobody/nothing", *RIG), 1, "HF_HOME", "no home")
+    ended(run_command(*command(home, "generate"), "--cache", "~/int8"), 2, "--cache ~/int8")
+    assert not list(homeless.iterdir())
 
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "imagined.f.nbi").write_text("")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    if value is None:
-        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    else:
-        monkeypatch.setenv("NUMBA_CACHE_DIR", value)
-    assert not compiled("imagined")
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "a"))
-    assert compiled("imagined")
+
+def test_without_a_home_info_measures_and_says_that_it_keeps_nothing(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("read_bandwidth", "multiply_rate", "wide_rate", "disk_bandwidth"):
+        monkeypatch.setattr(f"bigrun.devices.measure.{name}", lambda *_: 1e9)
+    result = run_command("info", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["host_file"] == "not kept: this user has no home: give --host FILE"
+    ended(run_command("bench", "--learn", *RIG), 2, "--learn", "no home", "--host")
+    assert not list(homeless.iterdir())
+
+
+# PYTHONIOENCODING, and locales that are not UTF-8
+
+
+def encoded(encoding: str, *args: str | Path) -> tuple[int, str, str]:
+    """(status, standard output, standard error) of a process whose outputs have this encoding."""
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([*PROGRAM, *args], capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=60)
+    name = encoding.partition(":")[0]
+    return done.returncode, done.stdout.decode(name), done.stderr.decode(name)
+
+
+@pytest.mark.parametrize(("encoding", "free"), [("latin-1", "·"), ("ascii", "."), ("cp1252", "·")])
+def test_bars_have_stand_ins_where_an_encoding_lacks_them(encoding: str, free: str) -> None:
+    status, out, err = encoded(encoding, "plan", "--model", "bloom-176b", "--gpus", "8x24GB", "--cpu", "30GB")
+    assert (status, err) == (0, "")
+    lines = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.startswith(("cuda:3", "cpu  "))}
+    assert lines == {"cuda:3": "#" * 25 + "=+-", "cpu": "-" + free * 27}
+    assert "# weights  = KV cache  + workspace  - reserve" in out
+
+
+def test_how_the_user_chose_to_encode_is_left_so() -> None:
+    status, out, _ = encoded("ascii:ignore", "plan", "--model", "bloom-560m", "--gpus", "none", "--cpu", "1GB")
+    assert status == 0
+    assert "#" not in out
+
+
+def test_json_is_escaped_and_text_replaced_where_the_answer_cannot_be_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"text": "é漢🙂\x1b"}
+    for encoding, shown in (("ascii", r"\u00e9\u6f22\ud83d\ude42"), ("latin-1", r"\u00e9\u6f22"), ("utf-8", "é漢🙂")):
+        output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", output)
+        encodable_streams()
+        made = readable_json(value)
+        print(made, value["text"][:3], flush=True)
+        written = output.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert shown in made
+        assert json.loads(made) == value
+        assert "\x1b" not in made
+        assert written.endswith({"ascii": "???\n", "latin-1": "é??\n", "utf-8": "é漢🙂\n"}[encoding])
+
+
+def test_bytes_that_are_no_letters_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", output)
+    encodable_streams()
+    print("a\udcffb", flush=True)
+    assert output.buffer.getvalue() == b"a\\udcffb\n"  # type: ignore[attr-defined]
 
 
 # The terminal's

@@ -13,6 +13,7 @@ import pytest
 
 from bigrun.devices.rates import Rates
 from bigrun.devices.rig import Device, Rig
+from bigrun.execute.sampling import Sampling
 from bigrun.measure import bench, evaluate
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
@@ -209,11 +210,16 @@ def test_the_figures_of_eval_by_hand(tmp_path: Path, bos: int | None, length: in
 
 
 @pytest.mark.parametrize(
-    ("limit", "new", "decode"),
-    [(10, 3, 0.5 + 0.25 + 0.125), (3, 3, 0.5 + 0.25), (1, 1, 0.0)],
-    ids=["until the stop token", "until the limit", "one token"],
-)
-def test_a_generation_counts_its_tokens_and_their_seconds(clock: Clock, limit: int, new: int, decode: float) -> None:
+    ("limit", "context", "new", "decode", "steps", "ended"),
+    [
+        (10, 64, 3, 0.5 + 0.25 + 0.125, 3, "stop_token"), (3, 64, 3, 0.5 + 0.25, 2, "max_new_tokens"),
+        (1, 64, 1, 0.0, 0, "max_new_tokens"), (10, 5, 2, 0.5, 1, "context"), (2, 5, 2, 0.5, 1, "max_new_tokens"),
+    ],
+    ids=["until the stop token", "until the limit", "one token", "until the context is full", "both at once"],
+)  # fmt: skip
+def test_a_generation_counts_its_tokens_and_their_seconds(
+    clock: Clock, limit: int, context: int, new: int, decode: float, steps: int, ended: str
+) -> None:
     def generate(*_: Any) -> Iterator[int]:
         for token, seconds in ((5, 2.0), (6, 0.5), (7, 0.25), (99, 0.125), (5, 64.0)):
             clock.now += seconds
@@ -221,17 +227,20 @@ def test_a_generation_counts_its_tokens_and_their_seconds(clock: Clock, limit: i
 
     text = SimpleNamespace(push=lambda token: f"<{token}>", finish=lambda: "!")
     request: Any = SimpleNamespace(
-        prompt_ids=[1, 2, 3, 4], token_ids=[], max_new_tokens=limit, sampling=None, sequence=0
+        prompt_ids=[1, 2, 3, 4], token_ids=[], max_new_tokens=limit, sampling=Sampling(), sequence=0
     )
     runner = SimpleNamespace(
-        load_seconds=1.5, plan=SimpleNamespace(context_tokens=64), use_threads=lambda: None,
+        load_seconds=1.5, plan=SimpleNamespace(context_tokens=context), use_threads=lambda: None,
         tokenizer=SimpleNamespace(stream=lambda: text, stop_ids={99}), executor=SimpleNamespace(generate=generate),
         sole_use=lambda: memoryview(b""),  # any context manager
     )  # fmt: skip
     stream = Stream(runner, request)
     assert stream.stats == Stats(4, 0, 1.5, 0.0, 0.0)
+    assert (stream.stats.decode_tokens_per_s, stream.stats.prefill_tokens_per_s) == (None, None)
     assert "".join(stream) == "<5><6><7>"[: 3 * new] + "!"
-    assert stream.stats == Stats(4, new, 1.5, 2.0, decode)
+    assert stream.stats == Stats(4, new, 1.5, 2.0, decode, None, ended)
+    assert stream.stats.decode_tokens_per_s == (steps / decode if steps else None)
+    assert stream.stats.prefill_tokens_per_s == 4 / 2.0
 
 
 # convert and inspect

@@ -22,9 +22,12 @@ from bigrun.checkpoint.formats.gguf import GgufCheckpoint
 from bigrun.checkpoint.formats.gguf_header import read_header
 from bigrun.errors import CheckpointError
 from bigrun.loading.identity import fingerprints
+from bigrun.loading.open import open_model
 from bigrun.model.families.registry import spec_from_config
+from bigrun.model.resolve import resolve
 from bigrun.model.spec import ModelSpec, Rope
 from support.checkpoints import gguf_tensors, gguf_twin, llama, load_parts
+from support.commands import ended, run_command
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_1")
 LITTLE = 2**20  # bytes: what a header of some kilobytes may take to be refused
@@ -526,19 +529,66 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, name: str) -> N
     assert len(str(caught.value)) < 400
 
 
-ASKS_FOR_MORE = {
-    "yarn": {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0},
-    "experts": {"expert_count": 8},
-    "half of a head rotated": {"rope__dimension_count": 8},
-    "the old key of linear scaling": {"rope__scale_linear": 4.0},
-}
+@pytest.mark.parametrize("name", ["X.GGUF", "X.Gguf", "0" * 64, "weights.bin", "smollm2-135m"])
+def test_a_gguf_file_is_known_by_its_first_bytes_whatever_its_name(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one with a catalog's name, as a folder with such a name is."""
+    shutil.copy(folder / "Q8_0.gguf", tmp_path / name)
+    (tmp_path / "link").symlink_to(name)
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / name), name, "link"):
+        model = resolve(path)
+        assert model.gguf == Path(path)
+        assert open_model(model)[0].format == "GGUF"
+    assert resolve(name).name == name.removesuffix(".GGUF").removesuffix(".Gguf")
 
 
-@pytest.mark.parametrize("metadata", ASKS_FOR_MORE.values(), ids=ASKS_FOR_MORE.keys())
-def test_what_the_file_asks_for_and_is_not_computed_is_refused(folder: Path, tmp_path: Path, metadata: dict) -> None:
-    gguf_twin(folder, tmp_path / "more.gguf", **metadata)
-    with pytest.raises(CheckpointError, match=r"more\.gguf"):
-        load_parts(tmp_path / "more.gguf")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
+NO_GGUF = {
+    "a Git LFS pointer": (POINTER, "is a Git LFS pointer"), "nothing": (b"", "empty"), "GGJT": (b"tjgg" + bytes(60), "GGJT"),
+    "safetensors": (struct.pack("<Q", 80) + b'{"a":{}}' + bytes(80), "is a safetensors file"),
+    "a zip": (b"PK\3\4" + bytes(60), "zip archive"), "a page": (b"<!DOCTYPE html>" + bytes(60), "web page"),
+    "text": (b"Lorem ipsum " * 9, "nor a GGUF file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "says"), NO_GGUF.values(), ids=NO_GGUF.keys())
+def test_what_is_no_gguf_file_is_named_for_what_it_is(data: bytes, says: str, tmp_path: Path) -> None:
+    for name, status in (("x.gguf", 4), ("X.GGUF", 4), ("0" * 64, 2)):
+        (tmp_path / name).write_bytes(data)
+        ended(run_command("generate", "--model", tmp_path / name, "--prompt", "a"), status, name, says)
+        assert "Lorem" not in run_command("generate", "--model", tmp_path / name, "--prompt", "a").stderr
+
+
+def test_a_pointer_in_a_set_is_named(folder: Path, tmp_path: Path) -> None:
+    first = split(folder / "Q8_0.gguf", tmp_path / "set")
+    files_of(first)[1].write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: is a Git LFS pointer"):
+        GgufCheckpoint(first)
+
+
+def test_a_big_endian_file_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_block_count(2)
+    finish(writer)
+    with pytest.raises(CheckpointError, match=r"x\.gguf: a big-endian GGUF file"):
+        GgufCheckpoint(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    "form", ["a b-{:05}-of-00003.gguf", "M-{:05}-of-00003.GGUF", "x-00001-of-00002-{:05}-of-00003"]
+)
+def test_a_set_of_odd_names_is_read_from_any_of_it_and_through_links(form: str, folder: Path, tmp_path: Path) -> None:
+    first = split(folder / "Q8_0.gguf", tmp_path / "set")
+    rename(first, form)
+    files = files_of(first)
+    (tmp_path / "chosen").symlink_to(files[1])
+    (tmp_path / "far.gguf").symlink_to("chosen")
+    for path in (*files, tmp_path / "chosen", tmp_path / "far.gguf"):
+        assert resolve(str(path)).gguf == path
+        assert GgufCheckpoint(path).paths == tuple(files)
+        assert len(GgufCheckpoint(path).tensors) == 21
 
 
 def test_the_embedded_smollm2_is_read_as_the_gguf_library_reads_it() -> None:

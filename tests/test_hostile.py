@@ -425,7 +425,7 @@ OTHERS: dict[str, tuple[str, Damage]] = {
     "30,000 tensors of nobody knows what": ("single", UNKNOWN),
     "30,000 of a family that is only planned": (
         "single",
-        unlike(SOME, lambda f: edit_config(f, architectures=["GemmaForCausalLM"])),
+        unlike(SOME, lambda f: edit_config(f, architectures=["GemmaForCausalLM"], model_type="gemma")),
     ),
     "a million objects for a configuration": ("single", config("[" + "{}," * 340_000 + "{}]")),
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bigrun.checkpoint.hub.headers import FIRST_BYTES, Headers, check
+from bigrun.checkpoint.base import TensorInfo
+from bigrun.checkpoint.hub.headers import FIRST_BYTES, Headers, HubFiles, check
 from bigrun.errors import CheckpointError
 from bigrun.model.families.registry import BY_NAME, spec_from_config
 from support.checkpoints import edit_config, llama
@@ -283,7 +284,7 @@ def test_what_headers_say(hub: Hub, models: Path, tmp_path: Path) -> None:
     program = (
         "from bigrun.checkpoint.hub.headers import headers; from bigrun.loading.open import model_spec\n"
         "from bigrun.model.resolve import resolve; found = headers('some/one', None)\n"
-        "print(found.files, found.bytes, found.dtypes, len(found.shapes), found.shapes['model.norm.weight'])\n"
+        "print(found.files, found.bytes, found.dtypes, len(found.tensors), found.tensors['model.norm.weight'].shape)\n"
         "print(model_spec(resolve('some/one')).checkpoint_bytes, headers('some/none', None))"
     )
     (tmp_path / "config.json").write_text("{}")  # and no safetensors
@@ -299,11 +300,15 @@ def test_names_without_the_model_class_s_prefix(models: Path) -> None:
     full = {name: tuple(entry["shape"]) for name, entry in header(models / "one").items() if name != "__metadata__"}
     bare = {name.removeprefix("model."): shape for name, shape in full.items()}
     for shapes in (full, bare):
-        check(spec, Headers(1, 0, (), shapes), "some/one")
+        check(spec, hub_files(shapes))
     with pytest.raises(CheckpointError, match=r"tensor norm\.weight is missing"):
-        check(
-            spec, Headers(1, 0, (), {name: shape for name, shape in bare.items() if name != "norm.weight"}), "some/one"
-        )
+        check(spec, hub_files({name: shape for name, shape in bare.items() if name != "norm.weight"}))
+
+
+def hub_files(shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> HubFiles:
+    """What a hub would say of a model with these tensors."""
+    tensors = {name: TensorInfo(dtype, shape, 0, True, "") for name, shape in shapes.items()}
+    return HubFiles("some/one", {}, Headers(1, 0, (), tensors))
 
 
 def test_a_family_without_a_list_of_tensors_has_its_parameters_counted(
@@ -314,10 +319,10 @@ def test_a_family_without_a_list_of_tensors_has_its_parameters_counted(
     spec = spec_from_config(json.loads((models / "one" / "config.json").read_text()), "x")
     monkeypatch.setitem(BY_NAME, "llama", replace(BY_NAME["llama"], sources=None))
     for held in ({"BF16": 1.0}, {"BF16": 0.995, "I64": 5.0}, {"F16": 0.5, "F32": 0.7}, {"I32": 0.2, "F16": 0.1}):
-        counts = tuple((dtype, int(share * spec.parameters)) for dtype, share in held.items())
-        check(spec, Headers(1, 0, counts, {}), "some/one")
-    twice = Headers(1, 0, (("BF16", int(1.3 * spec.parameters)),), {"lm_head.weight": (int(0.3 * spec.parameters), 1)})
-    check(replace(spec, tied=True), twice, "some/one")
+        tensors = {f"of {t}": TensorInfo(t, (int(share * spec.parameters),), 0, True, "") for t, share in held.items()}
+        check(spec, HubFiles("some/one", {}, Headers(1, 0, (), tensors)))
+    head = (int(0.3 * spec.parameters), 1)
+    check(replace(spec, tied=True), hub_files({"the rest": (spec.parameters,), "lm_head.weight": head}))
     for share in (0.5, 1.5):
         with pytest.raises(CheckpointError, match="describes"):
-            check(spec, Headers(1, 0, (("BF16", int(share * spec.parameters)),), {}), "some/one")
+            check(spec, hub_files({"all": (int(share * spec.parameters),)}))

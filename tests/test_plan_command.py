@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bigrun import plan
 from bigrun.errors import CallError
+from bigrun.planning.report import plan_text
 from support.commands import plan_command, run_command, run_process, run_python
 
 GB = 10**9
@@ -303,3 +304,26 @@ def test_the_largest_batch_is_65536() -> None:
     assert not plan("opt-6.7b", gpus="24GB", cpu="1GB", batch=65_536).fits
     with pytest.raises(CallError, match="batch"):
         plan("opt-6.7b", gpus="24GB", cpu="1GB", batch=65_537)
+
+
+def test_what_is_missing_is_said_once_and_last() -> None:
+    """Where both outputs are one terminal, the plan comes first and the error's line after it says what to do."""
+    args = ("plan", "--model", "llama-3-70b", "--gpus", "24GB", "--cpu", "12GB")
+    done = run_process(*args)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    hint = line.partition("does not fit: ")[2]
+    assert "--cpu" in hint
+    assert "no place for blocks" in done.stdout.splitlines()[-1]
+    assert "--cpu" not in done.stdout
+    assert json.loads(run_command(*args, "--json").stdout)["hint"] == hint, "JSON has it all the same"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("200", 200), ("3", 20), ("0", 120), ("x", 120), ("", 120)])
+def test_a_plan_in_a_pipe_is_as_wide_as_columns_says(columns: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    made = plan("bloom-176b", gpus="8x24GB", cpu="16GB", host="none")
+    result = run_command("plan", "--model", "bloom-176b", "--gpus", "8x24GB", "--cpu", "16GB", "--host", "none")
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        line.rstrip() for line in plan_text(made, width).splitlines()
+    ]

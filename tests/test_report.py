@@ -114,7 +114,7 @@ def test_several_sequences_are_mentioned() -> None:
     assert "sequences" not in plan_text(plan("bloom-560m", gpus="24GB", cpu=0))
 
 
-@pytest.mark.parametrize("width", [80, 110])
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 110])
 def test_no_line_is_wider_than_asked_for(fits: Plan, too_small: Plan, width: int) -> None:
     long_name = replace(fits, model="owner/" + "a-model-of-a-very-long-name-" * 8)
     many = plan("llama-3-8b", gpus="30x24GB", cpu="900TB", disk="900TB", virtual=True, context=64)
@@ -134,6 +134,38 @@ def test_a_terminal_of_80_columns_still_shows_where_the_blocks_are(fits: Plan) -
     shown = rows(text)["cuda:3"]
     assert [size in shown for size in ("23.8 GB", "24.0 GB", "22.2 GB")] == [True, True, False], "what is used, of what"
     assert "22.2 GB" in rows(plan_text(fits, 120))["cuda:3"]
+
+
+@pytest.mark.parametrize(("width", "bar"), [(110, 28), (90, 28), (80, 28), (72, 20), (60, 8), (58, 6)])
+def test_bars_give_way_before_what_a_device_holds_is_wrapped(fits: Plan, width: int, bar: int) -> None:
+    text = plan_text(fits, width)
+    for name, line in rows(text).items():
+        assert len(line.split()[1]) == bar, name
+        assert set(line.split()[1]) <= LETTERS
+    assert rows(text)["cuda:3"].rstrip().endswith("blocks 27-35")
+    assert "bars: " in text
+
+
+@pytest.mark.parametrize("width", [57, 46, 39])
+def test_without_room_for_bars_there_are_none(fits: Plan, width: int) -> None:
+    text = plan_text(fits, width)
+    assert not set(text) & (LETTERS - {"s", "p"})
+    assert "bars" not in text
+    line = rows(text)["cuda:3"].split()
+    assert line == ["cuda:3", "23.8", "GB", "24.0", "GB", "blocks", "27-35"]
+
+
+@pytest.mark.parametrize("width", [38, 30])
+def test_the_narrowest_view_has_two_lines_a_device(fits: Plan, width: int) -> None:
+    lines = plan_text(fits, width).splitlines()
+    place = lines.index("cuda:3 23.8 GB of 24.0 GB")
+    assert lines[place + 1] == "  blocks 27-35"
+
+
+def test_a_plan_without_its_hint_says_the_rest(too_small: Plan) -> None:
+    text = plan_text(replace(too_small, hint=""))
+    assert plan_text(too_small).startswith(text)
+    assert text.splitlines()[-1].startswith("no place for blocks")
 
 
 def test_a_name_with_brackets_is_not_taken_for_markup(fits: Plan) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigrun import CallError, PlanDoesNotFit, Runner
+import bigrun
+from bigrun import CallError, Generation, PlanDoesNotFit, Runner
 from bigrun.errors import RunError
 from bigrun.execute.sampling import Sampling
 from support.checkpoints import llama
@@ -250,3 +251,26 @@ def test_an_int8_cache_answers_and_takes_half_the_memory(runner: Runner) -> None
         assert "Paris" in small.generate(PROMPT, 40).text
         kept, whole = (r.memories["cpu"].by_kind["kv_cache"] for r in (small, runner))
     assert 0.5 < kept / whole < 0.54
+
+
+# In a notebook
+
+
+def test_a_runner_and_a_generation_are_one_short_line(tiny: Path) -> None:
+    with Runner(str(tiny), gpus="none", cpu="1GB", context=64, progress=False) as made:
+        assert repr(made) == "Runner(tiny: int8 on cpu, 64 tokens of context)"
+        said = made.generate([1, 2, 3], 5)
+        assert repr(said) == f"Generation({said.text!r}, {len(said.token_ids)} tokens, ended by {said.stats.ended})"
+    assert repr(made) == "Runner(tiny: int8 on cpu, 64 tokens of context, closed)"
+    assert repr(Runner.__new__(Runner)) == "Runner(not loaded)", "as in a traceback of a construction that fails"
+    long = Generation("a" * 1000, (1,) * 400, said.stats)
+    assert len(repr(long)) < 120
+    assert "…" in repr(long)
+
+
+def test_the_package_shows_what_it_has_without_importing_it() -> None:
+    done = run_python("import sys, bigrun; print(*dir(bigrun)); print('numba' in sys.modules, 'torch' in sys.modules)")
+    names, imported = done.stdout.splitlines()
+    assert {*bigrun.__all__, "Runner", "plan"} <= set(names.split())
+    assert imported == "False False"
+    assert all(hasattr(bigrun, name) for name in dir(bigrun))

@@ -89,12 +89,47 @@ def test_a_bad_tensor_is_told_with_its_own_shard(sharded: Path) -> None:
     assert first not in refused(sharded, str(sharded / last), name, "has shape")
 
 
-def test_a_tensor_in_two_shards_is_told_with_both(sharded: Path) -> None:
+def test_of_a_tensor_in_two_shards_the_index_decides(sharded: Path) -> None:
     index = json.loads((sharded / INDEX).read_text())["weight_map"]
-    first, last = min(index.values()), max(index.values())
+    held = list(index.values())
+    first, last = [file for file in sorted(set(held)) if held.count(file) > 1][:2]
     name = next(name for name, file in index.items() if file == first)
-    save_file(load_file(sharded / last) | {name: load_file(sharded / first)[name]}, sharded / last)
-    refused(sharded, str(sharded / last), f"tensor {name} is in {first} as well")
+    right = load_file(sharded / first)[name]
+    save_file(load_file(sharded / last) | {name: right + 1}, sharded / last)
+    for named, expected in ((first, right), (last, right + 1)):  # the index decides
+        write_index(sharded, {**index, name: named})
+        checkpoint = SafetensorsCheckpoint(sharded)
+        assert checkpoint.tensors[name].where == str(sharded / named)
+        assert torch.equal(torch.from_numpy(checkpoint.rows(name, 0, 2).floats()), expected[:2].float())
+        (note,) = checkpoint.notes
+        assert all(word in note for word in (name, first, last, f"read from {named}"))
+    write_index(sharded, {other: file for other, file in index.items() if other != name})
+    refused(sharded, f"tensor {name} is in", first, last, "does not say")
+    elsewhere = next(file for file in index.values() if file not in (first, last))
+    write_index(sharded, {**index, name: elsewhere})
+    refused(sharded, name, "does not say")
+
+
+def write_index(folder: Path, weight_map: dict[str, str]) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_single_file_beside_an_index_is_stale_unless_shards_are_missing(
+    sharded: Path, sources: dict[str, Path]
+) -> None:
+    stale = {name: value * 2 for name, value in load_file(sources["single"] / SINGLE).items()}
+    save_file(stale, sharded / SINGLE)
+    checkpoint = SafetensorsCheckpoint(sharded)
+    assert SINGLE not in checkpoint.files
+    assert "stale" in checkpoint.notes[0]
+    last = max(sharded.glob("model-*.safetensors"))
+    last.unlink()
+    checkpoint = SafetensorsCheckpoint(sharded)
+    assert checkpoint.files == (SINGLE,)
+    assert last.name in checkpoint.notes[0]
+    assert (
+        checkpoint.rows("model.norm.weight", 0, 3).floats().tolist() == stale["model.norm.weight"][:3].float().tolist()
+    )
 
 
 def lay_out(path: Path, change: Callable[[dict[str, list[int]], int], int]) -> None:
@@ -250,8 +285,8 @@ def point(folder: Path, target: str) -> None:
 
 
 WAYS_OUT = {
-    "up": "../out", "absolute": "{outside}", "down and up": "a/../../out", "a link": "link", "a linked folder": "up/out",
-    "the parent": "..", "itself": ".", "nothing": "", "a NUL": "a\0b", "a backslash": "x\\y",
+    "up": "../out", "absolute": "{outside}", "down and up": "a/../../out",
+    "the parent": "..", "nothing": "", "a NUL": "a\0b", "a backslash": "x\\y",
 }  # fmt: skip
 
 
@@ -259,15 +294,13 @@ WAYS_OUT = {
 def test_an_index_that_leads_out_of_its_folder_is_refused(sharded: Path, target: str) -> None:
     outside = sharded.parent / "out"
     shutil.copy(min(sharded.glob("*.safetensors")), outside)  # sound, and what the index should have named
-    (sharded / "link").symlink_to(outside)
-    (sharded / "up").symlink_to("..")
     point(sharded, target.format(outside=outside))
     refused(sharded, str(sharded / INDEX), "outside")
 
 
 NO_SHARDS = {
     "too long a name": "a" * 300, "half a surrogate pair": "\ud800", "three lines": "a\nb\nc", "a folder": "folder",
-    "a link to itself": "loop", "another file": "config.json",
+    "a link to itself": "loop", "another file": "config.json", "itself": ".",
 }  # fmt: skip
 
 
@@ -300,7 +333,13 @@ def test_the_hub_cache_s_links_into_its_blobs_are_followed(sources: dict[str, Pa
     shutil.move(shard.resolve(), tmp_path / "elsewhere")
     shard.unlink()
     shard.symlink_to(tmp_path / "elsewhere")
-    refused(snapshot, shard.name, "outside")
+    assert len(load_parts(snapshot)) == 5  # as the hub's own client and shared stores have them
+    shard.unlink()
+    shard.symlink_to("/proc/self/mounts")
+    refused(snapshot, shard.name, "a file of the kernel's")
+    shard.unlink()
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(snapshot, shard.name, "Git LFS pointer", "git lfs pull")
 
 
 def damage(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, pre_tokenizers
 
-from bigrun.text import byte_level
+from bigrun.text import byte_level, sentencepiece
 from support.tokenizers import streamed, tokenizer_of, word_backend
 
 
@@ -22,13 +22,24 @@ def metaspace_backend(scheme: str) -> tokenizers.Tokenizer:
 
 def byte_backend() -> tokenizers.Tokenizer:
     tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
-    kinds = [byte_level.CONTROL] * 2 + [1] * (len(tokens) - 2)
-    backend = byte_level.build(tokens, ["a b"], kinds, byte_level.split_named("gpt-2"))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = byte_level.build(vocabulary, ["a b"], byte_level.split_named("gpt-2"))
+    backend.add_special_tokens(["<s>", "</s>"])
     backend.add_tokens([AddedToken("é", normalized=False), AddedToken("  ", normalized=False), "日本"])
     return backend
 
 
+def scored_backend() -> tokenizers.Tokenizer:
+    """SentencePiece's, as a GGUF file has it: joined by scores, bytes for characters that are no token."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab", "é", "▁▁"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = sentencepiece.build(tokens, vocabulary, [-float(i) for i in range(len(tokens))], "<unk>", True)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return backend
+
+
 BACKENDS = {
+    "scores": scored_backend,
     "byte-level": byte_backend,
     "byte fallback": word_backend,
     "metaspace": lambda: metaspace_backend("always"),

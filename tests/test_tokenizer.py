@@ -221,7 +221,7 @@ def test_every_token_of_the_vocabulary_may_be_a_special_one(name: str, index: in
     assert tokenizer.render_chat(HELLO) == tokens[own.get(name if name in NAMES else "eos", index)]
 
 
-@pytest.mark.parametrize("index", [-1, SIZE, SIZE + 1, 2**32 - 1, True, 1.0, [0, SIZE]], ids=repr)
+@pytest.mark.parametrize("index", [-2, SIZE, SIZE + 1, 2**32 - 1, True, 1.0, [0, SIZE]], ids=repr)
 @pytest.mark.parametrize("name", [*ENDS, *NAMES])
 def test_a_special_token_beyond_the_vocabulary_is_refused(name: str, index: Any) -> None:
     with pytest.raises(TokenizerError, match=rf"^tokenizer\.ggml\.{name}_token_id is .* from 0 to {SIZE - 1}$"):
@@ -229,8 +229,9 @@ def test_a_special_token_beyond_the_vocabulary_is_refused(name: str, index: Any)
 
 
 def test_without_an_id_there_is_no_such_token() -> None:
-    none = Tokenizer.from_gguf(tiny(ggml__bos_token_id=None, ggml__eos_token_id=None))
-    assert (none.bos_id, none.stop_ids) == (None, frozenset())
+    for absent in (None, -1):
+        none = Tokenizer.from_gguf(tiny(ggml__bos_token_id=absent, ggml__eos_token_id=absent))
+        assert (none.bos_id, none.stop_ids) == (None, frozenset())
 
 
 # The tokens with which published models end a turn or a document; each is one of a family's own tokenizer.json.
@@ -260,7 +261,11 @@ def test_text_that_only_looks_like_an_end_does_not_end_a_generation() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ggml__model": "llama"}, "supported: 'gpt2'"),
+        ({"ggml__model": "bert"}, "'bert'; supported: 'gpt2' (byte-level BPE) and 'llama'"),
+        ({"ggml__model": "t5"}, "'t5'; supported"),
+        ({"ggml__model": "rwkv"}, "'rwkv'; supported"),
+        ({"ggml__model": "plamo2"}, "'plamo2'; supported"),
+        ({"ggml__model": "no_vocab"}, "'no_vocab'; supported"),
         ({"ggml__model": None}, "supported: 'gpt2'"),
         ({"ggml__pre": "from-the-future"}, "supported: bloom"),
         ({"ggml__pre": None}, "tokenizer.ggml.pre"),
@@ -272,7 +277,7 @@ def test_text_that_only_looks_like_an_end_does_not_end_a_generation() -> None:
         ({"ggml__merges": ["ab"]}, "tokenizer.ggml.merges"),
         ({"ggml__token_type": [1]}, "1 entries"),
         ({"ggml__bos_token_id": 10**6}, "bos_token_id"),
-        ({"ggml__eos_token_id": -1}, "eos_token_id"),
+        ({"ggml__eos_token_id": -2}, "eos_token_id"),
         ({"ggml__eos_token_id": "1"}, "eos_token_id"),
         ({"ggml__add_bos_token": 1}, "add_bos_token"),
         ({"ggml__bos_token_id": None, "ggml__add_bos_token": True}, "BOS"),
@@ -351,13 +356,38 @@ def test_a_chat_template_knows_each_special_token(name: str, spell: Any, file: s
     assert tokenizer.render_chat(HELLO) == "[<s>]"
 
 
-def test_what_tokenizer_config_lists_of_added_tokens_changes_nothing(tmp_path: Path) -> None:
-    """They are in tokenizer.json, as transformers' fast tokenizers have them; the list is for slow ones."""
-    added = {"2": {"content": EOS, "special": True}, "7": {"content": "<|im_end|>", "special": True}}
-    tokenizer = Tokenizer.from_folder(
-        folder(tmp_path, word_backend(), tokenizer_config={"added_tokens_decoder": added, "eos_token": EOS})
-    )
-    assert (tokenizer.stop_ids, tokenizer.vocab_size) == ({2}, word_backend().get_vocab_size())
+@pytest.mark.parametrize(
+    ("settings", "added"),
+    [
+        ({"added_tokens_decoder": {"2": {"content": EOS, "special": True}}}, []),
+        ({"added_tokens_decoder": {"7": {"content": "<more>", "special": True}}}, ["<more>"]),
+        ({"added_tokens_decoder": {"9": {"content": "<b>"}, "10": {"content": "<a>"}}}, ["<b>", "<a>"]),
+        ({"additional_special_tokens": ["<more>", {"content": "<and>", "__type": "AddedToken"}]}, ["<more>", "<and>"]),
+        ({"extra_special_tokens": {"image_token": "<image>"}}, ["<image>"]),
+        ({"extra_special_tokens": [EOS, "<s>"]}, []),
+    ],
+)
+def test_tokens_that_the_settings_add_get_the_ids_after_the_last(
+    settings: dict[str, Any], added: list[str], tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder(tmp_path, word_backend(), tokenizer_config={**settings, "eos_token": EOS})
+    ours, peer = Tokenizer.from_folder(path), PreTrainedTokenizerFast.from_pretrained(path)
+    size = word_backend().get_vocab_size()
+    assert [ours.ids_from(size), ours.vocab_size] == [list(enumerate(added, size)), size + len(added)]
+    text = f"ab{EOS}b<more> <and><b>a<a><image>"
+    ids = ours.encode(text, add_bos=False)
+    assert ids == peer(text, add_special_tokens=False).input_ids
+    assert ours.decode(ids) == peer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"additional_special_tokens": "x"}, {"extra_special_tokens": [5]}, {"added_tokens_decoder": {"7": {}}}]
+)
+def test_settings_that_add_what_is_no_token_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=next(iter(settings))):
+        Tokenizer.from_folder(folder(tmp_path, word_backend(), tokenizer_config=settings))
 
 
 @pytest.mark.parametrize("file", ["generation_config", "config"])
@@ -370,7 +400,7 @@ def test_ids_of_ends_at_the_edges(ids: Any, stops: set[int], file: str, tmp_path
 
 
 @pytest.mark.parametrize("file", ["generation_config", "config"])
-@pytest.mark.parametrize("ids", [-1, [2, -1], 2**32, True, "2", [[2]], {"id": 2}], ids=repr)
+@pytest.mark.parametrize("ids", [-2, [2, -3], 2**32, True, "2", [[2]], {"id": 2}], ids=repr)
 def test_what_is_no_id_of_an_end_is_refused(ids: Any, file: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"^eos_token_id is "):
         Tokenizer.from_folder(folder(tmp_path, word_backend(), **{file: {"eos_token_id": ids}}))

@@ -183,7 +183,7 @@ def test_a_thousand_tensors_take_no_time(folder: Path) -> None:
 
 def test_other_numbers_are_listed_and_not_readable(folder: Path) -> None:
     names = {
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "F64": torch.float64,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
         "BOOL": torch.bool, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
         "C128": torch.complex128, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
         "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
@@ -195,6 +195,10 @@ def test_other_numbers_are_listed_and_not_readable(folder: Path) -> None:
         info = checkpoint.tensors[name]
         assert (info.dtype, info.shape, info.nbytes, info.readable) == (name, (3, 5), tensor.nbytes, False)
     assert checkpoint.rows("F32", 0, 2).values.tolist() == [[1.0] * 3] * 2
+    torch.save({"F64": torch.tensor([[1 / 3, 1e300], [2.0, -0.5]], dtype=torch.float64)}, folder / SINGLE)
+    rows = TorchCheckpoint(folder).rows("F64", 0, 2).values  # as float32, which is all that anything is made from
+    assert rows.dtype == np.float32
+    assert rows.tolist() == [[float(np.float32(1 / 3)), float("inf")], [2.0, -0.5]]
     assert checkpoint.rows("none", 0, 0).values.shape == (0, 3)
 
 
@@ -450,9 +454,11 @@ FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty": (lambda path: path.write_bytes(b""), ["empty"]),
     "one byte": (lambda path: path.write_bytes(b"P"), ["not a file of torch.save"]),
     "text": (lambda path: path.write_text("version https://git-lfs"), ["not a file of torch.save"]),
-    "a folder": (lambda path: path.mkdir(), ["outside"]), "a pipe": (lambda path: os.mkfifo(path), ["is no file"]),
+    "a folder": (lambda path: path.mkdir(), ["no plain file"]), "a pipe": (lambda path: os.mkfifo(path), ["no plain file"]),
+    "a Git LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["Git LFS pointer"]),
     "a dangling link": (lambda path: path.symlink_to("gone"), ["missing"]),
-    "a link out": (lambda path: path.symlink_to("/etc/passwd"), ["outside"]),
+    "a link to text": (lambda path: path.symlink_to("/etc/passwd"), ["not a file of torch.save"]),
+    "a link into /proc": (lambda path: path.symlink_to("/proc/self/mounts"), ["a file of the kernel's"]),
     "the old format": (old, ["before 1.6", "torch.save(torch.load("]),
     "a bare pickle": (lambda path: path.write_bytes(pickle.dumps(Reduced(os.system, "touch ran"))), ["bare pickle"]),
     "data.pkl compressed": (lambda path: pack(path, bytes(2**26), how=zipfile.ZIP_DEFLATED), ["compressed"]),
@@ -534,8 +540,8 @@ def point(folder: Path, target: str) -> None:
 
 
 WAYS_OUT = {
-    "up": "../out", "absolute": "{outside}", "down and up": "a/../../out", "a link": "link", "a linked folder": "up/out",
-    "the parent": "..", "itself": ".", "nothing": "", "a NUL": "a\0b", "a backslash": "x\\y", "lines": "a\nb",
+    "up": "../out", "absolute": "{outside}", "down and up": "a/../../out",
+    "the parent": "..", "nothing": "", "a NUL": "a\0b", "a backslash": "x\\y", "lines": "a\nb",
     "too long": "a" * 300, "too long in bytes": "é" * 200, "half a surrogate pair": "\ud800",
 }  # fmt: skip
 
@@ -544,8 +550,6 @@ WAYS_OUT = {
 def test_an_index_that_leads_out_is_refused(sharded: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     outside = sharded.parent / "out"
     shutil.copy(min(sharded.glob("*.bin")), outside)
-    (sharded / "link").symlink_to(outside)
-    (sharded / "up").symlink_to("..")
     point(sharded, target.format(outside=outside))
     refused(sharded, "outside", monkeypatch=monkeypatch, name=INDEX)
 
@@ -608,4 +612,7 @@ def test_the_hub_cache_s_links_into_its_blobs_are_followed(
     shutil.move(shard.resolve(), tmp_path / "elsewhere")
     shard.unlink()
     shard.symlink_to(tmp_path / "elsewhere")
-    refused(snapshot, "outside", monkeypatch=monkeypatch, name=SINGLE if kind == "single" else INDEX)
+    linked = TorchCheckpoint(snapshot)  # as the hub's own client and shared stores have them
+    assert (
+        linked.rows("lm_head.weight", 0, 2).values.tolist() == checkpoint.rows("lm_head.weight", 0, 2).values.tolist()
+    )

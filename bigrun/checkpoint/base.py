@@ -15,7 +15,8 @@ from bigrun.model.source import Dialect
 class TensorInfo:
     """`dtype` as the format names it; `readable` where its rows can be read; `where` is the file that messages name.
 
-    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block).
+    `scales` are those of a float8 tensor: (name, file, rows of a block, columns of a block). `place` is where its bytes lie,
+    (file, first byte, strides), where two tensors may have one.
     """
 
     dtype: str
@@ -24,6 +25,7 @@ class TensorInfo:
     readable: bool
     where: str
     scales: tuple[str, str, int, int] | None = None
+    place: tuple[str, int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Checkpoint(Protocol):
 
     `where` is what messages name; `format` is one of safetensors, torch and GGUF; `folder` holds the tokenizer's files, but
     for GGUF, whose `metadata` (None of other formats) has the tokenizer. `limits` may be set until `tensors` is first asked
-    for.
+    for. `notes`: what the user should know of the choice of its files, complete once `tensors` was asked for.
     """
 
     where: str
@@ -82,10 +84,11 @@ class Checkpoint(Protocol):
     folder: Path
     metadata: Mapping[str, Any] | None
     limits: Limits
+    notes: list[str]
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that hold weights, in their order."""
+        """The files that hold weights, in their order; none of what is still to be fetched, whose rows cannot be read."""
 
     def companions(self) -> Mapping[str, bytes]:
         """The small files that a model needs beside its configuration and weights, by name: those of its tokenizer."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigrun.errors import CheckpointError
+from bigrun.model.file_kind import HEAD, LFS_POINTER, what_it_is
 
 CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
 # What a folder may have beside its configuration and weights that a run needs.
@@ -13,6 +14,7 @@ COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 LARGEST_COMPANION = 64 * 2**20
+KERNEL = ("/proc/", "/sys/")  # file systems of the kernel's, some of whose files look plain
 
 
 def read_companions(folder: Path) -> dict[str, bytes]:
@@ -23,7 +25,11 @@ def read_companions(folder: Path) -> dict[str, bytes]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a plain file to read. CheckpointError for anything else, such as a pipe or a device, which could block for ever."""
+    """Opens a plain file to read, through links as well: whoever made a link meant what it leads to.
+
+    CheckpointError for anything else, such as a pipe or a device, which could block for ever, a file of the kernel's, and a
+    Git LFS pointer. No message quotes what a file holds.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -33,7 +39,17 @@ def open_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise CheckpointError(f"{path}: is no plain file; fetch it again")
-    return os.fdopen(handle, "rb")
+    stream = os.fdopen(handle, "rb")
+    try:
+        if os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
+            raise CheckpointError(f"{path}: leads to a file of the kernel's; fetch it again")
+        head = os.pread(handle, HEAD, 0)
+        if head.startswith(LFS_POINTER):
+            raise CheckpointError(f"{path}: {what_it_is(head)}")
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 
 import click
 
+from bigrun.cli.complete import FILE
+from bigrun.cli.encoding import readable_json
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
+from bigrun.cli.help import Commands
 from bigrun.cli.options import as_json, parse, rig_options, run_options
+from bigrun.cli.prompt import read_prompt
 from bigrun.errors import CallError, PlanDoesNotFit
 from bigrun.version import __version__
 
@@ -32,7 +37,7 @@ def main() -> None:
 @click.option("--what-if", metavar="CHANGE", help="The plan after it, beside today's: +1xRTX4090, -1x24GB, cpu=128GB.")
 @click.option("--target", metavar="SPEED", help="The least change that decodes as fast as 5tok/s.")
 @click.option("--compare", metavar="WITH", help="accelerate: what its device_map would do under the same budgets.")
-@click.option("--svg", metavar="FILE", help="A picture of the plan.")
+@click.option("--svg", type=FILE, metavar="FILE", help="A picture of the plan.")
 @click.option("--programs", is_flag=True, help="Also the steps that each device would execute.")
 def plan_command(
     as_json: bool, svg: str | None, compare: str | None, programs: bool, solve: str | None, what_if: str | None,
@@ -72,7 +77,7 @@ def _write_svg(made: Any, path: str) -> None:
     from bigrun.planning.picture import plan_svg
 
     try:
-        Path(path).write_text(plan_svg(made), encoding="utf-8")
+        Path(path).write_text(plan_svg(made), encoding="utf-8", errors="replace")
     except OSError as error:
         raise CallError(f"--svg {path}: cannot be written: {error.strerror}") from error
 
@@ -99,38 +104,61 @@ def _compared(made: Any, options: Any) -> Any:
 @rig_options
 @run_options
 @as_json
-@click.option("--plan", metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
-@click.option("--prompt", metavar="TEXT", help="Default: standard input.")
+@click.option("--plan", type=FILE, metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
+@click.option("-p", "--prompt", metavar="TEXT", help="What to continue. Default: standard input.")
+@click.option(
+    "--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input."
+)
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
 @click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling noise.")
-def generate(as_json: bool, prompt: str | None, max_new_tokens: int, raw: bool, **flags: Any) -> None:
-    """Continue a prompt; the text streams as it comes."""
+@click.option(
+    "--seed", type=int, metavar="S", help="The same seed draws the same text. Default: a random one, which -v tells."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Tokens, seconds and speeds after the answer, on standard error.")
+def generate(
+    as_json: bool,
+    prompt: str | None,
+    prompt_file: str | None,
+    max_new_tokens: int,
+    raw: bool,
+    verbose: bool,
+    **flags: Any,
+) -> None:
+    """Continue a prompt; the text streams as it comes.
+
+    One line's end at the end of a file or of standard input is no part of the prompt.
+    """
     sampling = {name: flags.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
-    text = _prompt(prompt)
+    text = read_prompt(prompt, prompt_file)
     from bigrun.session.preflight import check_generation
+    from bigrun.session.prompts import prompt_ids
 
     check_generation(max_new_tokens, sampling)  # before a long load, not after it
-    with _runner(parse(flags)) as runner:
+
+    def text_check(tokenizer: Any, table: int, context: int) -> None:
+        prompt_ids(tokenizer, text, raw, table, context)
+
+    with _runner(parse(flags), text_check) as runner:
         stream = runner.stream(text, max_new_tokens, raw, **sampling)
         pieces = []
         for piece in stream:
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)
-        stats = stream.stats
+        text = "".join(pieces)
         if as_json:
-            text = "".join(pieces)
-            answer = json.dumps({"text": text, "token_ids": stream.token_ids, **vars(stats)}, ensure_ascii=False)
-            print(_readable(answer))
+            print(readable_json({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}))
             return
-        print()
-        if not flags["quiet"] and sys.stderr.isatty():
-            rate = stats.new_tokens / stats.decode_seconds if stats.decode_seconds else 0.0
-            print(f"[{stats.prompt_tokens} + {stats.new_tokens} tokens, {rate:.1f} tokens/s]", file=sys.stderr)
+        if text:
+            print(flush=True)
+        if not flags["quiet"]:
+            from bigrun.cli.answer import notes
+
+            for note in notes(stream.stats, bool(text), sys.stderr.isatty(), verbose):
+                print(f"[{note}]", file=sys.stderr)
 
 
 @main.command()
@@ -150,7 +178,7 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **fla
         raise CallError("--context: bench's context is --prompt-tokens plus --new-tokens")
 
     def open_runner(context: int, prompt: int) -> Any:
-        return _runner(replace(options, context=context, prompt_tokens=prompt))
+        return _runner(replace(options, context=context, prompt_tokens=prompt), text=False)
 
     path = None
     if learn:
@@ -167,7 +195,7 @@ def bench(as_json: bool, prompt_tokens: int, new_tokens: int, learn: bool, **fla
         print(describe(report))
 
 
-@main.group("eval")
+@main.group("eval", cls=Commands)
 def evaluate() -> None:
     """How good the model still is."""
 
@@ -191,7 +219,7 @@ def perplexity_command(
         raise CallError("--context: the context of eval is --window")
 
     def open_runner(context: int) -> Any:
-        return _runner(replace(options, context=context))
+        return _runner(replace(options, context=context), _any_text)
 
     def open_peer(context: int) -> Any:
         exact = replace(options.storage, weights="float32", kv="16bit")
@@ -222,16 +250,15 @@ for command in (convert, cache, inspect_command, autotune):
     main.add_command(command)
 
 
-def _runner(options: Any) -> Any:
+def _runner(options: Any, text_check: Any = None, text: bool = True) -> Any:
     from bigrun.session.runner import Runner
 
     _check_instruction_set()
-    return Runner.from_options(options)
+    return Runner.from_options(options, text_check, text)
 
 
-def _readable(text: str) -> str:
-    """JSON of one line that keeps letters of all scripts, with what a terminal would obey escaped."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+def _any_text(*_: Any) -> None:
+    """The check of a command that needs a tokenizer for texts that it has not read yet."""
 
 
 def _check_instruction_set() -> None:
@@ -244,26 +271,20 @@ def _check_instruction_set() -> None:
         raise CallError(str(error)) from error
 
 
-def _prompt(prompt: str | None) -> str:
-    if prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise CallError("no prompt: give --prompt TEXT, or text on standard input")
-        prompt = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    if not prompt.strip():
-        raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
-    return prompt
+NARROWEST, UNKNOWN_WIDTH = 20, 120
 
 
 def _print(made: Any, other: Any) -> None:
+    """The plan as a person reads it. What is missing of one that does not fit is left to the error, which is said next."""
     from rich.console import Console
 
     from bigrun.planning.report import compared_view, plan_view
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    known = console.is_terminal or os.environ.get("COLUMNS", "").lstrip("0").isdigit()
+    console.width = max(console.width, NARROWEST) if known else UNKNOWN_WIDTH
     with console.capture() as capture:  # and printed here: rich itself ends with 1 where a pipe is closed
-        console.print(plan_view(made, console.width))
+        console.print(plan_view(replace(made, hint=""), console.width))
         if other is not None:
             console.print(compared_view(other))
     print(capture.get(), end="")

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.tensor_map import map_tensors, validate
+from bigrun.checkpoint.tensor_map import map_tensors
 from bigrun.errors import CallError
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.conversion_folder import Conversion, open_int8_cache
@@ -12,9 +12,11 @@ from bigrun.loading.loader import convert_all
 from bigrun.loading.open import open_model
 from bigrun.model.resolve import resolve
 from bigrun.planning.ledger import Ledger
-from bigrun.progress import compiling, reporting
+from bigrun.progress import reporting
 from bigrun.session.fetching import fetching
+from bigrun.session.findings import examine
 from bigrun.session.options import Options
+from bigrun.session.warmup import warm_conversion
 from bigrun.sizes import format_size
 
 
@@ -24,7 +26,6 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
 
     Errors are those of loading; RunError where the disk does not take it.
     """
-    from bigrun_kernels.cpu import compiled
     from bigrun_kernels.cpu import threads as pool
 
     started = time.perf_counter()
@@ -34,11 +35,17 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
         raise CallError(f"--model {options.model}: is an int8 conversion already")
     if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
         raise CallError(f"{spec.name}: {why}")
+    findings = examine(checkpoint, spec)
+    findings.check()
     options.storage.check_names(spec)
-    layouts = Ledger(spec, options.for_planning(spec)).layouts
-    tensor_map = validate(map_tensors(checkpoint, spec))
+    chosen = options.for_planning(spec)
+    layouts = Ledger(spec, chosen).layouts
+    tensor_map = map_tensors(checkpoint, spec)
     pool.use(options.arithmetic.threads)
-    with compiling(progress and not compiled("quantise")), reporting(spec.name, progress) as report:
+    warm_conversion(spec, tensor_map, chosen, progress)
+    with reporting(f"converting {spec.name}", progress) as report:
+        for note in (*findings.warnings, *findings.text_problems):
+            report.note(note)
         int8_cache = open_int8_cache(out, tensor_map, options.storage, layouts, model.source, report.note, itself=True)
         try:
             converted = convert_all(tensor_map, layouts, int8_cache, report)

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from bigrun.cli.help import Command, Commands
 from bigrun.cli.options import as_json, debug, head, model, parse, quiet, revision, skip, threads
 from bigrun.errors import CallError, CheckpointError
 
 folder = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=Command)
 @model
 @click.option("--out", required=True, type=folder, metavar="DIR", help="The folder of the conversion.")
 @head
@@ -33,7 +34,7 @@ def convert(as_json: bool, out: Path, **flags: Any) -> None:
     print(json.dumps(result) if as_json else describe(result))
 
 
-@click.group()
+@click.group(cls=Commands)
 def cache() -> None:
     """The int8 conversions of a cache folder (--cache DIR of other commands, or a conversion itself)."""
 
@@ -99,7 +100,7 @@ def prune(directory: Path | None, as_json: bool, debug: bool, **how: Any) -> Non
         print(describe_pruned(gone, how["dry_run"]))
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("path", metavar="PATH")
 @revision
 @as_json

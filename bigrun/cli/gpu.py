@@ -5,10 +5,11 @@ import sys
 
 import click
 
+from bigrun.cli.help import Command
 from bigrun.cli.options import as_json, debug, quiet
 
 
-@click.command()
+@click.command(cls=Command)
 @as_json
 @click.option(
     "--gpu", "number", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N", help="cuda:N."

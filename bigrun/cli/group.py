@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from bigrun.cli.encoding import encodable_streams
+from bigrun.cli.help import Commands
 from bigrun.errors import BigrunError, command_line
 
 # click 8.2 raises this for a group without a command; 8.1 prints the help by itself
@@ -29,7 +31,7 @@ def _past_click() -> Iterator[None]:
         raise _PipeClosed from error
 
 
-class Group(click.Group):
+class Group(Commands):
     """A click group that reports errors in one or two lines on standard error and exits with the documented status."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -48,6 +50,7 @@ class Group(click.Group):
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         if sys.stderr is None:  # closed by the caller: what is said there goes nowhere, least of all to standard output
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        encodable_streams()
         try:
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
             self._flush()

@@ -7,17 +7,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.base import Checkpoint, Limits, TensorInfo
-from bigrun.checkpoint.tensor_map import map_tensors, problems
+from bigrun.checkpoint.base import Limits, TensorInfo
 from bigrun.errors import BigrunError, CallError, CheckpointError
-from bigrun.execute.supported import why_not_executable
 from bigrun.loading.conversion_folder import Conversion
-from bigrun.loading.open import ModelFiles, model_spec, open_files, open_model
+from bigrun.loading.open import ModelFiles, open_files, open_model
 from bigrun.model.families.registry import spec_from_config
 from bigrun.model.resolve import Model, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
+from bigrun.session.findings import NO_TOKENIZER, Findings, examine
 from bigrun.sizes import format_size
 
 MOST_PROBLEMS = 20
@@ -27,7 +26,7 @@ UNKNOWN = 8192  # tensors that are looked at of a model whose configuration does
 @dataclass(frozen=True)
 class Inspection:
     """`dtypes`: name → parameters; `bytes` of tensors in the files; `int8_bytes` as bigrun would hold them; `problems` in
-    the order in which a load would meet them."""
+    the order in which a load would meet them; `warnings`, what a run would say; `ignored`: tensor → why it is of no use."""
 
     path: str
     format: str
@@ -41,6 +40,8 @@ class Inspection:
     int8_bytes: int | None
     tokenizer: str
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    ignored: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,58 +69,81 @@ def inspect(path: str, revision: str | None = None) -> Inspection:
         wrong.append(f"{error.filename}: cannot be read: {error.strerror}")
     if isinstance(opened, Conversion):
         wrong += _missing_parts(opened, spec)
-    elif spec is not None and opened is not None and tensors:
-        wrong += _unfit(opened, spec)
-    tokenizer = _tokenizer(opened, wrong)
-    dtypes: Counter[str] = Counter()
-    for info in tensors.values():
-        dtypes[info.dtype] += prod(info.shape)
+    found = Findings()
+    if opened is not None and spec is not None:
+        try:
+            found = examine(opened, spec, tensors=bool(tensors))
+        except BigrunError as error:
+            wrong.append(str(error))
+    wrong += _all_of(found)
     return Inspection(
         path=path,
         format="unknown" if opened is None else opened.format,
         family=spec.family if spec else None,
         parameters=spec.parameters if spec else None,
         context_tokens=spec.context_limit if spec else None,
-        dtypes=dict(sorted(dtypes.items())),
+        dtypes=_dtypes(tensors),
         tensors=len(tensors),
         files=files,
         bytes=sum(info.nbytes for info in tensors.values()) or sum(files.values()),
         int8_bytes=_int8_bytes(spec),
-        tokenizer=tokenizer,
+        tokenizer=found.about_tokenizer,
         problems=tuple(dict.fromkeys(wrong)),
+        warnings=found.warnings,
+        ignored=dict(found.ignored),
     )
 
 
 def _of_hub(model: Model, path: str, revision: str | None) -> Inspection:
-    """A hub model, by its configuration and the headers of its files; nothing of its weights is fetched."""
-    from bigrun.checkpoint.hub.download import needed
-    from bigrun.checkpoint.hub.headers import headers
+    """A hub model, by its small files and the headers of the others; nothing of its weights is fetched."""
+    from bigrun.checkpoint.hub.download import fetch_small, needed
+    from bigrun.checkpoint.hub.headers import check
+    from bigrun.session.fetching import examine_hub
 
     if model.repo is None:
         raise CallError(f"{path}: a name for planning alone; there are no files to look into")
     listing = needed(model.repo, revision)
-    wrong: list[str] = []
-    spec, hub_headers = None, None
+    found, spec, wrong = Findings(), None, list[str]()
+    tensors: Mapping[str, TensorInfo] = {}
     try:
-        spec = model_spec(model, listing.commit)
-        hub_headers = headers(model.repo, listing.commit)
+        hub_model = examine_hub(model, listing.commit, fetch_small(listing, model.repo))
+        found, spec, tensors = hub_model.findings, hub_model.spec, hub_model.files.tensors
+        if tensors and not found.problems:
+            check(spec, hub_model.files)
     except CheckpointError as error:
         wrong.append(str(error))
-    names = [name for name, _ in listing.files]
     return Inspection(
         path=path,
         format=f"{listing.weights} on the hub, commit {listing.commit[:12]}",
         family=spec.family if spec else None,
         parameters=spec.parameters if spec else None,
         context_tokens=spec.context_limit if spec else None,
-        dtypes=dict(hub_headers.dtypes) if hub_headers else {},
-        tensors=len(hub_headers.shapes) if hub_headers else 0,
-        files={name: size for name, size in listing.files if name.endswith((".safetensors", ".bin"))},
-        bytes=hub_headers.bytes if hub_headers else 0,
+        dtypes=_dtypes(tensors),
+        tensors=len(tensors),
+        files={name: size for name, size in listing.files if name in listing.weight_files},
+        bytes=sum(info.nbytes for info in tensors.values()),
         int8_bytes=_int8_bytes(spec),
-        tokenizer="tokenizer.json" if "tokenizer.json" in names else "none",
-        problems=tuple(wrong),
+        tokenizer=found.about_tokenizer,
+        problems=(*wrong, *_all_of(found)),
+        warnings=found.warnings,
+        ignored=dict(found.ignored),
     )
+
+
+def _dtypes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Dtype → parameters, sorted."""
+    dtypes: Counter[str] = Counter()
+    for info in tensors.values():
+        dtypes[info.dtype] += prod(info.shape)
+    return dict(sorted(dtypes.items()))
+
+
+def _all_of(found: Findings) -> list[str]:
+    """The problems that are told: the first of very many, and the tokenizer's where there is one."""
+    messages = list(found.problems)
+    if len(messages) > MOST_PROBLEMS:
+        messages = [*messages[:MOST_PROBLEMS], f"and {len(messages) - MOST_PROBLEMS} more"]
+    return messages + ([] if found.about_tokenizer == NO_TOKENIZER else list(found.text_problems))
 
 
 def _open(model: Model, wrong: list[str]) -> tuple[ModelFiles | None, ModelSpec | None]:
@@ -144,15 +168,6 @@ def _sizes(paths: Iterable[Path]) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in paths}
 
 
-def _unfit(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
-    if why := why_not_executable(spec, 1):
-        return [f"{checkpoint.where}: {why}"]
-    messages = list(problems(map_tensors(checkpoint, spec)))
-    if len(messages) > MOST_PROBLEMS:
-        messages = [*messages[:MOST_PROBLEMS], f"and {len(messages) - MOST_PROBLEMS} more"]
-    return messages
-
-
 def _missing_parts(conversion: Conversion, spec: ModelSpec | None) -> list[str]:
     """Parts that a conversion lacks, by the manifest and by the configuration, and files that cannot be what they should."""
     from bigrun.loading.part_file import UNSUMMED, file_name, header
@@ -171,24 +186,6 @@ def _missing_parts(conversion: Conversion, spec: ModelSpec | None) -> list[str]:
             if path.stat().st_size != expected:
                 messages.append(f"{path}: damaged: it has {path.stat().st_size} bytes, not {expected}")
     return messages[:MOST_PROBLEMS]
-
-
-def _tokenizer(opened: ModelFiles | None, wrong: list[str]) -> str:
-    """What the tokenizer is, or why it cannot be read."""
-    from bigrun.text.tokenizer import Tokenizer
-
-    if opened is None:
-        return "unknown"
-    try:
-        metadata = opened.metadata
-        if metadata is None and not (opened.folder / "tokenizer.json").exists():
-            return "none (text cannot be generated; bench runs without)"
-        tokenizer = Tokenizer.from_gguf(metadata) if metadata is not None else Tokenizer.from_folder(opened.folder)
-    except BigrunError as error:
-        wrong.append(str(error))
-        return "unreadable"
-    chat = "with a chat template" if tokenizer.chat_template else "no chat template"
-    return f"{tokenizer.vocab_size} tokens, {chat}"
 
 
 def _int8_bytes(spec: ModelSpec | None) -> int | None:
@@ -211,6 +208,21 @@ def describe(inspection: Inspection) -> str:
         rows["in int8"] = format_size(inspection.int8_bytes)
     rows["tokenizer"] = inspection.tokenizer
     lines = [str(BigrunError(f"{name:10} {text}")) for name, text in rows.items()]
+    if inspection.ignored:
+        lines.append(str(BigrunError(f"ignored    {_why_ignored(inspection.ignored)}")))
+    if inspection.warnings:
+        lines += ["warnings", *(f"  {BigrunError(warning)}" for warning in inspection.warnings)]
     if not inspection.problems:
         return "\n".join([*lines, "problems   none that its headers show"])
     return "\n".join([*lines, "problems", *(f"  {BigrunError(problem)}" for problem in inspection.problems)])
+
+
+def _why_ignored(ignored: Mapping[str, str]) -> str:
+    """Tensors that are of no use, by why: how many, and one of them."""
+    by_why: dict[str, list[str]] = {}
+    for name, why in ignored.items():
+        by_why.setdefault(why, []).append(name)
+    groups = (
+        f"{names[0][:80]}{f' and {len(names) - 1} more' if names[1:] else ''} ({why})" for why, names in by_why.items()
+    )
+    return "; ".join(groups)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bigrun.cli import complete
 from bigrun.errors import CallError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ model = click.option(
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
+    type=complete.MODEL,
     metavar="ID",
     help="Folder, .gguf file, hub id or catalog name.",
 )
@@ -36,7 +38,12 @@ quiet = click.option("--quiet", is_flag=True, help="No progress, no notes.")
 debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 threads = click.option("--threads", type=int, metavar="N", help="CPU threads. Default: all cores.")
 head = click.option(
-    "--head", default="int8", show_default=True, metavar="FORM", help="Embedding and head: int8 or 16bit."
+    "--head",
+    default="int8",
+    show_default=True,
+    type=complete.HEAD,
+    metavar="FORM",
+    help="Embedding and head: int8 or 16bit.",
 )
 skip = click.option(
     "--skip", default="", metavar="NAME,...", help="Parts or linears kept in 16 bits: blocks.3, down, ..."
@@ -50,15 +57,37 @@ rig_options = options(
     click.option("--disk", metavar="SIZE", help="Disk space for what fits nowhere else. Default: none."),
     click.option("--max-memory", metavar="JSON", help='Budgets as accelerate has them: {"0": "24GB", "cpu": "64GB"}.'),
     click.option(
-        "--rig", metavar="FILE", help="The devices as a YAML or JSON file, with their speeds if you know them."
+        "--rig",
+        type=complete.FILE,
+        metavar="FILE",
+        help="The devices as a YAML or JSON file, with their speeds if you know them.",
     ),
-    click.option("--host", metavar="FILE", help="What `bigrun info` measured. Default: this host's own, if any; none."),
+    click.option(
+        "--host",
+        type=complete.FILE,
+        metavar="FILE",
+        help="What `bigrun info` measured. Default: this host's own, if any; none.",
+    ),
     click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
     click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
-    click.option("--weights", default="int8", show_default=True, metavar="FORM", help="int8, 16bit or float32."),
+    click.option(
+        "--weights",
+        default="int8",
+        show_default=True,
+        type=complete.WEIGHTS,
+        metavar="FORM",
+        help="int8, 16bit or float32.",
+    ),
     head,
     skip,
-    click.option("--kv", default="16bit", show_default=True, metavar="FORM", help="The KV cache: 16bit or int8."),
+    click.option(
+        "--kv",
+        default="16bit",
+        show_default=True,
+        type=complete.KV,
+        metavar="FORM",
+        help="The KV cache: 16bit or int8.",
+    ),
     click.option("--virtual", is_flag=True, help="The GPUs named are virtual: budgets enforced, computed by the CPU."),
     revision,
     quiet,
@@ -66,12 +95,18 @@ rig_options = options(
 )
 run_options = options(
     click.option(
-        "--mode", default="auto", show_default=True, metavar="MODE", help="exact (w8a16), llm.int8 (w8a8) or auto."
+        "--mode",
+        default="auto",
+        show_default=True,
+        type=complete.MODE,
+        metavar="MODE",
+        help="exact (w8a16), llm.int8 (w8a8), by which small models lose quality, or auto.",
     ),
     click.option(
         "--kernels",
         default="auto",
         show_default=True,
+        type=complete.KERNELS,
         metavar="WHICH",
         help="On GPUs: triton, or reference (torch alone).",
     ),
@@ -79,6 +114,7 @@ run_options = options(
     threads,
     click.option(
         "--cache",
+        type=complete.FILE,
         metavar="DIR",
         help="Keep int8 conversions here: what is there is mapped, the rest written. Or BIGRUN_CACHE.",
     ),

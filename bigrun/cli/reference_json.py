@@ -22,6 +22,7 @@ from bigrun.cli.reference_source import (
 )
 
 JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "None": "null", "Any": "any"}
+DUMPS = ("json.dumps", "readable_json")
 # Where the JSON of each command is made: classes whose fields it has, and functions that build or print the object.
 CLI = "bigrun.cli.app"
 JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
@@ -118,7 +119,7 @@ def _json_type(node: ast.expr) -> str:
 
 
 def _keys(module: str, function: Function) -> Iterator[str]:
-    """The keys of the objects that a function returns, or prints with json.dumps."""
+    """The keys of the objects that a function returns, or prints with one of DUMPS."""
     shown = [keys(module, function, display) for display in _displays(function)]
     every = dict.fromkeys(key for some in shown for key in some)
     always = [key for key in every if all(key in some for some in shown)]
@@ -134,7 +135,7 @@ def _displays(function: Function) -> list[ast.Dict]:
     displays = [node.value for node in nodes if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)]
     if displays:
         return displays
-    dumped = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "json.dumps"]
+    dumped = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in DUMPS]
     displays = [node.args[0] for node in dumped if node.args and isinstance(node.args[0], ast.Dict)]
     if not displays:
         raise LookupError(f"{function.name} neither returns a dict display nor prints one: mend {Path(__file__).name}")

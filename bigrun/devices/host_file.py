@@ -66,11 +66,17 @@ class Host:
         ).rstrip()
 
 
+NOWHERE = Path(os.devnull, "bigrun", "host.json")  # the file of a user without a home: never there, never written
+
+
 def default_path() -> Path:
+    """This host's own file: BIGRUN_HOST's, else that of the user's cache folder; NOWHERE where there is no such folder."""
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if cache.startswith("~"):  # this user has no home
+        return NOWHERE
     return Path(cache) / "bigrun" / "host.json"
 
 
@@ -78,7 +84,10 @@ def learning_path(host: str | Path | None) -> Path:
     """The host file to calibrate: the one of --host, or this host's own."""
     if host is not None and str(host).lower() == "none":
         raise CallError("--learn keeps what it learns in a host file: leave out --host none")
-    return Path(host) if host else default_path()
+    path = Path(host) if host else default_path()
+    if path == NOWHERE:
+        raise CallError("--learn: this user has no home to keep a host file in: give --host FILE")
+    return path
 
 
 def machine() -> tuple[str, int]:

@@ -34,7 +34,7 @@ def read_tiles(card: str) -> tuple[Table | None, str]:
         if path.stat().st_size > LARGEST:
             return None, f"{path} is larger than any table of tiles: remove it, or run `bigrun autotune` again"
         return table_from(json.loads(path.read_text(encoding="utf-8"))), ""
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except (OSError, ValueError, RecursionError) as error:
         return None, f"{path}: {str(error)[:120]}; left aside: run `bigrun autotune` again"

@@ -134,10 +134,12 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 def rope_frequencies(rope: Rope) -> np.ndarray:
     """float64 [dims/2]: radians a position. llama3 slows the low frequencies by `factor`, the high ones not at all, and
-    blends between (Llama 3.1's published code)."""
+    blends between (Llama 3.1's published code); longrope divides each by a factor of its own (Ding et al. 2024)."""
     frequencies = rope.theta ** -(np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
     if rope.kind == "linear":
         return frequencies / rope.factor
+    if rope.kind == "longrope":
+        return frequencies / np.array(rope.factors, np.float64)
     if rope.kind == "llama3":
         turns = rope.original_context * frequencies / (2 * math.pi)
         span = rope.high_freq_factor - rope.low_freq_factor

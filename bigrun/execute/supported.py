@@ -26,12 +26,13 @@ def why_not_executable(spec: ModelSpec, context: int) -> str:
         return refusal
     for name, value in _beyond_defaults(spec, EXECUTED_OF_A_MODEL):
         return f"{name} = {value!r:.60} can be planned but not run yet"
-    first = _plain(spec.blocks[0])
     for i, block in enumerate(spec.blocks):
         if why := _why_not_block(block):
             return f"blocks with {why} can be planned but not run yet"
-        if _plain(block) != first:  # the engines share one rotation, one epsilon and one set of buffers
-            return f"block {i} differs from block 0, and such models can be planned but not run yet"
+        if differs := _difference(
+            block, spec.blocks[0]
+        ):  # the engines share one rotation, one epsilon, one set of buffers
+            return f"block {i} differs from block 0 in {differs}, and such models can be planned but not run yet"
     window = min((block.window for block in spec.blocks if block.window), default=context)
     if window < context:
         return (
@@ -49,8 +50,13 @@ def _why_not_block(block: Block) -> str:
     return ""
 
 
-def _plain(block: Block) -> tuple[Any, ...]:
-    return tuple(getattr(block, field.name) for field in fields(block) if field.name != "window")
+def _difference(block: Block, first: Block) -> str:
+    """The first field beside the window in which two blocks differ, with both values; "" for equal ones."""
+    for field in fields(block):
+        value, usual = getattr(block, field.name), getattr(first, field.name)
+        if field.name != "window" and value != usual:
+            return f"{field.name} ({value!r:.60} and {usual!r:.60})"
+    return ""
 
 
 def _beyond_defaults(described: Any, executed: frozenset[str]) -> list[tuple[str, Any]]:

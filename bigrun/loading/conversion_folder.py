@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from bigrun.errors import CallError, CheckpointError, RunError
 from bigrun.loading.identity import digest, fingerprints, part_identity
 from bigrun.loading.int8_cache import Int8Cache, hold
 from bigrun.loading.manifest import MANIFEST, Manifest, is_conversion, is_ours, read_manifest, write_file
+from bigrun.loading.part_file import file_name
 from bigrun.model.layout import Layout
 from bigrun.model.spec import ModelSpec
 from bigrun.model.storage import Storage
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
+from bigrun.sizes import format_size
 
 PIECE = 2**20
 
@@ -33,7 +36,8 @@ def open_int8_cache(
     """The conversion of a model in a cache folder, begun where there is none. `itself`: the folder is to be the conversion,
     not to hold it.
 
-    CallError where the folder is another model's conversion, or no folder; RunError where it cannot be written to.
+    CallError where the folder is another model's conversion, or no folder; RunError where it cannot be written to, or its
+    disk has no room for what is missing.
     """
     if storage.weights != "int8":
         raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
@@ -63,6 +67,7 @@ def open_int8_cache(
             raise CallError(f"{path}: is no folder: name another for the int8 cache")
     try:
         _check_free(folder, manifest)
+        _check_room(folder, manifest)
         folder.mkdir(parents=True, exist_ok=True)
         lock = hold(folder)  # before anything is written: whoever comes meanwhile takes nothing away
         try:
@@ -101,6 +106,19 @@ def _check_free(folder: Path, manifest: Manifest) -> None:
         raise CallError(
             f"{folder}: is the conversion of {on_disk.model} from {on_disk.source}, or of another version of it: name "
             f"another folder, or remove this one"
+        )
+
+
+def _check_room(folder: Path, manifest: Manifest) -> None:
+    """RunError where the folder's disk has less room than the parts take that are not there."""
+    parts = ((folder / file_name(name), nbytes) for name, (_, nbytes) in manifest.parts.items())
+    missing = sum(nbytes for path, nbytes in parts if not path.is_file())
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < missing:
+        raise RunError(
+            f"{folder}: the int8 cache needs {format_size(missing)} more, where {format_size(free)} are free: free some, or "
+            "name a folder on a larger disk"
         )
 
 

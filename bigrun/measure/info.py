@@ -3,12 +3,13 @@
 import datetime
 import os
 import platform
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigrun.devices.host_file import Host, default_path, machine, read, write
+from bigrun.devices.host_file import NOWHERE, Host, default_path, machine, read, write
 from bigrun.devices.probe import available_memory, probe_gpus
 from bigrun.errors import CallError
 from bigrun.sizes import format_size
@@ -19,10 +20,10 @@ def measure_host(path: Path) -> Host:
     """The roofs of this host, measured now (some seconds); what it has learned from runs is kept from its file."""
     from bigrun.devices.measure import copy_bandwidths, disk_bandwidth, multiply_rate, read_bandwidth, wide_rate
     from bigrun.progress import compiling
-    from bigrun_kernels.cpu import compiled, isa, threads
+    from bigrun_kernels.cpu import isa, threads
 
     threads.prepare()
-    with compiling(not compiled()):
+    with compiling(True, ("roof",)):
         figures = read_bandwidth(), multiply_rate(), wide_rate()
     cpu, cores = machine()
     host = Host(
@@ -33,7 +34,7 @@ def measure_host(path: Path) -> Host:
         read_bytes_per_s=figures[0],
         int8_products_per_s=figures[1],
         wide_products_per_s=figures[2],
-        disk_bytes_per_s=disk_bandwidth(_existing(path.parent)),
+        disk_bytes_per_s=disk_bandwidth(Path(tempfile.gettempdir()) if path == NOWHERE else _existing(path.parent)),
         copies=tuple(copy_bandwidths().items()),
         where=str(path),
     )
@@ -71,7 +72,8 @@ def gather(path: Path | None = None) -> dict[str, Any]:
         write(host, path)
         kept = str(path)
     except OSError as error:
-        kept = f"not kept: {path}: {error.strerror}"
+        homeless = "this user has no home: give --host FILE"
+        kept = f"not kept: {homeless if path == NOWHERE else f'{path}: {error.strerror}'}"
     gpus = [
         {"name": f"cuda:{i}", "card": card.name if card else None, "budget_bytes": size, "link_bytes_per_s": link}
         for i, (size, card, link) in enumerate(probe_gpus())

@@ -1,6 +1,7 @@
-"""Resolves a model's name: a folder, a .gguf file, a catalog name or a hub id."""
+"""Resolves a model's name: a folder, a GGUF file, a catalog name or a hub id."""
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from bigrun.errors import CallError
 from bigrun.model.catalog import lookup as catalog
 from bigrun.model.catalog.entry import Entry
+from bigrun.model.file_kind import HEAD, what_it_is
 
 LONGEST = 4096
 DEFAULT = "smollm2-135m"
@@ -35,7 +37,8 @@ class Model:
 
 
 def resolve(name: str) -> Model:
-    """Resolves a name; CallError if nothing has it. Opens and fetches nothing."""
+    """Resolves a name; CallError if nothing has it. Fetches nothing, and reads the first bytes of a file alone: a GGUF file is
+    known by them, whatever its name, and is taken before a catalog's or the hub's model of that name, as a folder is."""
     if not name or len(name) > LONGEST:
         raise CallError("--model: the name is empty" if not name else f"--model {name[:60]}…: too long for a name")
     if not name.isprintable():
@@ -47,24 +50,36 @@ def resolve(name: str) -> Model:
         raise CallError(f"--model {name[:100]}: no such folder or file") from error
     if is_folder:
         if not (path / "config.json").is_file():
-            ggufs = sorted(file.name for file in path.glob("*.gguf"))
+            ggufs = sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf")
             hint = f"; it has {ggufs[0]}: name that file" if ggufs else ""
             raise CallError(f"--model {name}: the folder has no config.json{hint}")
         return Model(name=path.resolve().name, folder=path)
-    if path.suffix == ".gguf":
-        if not is_file:
-            raise CallError(f"--model {name}: no such file")
-        return Model(name=path.stem, gguf=path)
-    entry = catalog.find(name)
+    named_gguf = path.suffix.lower() == ".gguf"
+    why = _what_it_is(path) if is_file and not named_gguf else ""  # one so named is opened, and complained of then
+    if is_file and not why:
+        return Model(name=path.stem if named_gguf else path.name, gguf=path)
+    entry = None if named_gguf else catalog.find(name)
     if entry is not None:
         return _from_catalog(entry)
     if is_file:
-        raise CallError(f"--model {name}: neither a folder with config.json nor a .gguf file")
+        raise CallError(f"--model {name}: {why}")
+    if named_gguf:
+        raise CallError(f"--model {name}: no such file")
     if HUB_ID.fullmatch(name):
         return Model(name=name, repo=name, entry=catalog.by_repo().get(name.lower()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CallError(f"--model {name[:200]}: no such folder or file")
     raise catalog.unknown(name)
+
+
+def _what_it_is(path: Path) -> str:
+    """Why a file is no GGUF file, by its first bytes; "" for one that is."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            return what_it_is(stream.read(HEAD) or b"")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _from_catalog(entry: Entry) -> Model:

@@ -22,11 +22,12 @@ class Rope:
 
     dims: int
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "longrope"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 0
+    factors: tuple[float, ...] = ()  # of longrope: what each frequency is divided by
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from rich.text import Text
 from bigrun.planning.plan_data import DevicePlan, Placement, PlanData
 from bigrun.sizes import format_size
 
-BAR = 28
+BAR, SHORTEST_BAR = 28, 6
 WIDE = 100
+HOLDS = 24  # columns for what a device holds before its bar gives way, and without a bar at least HOLDS_AT_LEAST
+HOLDS_AT_LEAST = 13
 # (field, letter, colour): the letter tells the kinds of bytes apart where there is no colour.
 KINDS = (
     ("weights_bytes", "█", "blue", "weights"),
@@ -24,8 +26,10 @@ KINDS = (
 
 
 def plan_view(plan: PlanData, width: int) -> RenderableType:
-    """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone."""
-    return Group(_title(plan), Text(), _devices(plan, width >= WIDE), _legend(plan), Text(), *_notes(plan))
+    """The plan for rich's console, in at most `width` columns: below WIDE the kinds of bytes show in the bars alone, which
+    shrink next; where not even the shortest have room there are none, and in the narrowest view a device has two lines."""
+    devices, has_bars = _devices(plan, width)
+    return Group(_title(plan), Text(), devices, *([_legend(plan)] if has_bars else []), Text(), *_notes(plan))
 
 
 def plan_text(plan: PlanData, width: int = 110) -> str:
@@ -54,38 +58,49 @@ def _count(parameters: int) -> str:
     return str(parameters)
 
 
-def _devices(plan: PlanData, wide: bool) -> Table:
+def _devices(plan: PlanData, width: int) -> tuple[RenderableType, bool]:
+    """(the table of devices, whether it has bars)."""
+    sizes = ("used_bytes", "budget_bytes", "weights_bytes", "kv_cache_bytes", "workspace_bytes")
+    headings = ("used", "of", "weights", "KV", "work")
+    shown = 5 if width >= WIDE else 2
+    rows = [
+        (
+            f"{device.name} (virtual)" if device.virtual else device.name,
+            *(format_size(getattr(device, name)) for name in sizes[:shown]),
+            describe_parts(device.parts),
+        )
+        for device in plan.devices
+    ]
+    columns = ("device", *headings[:shown], "holds")
+    taken = sum(max(len(columns[i]), *(len(row[i]) for row in rows)) + 2 for i in range(shown + 1))
+    free = width - taken - 2
+    bar = min(BAR, free - min(HOLDS, max(len(row[-1]) for row in rows)))
+    if bar < SHORTEST_BAR and width - taken < HOLDS_AT_LEAST:
+        lines = [f"{name} {used} of {budget}\n  {holds}" for name, used, budget, holds in rows]
+        return Text("\n".join(lines)), False
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
-    table.add_column("memory", no_wrap=True)
-    for name in ("used", "of", "weights", "KV", "work")[: 5 if wide else 2]:
+    if bar >= SHORTEST_BAR:
+        table.add_column("memory", no_wrap=True)
+    for name in columns[1:-1]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("holds", overflow="fold")
-    for device in plan.devices:
-        name = f"{device.name} (virtual)" if device.virtual else device.name
-        sizes = (
-            device.used_bytes,
-            device.budget_bytes,
-            device.weights_bytes,
-            device.kv_cache_bytes,
-            device.workspace_bytes,
-        )
-        shown = sizes if wide else sizes[:2]
-        table.add_row(name, memory_bar(device), *map(format_size, shown), describe_parts(device.parts))
-    return table
+    for device, (name, *counts, holds) in zip(plan.devices, rows, strict=True):
+        table.add_row(name, *([memory_bar(device, bar)] if bar >= SHORTEST_BAR else []), *counts, holds)
+    return table, bar >= SHORTEST_BAR
 
 
-def memory_bar(device: DevicePlan) -> Text:
-    """One character for 1/BAR of the budget; every kind of bytes that is there shows at least once."""
+def memory_bar(device: DevicePlan, length: int = BAR) -> Text:
+    """One character for 1/`length` of the budget; every kind of bytes that is there shows at least once."""
     shares = [(getattr(device, name), letter, colour) for name, letter, colour, _ in KINDS]
     budget = max(device.budget_bytes, 1)
-    cells = [max(1, round(BAR * count / budget)) if count else 0 for count, _, _ in shares]
-    while sum(cells) > BAR and max(cells) > 1:  # rounding up went too far: the longest run gives way
+    cells = [max(1, round(length * count / budget)) if count else 0 for count, _, _ in shares]
+    while sum(cells) > length and max(cells) > 1:  # rounding up went too far: the longest run gives way
         cells[cells.index(max(cells))] -= 1
     bar = Text()
-    for (_, letter, colour), length in zip(shares, cells, strict=True):
-        bar.append(letter * length, colour)
-    return bar.append("·" * (BAR - sum(cells)), "bright_black")
+    for (_, letter, colour), cell in zip(shares, cells, strict=True):
+        bar.append(letter * cell, colour)
+    return bar.append("·" * (length - sum(cells)), "bright_black")
 
 
 def describe_parts(parts: tuple[str, ...]) -> str:
@@ -131,7 +146,8 @@ def _notes(plan: PlanData) -> list[RenderableType]:
     if not plan.fits:
         blocks = describe_parts(plan.unplaced)
         notes.append(Text.assemble(("no place for ", "bold"), blocks))
-        notes.append(Text(plan.hint))
+        if plan.hint:
+            notes.append(Text(plan.hint))
         return notes
     predicted = plan.predicted
     assert predicted is not None, "a plan that fits has a prediction"

@@ -7,6 +7,8 @@ from typing import Any
 
 from bigrun.session.request import Request
 
+SHOWN = 60  # characters of an answer in its repr
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -17,9 +19,22 @@ class Stats:
     load_seconds: float  # from the Runner's construction until it could run: the same for all its requests
     prefill_seconds: float  # from the prompt to the first token
     decode_seconds: float  # from the first token to the last
+    seed: int | None = None  # of the noise that tokens were drawn with; None: greedy, nothing was drawn
+    ended: str | None = None  # by "stop_token", "max_new_tokens" or "context" (which was full); None: not at its end
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Steps of decode a second: one for each token after the first, the stop token too; None without such a step."""
+        steps = self.new_tokens - (self.ended != "stop_token")
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Tokens of the prompt a second."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """What `generate` returns."""
 
@@ -27,12 +42,18 @@ class Generation:
     token_ids: tuple[int, ...]  # its tokens, without the stop token
     stats: Stats  # what it took
 
+    def __repr__(self) -> str:
+        """One line for a notebook: the beginning of the text, how much it is, how it ended."""
+        text = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "…"
+        return f"Generation({text!r}, {len(self.token_ids)} tokens, ended by {self.stats.ended})"
+
 
 class Stream:
     """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
 
     def __init__(self, runner: Any, request: Request):
-        self.stats = Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0)
+        seed = request.sampling.seed if request.sampling.temperature > 0 else None
+        self.stats = Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0, seed)
         self._request = request
         self._pieces: Generator[str, None, None] = self._run(runner, request)
 
@@ -57,7 +78,11 @@ class Stream:
 
     def _generate(self, runner: Any, request: Request) -> Iterator[str]:
         text = runner.tokenizer.stream()
-        limit = min(request.max_new_tokens, runner.plan.context_tokens - len(request.prompt_ids) + 1)
+        room = runner.plan.context_tokens - len(request.prompt_ids) + 1
+        limit, ended = (
+            min(request.max_new_tokens, room),
+            "max_new_tokens" if request.max_new_tokens <= room else "context",
+        )
         runner.use_threads()
         started = time.perf_counter()
         tokens = runner.executor.generate(request.prompt_ids, request.sampling, limit, request.sequence)
@@ -66,6 +91,7 @@ class Stream:
         started = time.perf_counter()
         for i in range(limit):
             if token in runner.tokenizer.stop_ids:
+                ended = "stop_token"
                 break
             request.token_ids.append(token)
             self.stats = replace(self.stats, new_tokens=i + 1, decode_seconds=time.perf_counter() - started)
@@ -73,6 +99,6 @@ class Stream:
                 yield piece
             if i + 1 < limit:
                 token = next(tokens)
-        self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started)
+        self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started, ended=ended)
         if piece := text.finish():
             yield piece

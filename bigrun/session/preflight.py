@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 
 def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
-    """The sampling options, checked; CallError says what is wrong."""
+    """The sampling options, checked; CallError says what is wrong. A `seed` of None becomes a random one, of 32 bits, which
+    can be read out and typed again."""
     from bigrun.execute.sampling import Sampling
 
     if max_new_tokens < 1:
         raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
-    return Sampling(**sampling)
+    seed = sampling["seed"]
+    return Sampling(**{**sampling, "seed": int.from_bytes(os.urandom(4), "little") if seed is None else seed})
 
 
 def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:

@@ -9,14 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigrun.errors import CallError
+from bigrun.errors import CallError, RunError
 from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
 from bigrun.session.dry_run import plan
+from bigrun.session.findings import tokenizer_of
 from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.options import Options
 from bigrun.session.preflight import check_generation
+from bigrun.session.prompts import TextCheck, checked_ids, prompt_ids
 from bigrun.session.request import Request
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Runner:
         cpu: host memory to use, as "64GB", "64GiB" or bytes; None: what is available, less a reserve.
         disk: disk space for what fits nowhere else; None: none. Planned for, but not run yet.
         weights: the form of the weights: "int8", "16bit" or "float32".
-        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), or "auto".
+        mode: the arithmetic: "exact" ("w8a16"), "llm.int8" ("w8a8"), by which small models lose quality, or "auto".
         threshold: llm.int8 takes activations from this magnitude on apart; 0: none.
         skip: parts or linears that stay in 16 bits: "blocks.3", "down", "blocks.3.down".
         head: the form of the embedding and the head: "int8" or "16bit".
@@ -98,21 +100,26 @@ class Runner:
         )  # fmt: skip
 
     @classmethod
-    def from_options(cls, options: Options) -> Runner:
+    def from_options(cls, options: Options, text_check: TextCheck | None = None, text: bool = True) -> Runner:
         """Load a model by options that were made before, as the commands make them.
 
         options: everything that the constructor's parameters say.
+        text_check: what the run will do with text, tried before the first weight is fetched or read; None: nothing, so
+            that a model without a tokenizer will do.
+        text: whether there may be text at all, and somebody looks at the tokenizer.
         """
         runner = cls.__new__(cls)
-        runner._start(options)
+        runner._start(options, text_check, text)
         return runner
 
-    def _start(self, options: Options) -> None:
+    def _start(self, options: Options, text_check: TextCheck | None = None, text: bool = True) -> None:
         started = time.perf_counter()
         self.options, self._in_use = options, False
         self.model = steps.resolve(options)
         planned = steps.plan(options, self.model)
-        opened = steps.open_files(options, planned)
+        opened = steps.open_files(options, planned, text_check, text)
+        if opened.findings.tokenizer is not None:
+            self.tokenizer = opened.findings.tokenizer
         self.files, self.spec, self.plan, self.plan_options = opened.files, opened.spec, opened.plan, opened.options
         self.use_threads()
         loaded = steps.load(options, opened)
@@ -142,11 +149,7 @@ class Runner:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, read when it is first asked for."""
-        from bigrun.text.tokenizer import Tokenizer
-
-        if (metadata := self.files.metadata) is not None:
-            return Tokenizer.from_gguf(metadata)
-        return Tokenizer.from_folder(self.files.folder)
+        return tokenizer_of(self.files)
 
     def encode(self, prompt: str, raw: bool = False) -> list[int]:
         """Token ids of a prompt. CallError where it is empty, or does not leave room in the context for an answer.
@@ -154,21 +157,11 @@ class Runner:
         prompt: text.
         raw: the text as it is; otherwise as the user's turn of the model's chat template, if it has one.
         """
-        if not prompt:
-            raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
-        if raw or self.tokenizer.chat_template is None:
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = self.tokenizer.encode(self.tokenizer.render_chat([{"role": "user", "content": prompt}]))
-        if len(ids) >= self.plan.context_tokens:
-            raise CallError(
-                f"the prompt has {len(ids)} tokens and the context {self.plan.context_tokens}: shorten it, or give --context"
-            )
-        return ids
+        return prompt_ids(self.tokenizer, prompt, raw, self.spec.vocab, self.plan.context_tokens)
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Generation:  # fmt: skip
         """The continuation of a prompt, whole. Stops at the model's end token, at `max_new_tokens`, or where the context is
         full. CallError for values that make no sense; RunError where logits are no numbers.
@@ -179,7 +172,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         stream = self.stream(prompt, max_new_tokens, raw, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         text = "".join(stream)
@@ -187,7 +180,7 @@ class Runner:
 
     def stream(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, raw: bool = False, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+        top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
     ) -> Stream:  # fmt: skip
         """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
         where another has begun and not ended.
@@ -198,7 +191,7 @@ class Runner:
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
         top_k: draw from the likeliest so many; 0: from all.
         top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        seed: of the noise: the same seed draws the same tokens.
+        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
         """
         chosen = check_generation(
             max_new_tokens, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -207,16 +200,7 @@ class Runner:
         return Stream(self, Request(ids, max_new_tokens, chosen))
 
     def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
-        result = [int(token) for token in ids]
-        if not result:
-            raise CallError("the prompt is empty: give at least one token")
-        if min(result) < 0 or max(result) >= self.spec.vocab:
-            raise CallError(f"a token id is outside the vocabulary of {self.spec.vocab}")
-        if len(result) > self.plan.context_tokens:
-            raise CallError(
-                f"{len(result)} tokens do not fit the context of {self.plan.context_tokens}: give a larger context"
-            )
-        return result
+        return checked_ids(ids, self.spec.vocab, self.plan.context_tokens)
 
     @contextmanager
     def sole_use(self) -> Iterator[None]:
@@ -234,6 +218,8 @@ class Runner:
     def logits(self, ids: Any) -> Any:
         """Logits of every position, [batch, seq, vocab] float32: a torch tensor of one, else a NumPy array.
 
+        RunError where they are no numbers.
+
         ids: token ids, whole numbers [batch, seq], at most the context in a row; each row is a sequence of its own.
         """
         import numpy as np
@@ -249,11 +235,22 @@ class Runner:
                 self.executor.clear(0)
                 result[i] = self.executor.forward({0: row}, every=True)[0]
             self.executor.clear(0)
+        if not np.isfinite(result).all():
+            raise RunError(f"{self.spec.name}: logits are no numbers: its weights, or this mode, go beyond float32")
         if type(ids).__module__.startswith("torch"):
             import torch
 
             return torch.from_numpy(result)
         return result
+
+    def __repr__(self) -> str:
+        """One line for a notebook: which model, in which form, where."""
+        if "plan" not in self.__dict__:
+            return "Runner(not loaded)"
+        devices = ", ".join(device.name for device in self.plan.devices if device.parts)
+        context = f"{self.plan.context_tokens:,} tokens of context"
+        closed = "" if "executor" in self.__dict__ else ", closed"
+        return f"Runner({self.plan.model}: {self.plan.weights} on {devices}, {context}{closed})"
 
     def close(self) -> None:
         """Give the memory back; the Runner is of no use afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrun.devices.make_rig import make_rig
-from bigrun.errors import RunError
+from bigrun.errors import BigrunError, CallError, RunError
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.resolve import Model
 from bigrun.model.resolve import resolve as resolve_name
@@ -20,6 +21,7 @@ from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
 from bigrun.planning.replay import check_plan, check_types, options_of
 from bigrun.progress import reporting
+from bigrun.session.findings import Findings, examine
 from bigrun.session.options import ArithmeticOptions, Options
 from bigrun.session.preflight import check_runnable, memories, real_gpus
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from bigrun.loading.loader import LoadedPart
     from bigrun.loading.open import ModelFiles
     from bigrun.model.layout import Layout
+    from bigrun.session.prompts import TextCheck
     from bigrun_kernels.cpu.ops import CpuOps
 
 
@@ -59,6 +62,7 @@ class Opened:
     plan: Plan
     files: ModelFiles
     tensor_map: TensorMap | None
+    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -105,30 +109,48 @@ def _revision(options: Options) -> str | None:
     return options.revision or (options.plan.revision if options.plan is not None else None)
 
 
-def open_files(options: Options, planned: Planned) -> Opened:
-    """The files, fetched if the plan fits, their tensors mapped and held against the configuration, and the plan that is
-    right for them. CheckpointError where headers and configuration contradict each other."""
-    from bigrun.checkpoint.tensor_map import map_tensors, validate
+def open_files(options: Options, planned: Planned, text_check: TextCheck | None = None, text: bool = True) -> Opened:
+    """The files, fetched if the plan fits and nothing is found that keeps them from running, and the plan that is right for
+    them.
+
+    CheckpointError where headers and configuration contradict each other; what `text_check` raises. Without `text` nobody looks
+    at the tokenizer; without a `text_check` what is wrong with it is a warning.
+    """
+    from bigrun.checkpoint.tensor_map import map_tensors
     from bigrun.loading.conversion_folder import Conversion
     from bigrun.loading.open import open_model
     from bigrun.session.fetching import fetching
 
+    def check(findings: Findings, table: int, context: int) -> None:
+        findings.check(text_check is not None)
+        if text_check is not None and findings.tokenizer is not None:
+            text_check(findings.tokenizer, table, context)
+
     model, files, spec = planned.model, planned.files, planned.spec
     if files is None:
         check_runnable(planned.plan, None)
-        revision = _revision(options)
-        fetch = lambda: fetching(model, revision, planned.plan, options.progress)  # noqa: E731
+        revision, context = _revision(options), planned.plan.context_tokens
+
+        def before_weights(findings: Findings, hub_spec: ModelSpec) -> None:
+            check(findings, hub_spec.vocab, context)
+            for line in findings.text_problems if options.progress and text else ():
+                print(f"bigrun: {BigrunError(line)}", file=sys.stderr, flush=True)
+
+        fetch = lambda: fetching(model, revision, planned.plan, options.progress, before_weights)  # noqa: E731
         files, spec = open_model(model, revision, fetch)
-    tensor_map = None
-    if not isinstance(files, Conversion) and not why_not_executable(spec, 1):  # else it is refused below, by name
-        tensor_map = validate(map_tensors(files, spec))
+    findings = examine(files, spec, text)
+    if why_not_executable(spec, 1):
+        check_runnable(planned.plan, spec)  # which names the model as the user did
+    findings.check(text_check is not None)
+    tensor_map = None if isinstance(files, Conversion) else map_tensors(files, spec)
     chosen, made = planned.options, planned.plan
     if options.plan is not None:
         check_plan(made, spec, chosen)
     elif spec != planned.spec:  # a catalog's, or a hub's configuration, says less than the files
         chosen, made = _plan(options, spec)
     check_runnable(made, spec)
-    return Opened(model, spec, chosen, made, files, tensor_map)
+    check(findings, spec.vocab, made.context_tokens)
+    return Opened(model, spec, chosen, made, files, tensor_map, findings)
 
 
 def load(options: Options, opened: Opened) -> Loaded:
@@ -142,15 +164,14 @@ def load(options: Options, opened: Opened) -> Loaded:
     layouts = Ledger(spec, opened.options).layouts
     early: list[str] = []
     int8_cache = _int8_cache(options, opened, layouts, early.append)
-    checkpoint = None if opened.tensor_map is None else opened.tensor_map.checkpoint
     places = memories(opened.plan, spec, layouts, options.arithmetic.kernels)
     with _given_back(places):
         try:
             with beginning(spec, opened.tensor_map, int8_cache):
-                warm_up(spec, checkpoint, opened.options, cpu_ops(), how, options.progress)
+                warm_up(spec, opened.tensor_map, opened.options, cpu_ops(), how, options.progress)
             warm_bytes = host_bytes()
-            with reporting(spec.name, options.progress) as report:
-                for note in early:
+            with reporting(f"loading {spec.name}", options.progress) as report:
+                for note in (*opened.findings.warnings, *opened.findings.text_problems, *early):
                     report.note(note)
                 if int8_cache is not None:
                     int8_cache.note = report.note
@@ -201,7 +222,10 @@ def _int8_cache(
         return opened.files.int8_cache(layouts, note)
     if options.cache is None or opened.tensor_map is None:
         return None
-    cache, storage = Path(options.cache).expanduser(), opened.options.storage
+    try:
+        cache, storage = Path(options.cache).expanduser(), opened.options.storage
+    except RuntimeError as error:  # a user that is not there, or that has no home
+        raise CallError(f"--cache {options.cache}: {error}") from error
     try:
         return open_int8_cache(cache, opened.tensor_map, storage, layouts, opened.model.source, note)
     except RunError as error:

@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from bigrun.checkpoint.base import Checkpoint, Limits, Rows, TensorInfo
-from bigrun.checkpoint.tensor_map import map_tensors, validate
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.tensor_map import TensorMap, map_tensors, validate
 from bigrun.devices.host_memory import HostMemory
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.execute.engine import Arithmetic
 from bigrun.execute.executor import Executor
-from bigrun.loading.loader import load
+from bigrun.loading.loader import LoadedPart, load
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.source import Dialect
 from bigrun.model.spec import ModelSpec
+from bigrun.model.storage import Storage
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
+from bigrun.planning.plan import Plan
 from bigrun.planning.planner import make_plan
 from bigrun.progress import compiling
 from bigrun_kernels.cpu.ops import CpuOps
@@ -42,6 +44,7 @@ class TinyCheckpoint:
 
     def __init__(self, spec: ModelSpec, like: Rows):
         self.like, self.limits = like, Limits(0)
+        self.notes: list[str] = []
         self.config: Mapping[str, Any] = {}
         sources = [
             s for p in spec.parts for group in BY_NAME[spec.family].tensors(spec, p.name, "hf").values() for s in group
@@ -68,7 +71,7 @@ class TinyCheckpoint:
 def tiny(spec: ModelSpec) -> ModelSpec:
     """A model of one small block of the same kind: the same ops, dtypes and flags."""
     block = spec.blocks[0]
-    rope = replace(block.rope, dims=16) if block.rope else None
+    rope = replace(block.rope, dims=16, kind="default", factors=()) if block.rope else None
     kv_heads = 4 if block.kv_heads == block.heads else 2
     small = replace(
         block, window=0, hidden=WIDTH, heads=4, kv_heads=kv_heads, head_dim=16, intermediate=WIDTH, rope=rope
@@ -81,40 +84,60 @@ def tiny(spec: ModelSpec) -> ModelSpec:
 def _warm(
     spec: ModelSpec, options: PlanOptions, is_bfloat: bool, dtype: str, writeable: bool, ops: CpuOps, how: Arithmetic
 ) -> None:
+    plan, memories, parts = _load(spec, options, is_bfloat, dtype, writeable)
+    executor = Executor(spec, plan, parts, memories, ops, how)
+    executor.forward({0: range(TOKENS)})
+    executor.forward({0: [1]})
+
+
+def _load(
+    spec: ModelSpec, options: PlanOptions, is_bfloat: bool, dtype: str, writeable: bool
+) -> tuple[Plan, dict[str, HostMemory], list[LoadedPart]]:
+    """A tiny model's parts, converted from rows of this kind."""
     values = np.zeros(1, dtype)
     values.flags.writeable = writeable
     plan = make_plan(spec, make_rig(RigOptions("none", "1GB")), options)
     memories = {"cpu": HostMemory("cpu", 10**9)}
     blocks = np.ones((1, 1), np.float32) if values.dtype == np.uint8 else None
     source = validate(map_tensors(TinyCheckpoint(spec, Rows(values, is_bfloat, blocks)), spec))
-    parts = load(spec, source, plan, Ledger(spec, options).layouts, memories)
-    executor = Executor(spec, plan, parts, memories, ops, how)
-    executor.forward({0: range(TOKENS)})
-    executor.forward({0: [1]})
+    return plan, memories, list(load(spec, source, plan, Ledger(spec, options).layouts, memories))
 
 
-def _kinds(checkpoint: Checkpoint) -> set[tuple[str, bool, bool]]:
-    """The kinds of rows that a checkpoint gives, (dtype, bfloat16?, writable?): each has kernels of its own."""
-    names = {(info.dtype, len(info.shape) > 1): name for name, info in checkpoint.tensors.items() if info.readable}
+def _kinds(tensor_map: TensorMap) -> set[tuple[str, bool, bool]]:
+    """The kinds of rows that a model is made from, (dtype, bfloat16?, writable?): each has kernels of its own."""
+    checkpoint = tensor_map.checkpoint
+    used = [source.name for _, sources in tensor_map.parts for group in sources.values() for source in group]
+    infos = {name: checkpoint.tensors[name] for name in used}
+    names = {(info.dtype, len(info.shape) > 1): name for name, info in infos.items()}
     rows = [checkpoint.rows(name, 0, 1) for name in names.values()]
     return {(some.values.dtype.str, some.is_bfloat, some.values.flags.writeable) for some in rows}
 
 
 def warm_up(
-    spec: ModelSpec, checkpoint: Checkpoint | None, options: PlanOptions, ops: CpuOps, how: Arithmetic, shown: bool
+    spec: ModelSpec, source: TensorMap | None, options: PlanOptions, ops: CpuOps, how: Arithmetic, shown: bool
 ) -> None:
     """Compile or load every kernel that this model needs; says so on standard error if it will take long. Without a
-    checkpoint (of a conversion) nothing will be converted."""
-    from bigrun_kernels.cpu import compiled
-
+    source (of a conversion) nothing will be converted."""
     storage = replace(options.storage, skip=())
-    small = replace(options, context=CONTEXT, batch=1, storage=storage, prompt=None)
-    kinds = {("<f4", False, True)} if checkpoint is None else _kinds(checkpoint)
-    with compiling(shown and not compiled()):
+    small = _small(options, storage)
+    kinds = {("<f4", False, True)} if source is None else _kinds(source)
+    with compiling(shown):
         for dtype, is_bfloat, writeable in kinds:
             _warm(tiny(spec), small, is_bfloat, dtype, writeable, ops, how)
         if options.storage.skip:  # the linears kept in 16 bits have kernels of their own
             _warm(tiny(spec), replace(small, storage=replace(storage, skip=("qkv",))), False, "<f4", True, ops, how)
+
+
+def warm_conversion(spec: ModelSpec, source: TensorMap, options: PlanOptions, shown: bool) -> None:
+    """Compile or load the kernels that converting this model takes, and no other; says so as `warm_up` does."""
+    small = _small(options, replace(options.storage, skip=()))
+    with compiling(shown, ("quantise", "team")):
+        for dtype, is_bfloat, writeable in _kinds(source):
+            _load(tiny(spec), small, is_bfloat, dtype, writeable)
+
+
+def _small(options: PlanOptions, storage: Storage) -> PlanOptions:
+    return replace(options, context=CONTEXT, batch=1, storage=storage, prompt=None)
 
 
 def warm_gpus(executor: Executor) -> None:

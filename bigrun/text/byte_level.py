@@ -7,17 +7,14 @@ ones of the models' own tokenizer.json files where the two are spelled different
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from bigrun.errors import TokenizerError
 
-MAX_TOKENS = 1 << 22  # sixteen times the largest vocabulary in use: beyond it, a damaged or hostile file
-
-# Token types of `tokenizer.ggml.token_type`.
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+MAX_MERGES = 1 << 22  # sixteen times the most in use: beyond it, a damaged or hostile file
 
 # Building blocks of the split expressions. `\s+(?!\S)` leaves a run's last space to the word that follows it.
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -92,34 +89,18 @@ def pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def build(tokens: Sequence[str], merges: Sequence[str], types: Sequence[int] | None, split: Split) -> Tokenizer:
-    """A byte-level BPE tokenizer whose ids are the tokens' places in the list.
+def build(vocabulary: Mapping[str, int], merges: Sequence[str], split: Split) -> Tokenizer:
+    """A byte-level BPE tokenizer of these tokens and their ids; its added tokens are the caller's to add.
 
-    `merges` are "left right", best first. `types` marks the tokens that are found whole in text: control tokens
-    (special: they print nothing) and user-defined ones. Raises TokenizerError.
+    `merges` are "left right", best first. Raises TokenizerError.
     """
-    if not 0 < len(tokens) <= MAX_TOKENS or len(merges) > MAX_TOKENS:
-        raise TokenizerError(
-            f"the GGUF file has {len(tokens)} tokens and {len(merges)} merges; the most is {MAX_TOKENS}"
-        )
-    if types is not None and len(types) != len(tokens):
-        raise TokenizerError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or "" in vocabulary:
-        raise TokenizerError("tokenizer.ggml.tokens holds a token twice, or an empty one")
+    if len(merges) > MAX_MERGES:
+        raise TokenizerError(f"the GGUF file has {len(merges)} merges; the most is {MAX_MERGES}")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     unknown = next((pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()), None)
     if unknown is not None:
         raise TokenizerError(f"tokenizer.ggml.merges joins {unknown!r:.80}, which are not all in the vocabulary")
-    backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split.ignore_merges))
+    backend = Tokenizer(models.BPE(dict(vocabulary), pairs, ignore_merges=split.ignore_merges))
     backend.pre_tokenizer = pre_tokenizer(split)
     backend.decoder = decoders.ByteLevel()
-    kinds = list(zip(tokens, types or (), strict=False))
-    # Each is in the vocabulary already and keeps the id that it has there.
-    backend.add_special_tokens([_whole(token, True) for token, kind in kinds if kind in (CONTROL, UNKNOWN)])
-    backend.add_tokens([_whole(token, False) for token, kind in kinds if kind == USER_DEFINED])
     return backend
-
-
-def _whole(token: str, special: bool) -> AddedToken:
-    return AddedToken(token, normalized=False, special=special)

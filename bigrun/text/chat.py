@@ -28,6 +28,7 @@ MAX_SOURCE_CHARACTERS = 1 << 20
 MAX_TEXT_CHARACTERS = 16 << 20
 MAX_STEPS = 2_000_000  # loop turns and calls; a chat of a thousand messages takes some ten thousand
 MAX_SECONDS = 5.0
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's thoughts, the usual one first
 
 # What makes much out of little: no chat template needs it.
 _PADDING_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"})
@@ -176,6 +177,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_
             raise CallError(f"message {place} has no role: a message is like {{'role': 'user', 'content': 'Hello'}}")
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise TokenizerError(f"the chat template has {len(template)} characters; the most is {MAX_SOURCE_CHARACTERS}")
+    messages = [_message(message) for message in messages]
     variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
     pieces: list[str] = []
     length = 0
@@ -191,6 +193,14 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_
     except Exception as error:  # a template can provoke any error that Python has
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {_line(error)}") from error
     return "".join(pieces)
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers' `apply_chat_template` hands it to a template: without keys that are null, and with its
+    thoughts under both names that templates read."""
+    said = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((said[name] for name in REASONING if name in said), None)
+    return said if thoughts is None else {"thinking": thoughts, **said, "reasoning_content": thoughts}
 
 
 def _through(meter: str, *arguments: nodes.Node) -> nodes.Call:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from bigrun.errors import CallError, TokenizerError
-from bigrun.text import byte_level, chat
+from bigrun.text import chat
+from bigrun.text.added_tokens import add_tokens
+from bigrun.text.gguf_vocabulary import vocabulary
 from bigrun.text.stream import TextStream, pieces_of
-from bigrun.text.untrusted import array, default_template, field, read_object, read_text, token_ids, token_text
+from bigrun.text.untrusted import default_template, field, read_object, read_text, token_ids, token_text
 
 # Tokens that end a turn or a document, by name: checkpoints often mark only one of them as their end of sequence.
 _END_OF_TURN = (
@@ -38,12 +41,15 @@ class Tokenizer:
         add_bos: bool | None,
         stop_ids: Iterable[int],
         chat_template: str | None,
+        split_special_tokens: bool = False,
     ) -> None:
         """`named` has "bos_token" and the like, as text. `add_bos` None leaves it to the backend's own template.
+        `split_special_tokens`: special tokens spelled out in a text are text.
 
         Raises TokenizerError for a BOS or EOS that is not in the vocabulary, and for a decoder that cannot stream.
         """
         # A training script's length limit or padding, left in tokenizer.json, would cut or pad prompts.
+        backend.encode_special_tokens = split_special_tokens
         backend.no_truncation()
         backend.no_padding()
         self._backend, self._named = backend, dict(named)
@@ -76,6 +82,7 @@ class Tokenizer:
         generation = read_object(path / "generation_config.json")
         if generation is None:
             generation = read_object(path / "config.json") or {}
+        add_tokens(backend, config, special)
         named = {name: text for name in _NAMED if (text := token_text(config, name) or token_text(special, name))}
         template = read_text(path / "chat_template.jinja")
         return cls(
@@ -84,44 +91,35 @@ class Tokenizer:
             add_bos=field(config, "add_bos_token", bool),
             stop_ids=token_ids(generation.get("eos_token_id"), "eos_token_id"),
             chat_template=default_template(config) if template is None else template,
+            split_special_tokens=field(config, "split_special_tokens", bool) or False,
         )
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
-        """From a GGUF file's metadata, decoded: `tokenizer.ggml.model`, `.pre`, `.tokens`, `.merges`, `.token_type` ...
+        """From a GGUF file's metadata, decoded: `tokenizer.ggml.model`, `.tokens`, `.token_type` and what the kind needs.
 
-        Byte-level BPE only (`model` "gpt2"). Raises TokenizerError.
+        Byte-level BPE (`model` "gpt2") and SentencePiece's ("llama"). Raises TokenizerError.
         """
-        model = fields.get("tokenizer.ggml.model")
-        if model != "gpt2":
-            raise TokenizerError(
-                f"tokenizer.ggml.model is {model!r:.80}; supported: 'gpt2' (byte-level BPE)."
-                " Run the model from its folder with tokenizer.json instead"
-            )
-        split = byte_level.split_named(fields.get("tokenizer.ggml.pre"))
-        tokens = array(fields, "tokenizer.ggml.tokens", str)
-        merges = array(fields, "tokenizer.ggml.merges", str)
-        types = array(fields, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in fields else None
-        backend = byte_level.build(tokens, merges, types, split)
-
-        def ids(name: str) -> list[int]:
-            return token_ids(
-                fields.get(f"tokenizer.ggml.{name}_token_id"), f"tokenizer.ggml.{name}_token_id", len(tokens)
-            )
-
-        keys = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-        add_bos = field(fields, "tokenizer.ggml.add_bos_token", bool)
-        return cls(
-            backend,
-            named={name: tokens[index] for key, name in keys.items() for index in ids(key)},
-            add_bos=split.adds_bos if add_bos is None else add_bos,
-            stop_ids=[*ids("eos"), *ids("eot"), *ids("eom")],
-            chat_template=field(fields, "tokenizer.chat_template", str),
-        )
+        return cls(**vocabulary(fields))
 
     @property
     def adds_bos(self) -> bool:
         return bool(self._prefix)
+
+    def ids_from(self, first: int) -> list[tuple[int, str]]:
+        """(id, token) of every token from an id on, in order."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted((index, text) for text, index in vocabulary.items() if index >= first)
+
+    def token(self, index: int) -> str:
+        """The token of an id; "" where it has none."""
+        return self._backend.id_to_token(index) or ""
+
+    def check_template(self) -> None:
+        """TokenizerError where the chat template fails on the shortest chat; one that refuses it may take others."""
+        if self.chat_template is not None:
+            with suppress(CallError):
+                self.render_chat([{"role": "user", "content": "Hello"}])
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Token ids of `text`; special tokens spelled out in it, as in a rendered chat, become those tokens.
@@ -139,7 +137,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`: special tokens and ids without a token print nothing, broken UTF-8 prints U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        printed = [
+            index for index in ids if index not in self._special_ids
+        ]  # some that are normalised the backend prints
+        text: str = self._backend.decode(printed, skip_special_tokens=True)
         return text
 
     def stream(self) -> TextStream:

@@ -13,6 +13,7 @@ from bigrun.errors import TokenizerError
 
 MAX_FILE_BYTES = 64 << 20  # the largest tokenizer.json in use has 33 MB
 MAX_OBJECT_BYTES = 8 << 20  # of the other files; the largest have a tenth
+POINTER = "version https://git-lfs.github.com/spec/"  # what Git has in place of a large file until it is fetched
 
 T = TypeVar("T")
 
@@ -27,11 +28,14 @@ def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str | None:
         size = path.stat().st_size
         if size > most:
             raise TokenizerError(f"{path} has {size} bytes; the most that is read is {most}")
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} is not UTF-8: byte {error.start}") from error
+    if text.startswith(POINTER):
+        raise TokenizerError(f"{path} is a Git LFS pointer in place of the file: fetch it with `git lfs pull`")
+    return text
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -67,8 +71,8 @@ def array(fields: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
 
 
 def token_ids(value: object, name: str, limit: int = 1 << 32) -> list[int]:
-    """One id, a list of them, or null. Raises TokenizerError for anything else and for ids from `limit` on."""
-    ids = value if isinstance(value, list) else [value] if value is not None else []
+    """One id, a list of them, or null; -1 stands for none. Raises TokenizerError for anything else, and from `limit` on."""
+    ids = [index for index in (value if isinstance(value, list) else [value]) if index is not None and index != -1]
     checked = [index for index in ids if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < limit]
     if len(checked) != len(ids):
         raise TokenizerError(f"{name} is {value!r:.80}; a token id is a whole number from 0 to {limit - 1}")
@@ -82,8 +86,10 @@ def token_text(config: Mapping[str, Any], name: str) -> str | None:
 
 
 def default_template(config: Mapping[str, Any]) -> str | None:
-    """The chat template of tokenizer_config.json: its text, or the one called "default" of a list."""
+    """The chat template of tokenizer_config.json: its text, or the one called "default" of a list or an object."""
     value = config.get("chat_template")
+    if isinstance(value, dict):
+        return field({"chat_template": value.get("default")}, "chat_template", str)
     if isinstance(value, list):
         named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
         return field({"chat_template": named.get("default")}, "chat_template", str)

@@ -142,7 +142,7 @@ def rewrite(folder: Path, tensors: Mapping[str, Any]) -> None:
 
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, folder / "model.safetensors")
 
 
 def edit_config(folder: Path, **fields: Any) -> None:
@@ -190,13 +190,15 @@ def gguf_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def gguf_twin(
-    folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", ids: Mapping[str, int] | None = None, **metadata: Any
+    folder: Path, path: Path, kind: str = "F32", pre: str = "smollm", ids: Mapping[str, int] | None = None,
+    tensors: Mapping[str, np.ndarray | None] | None = None, scored: bool = False, **metadata: Any,
 ) -> None:  # fmt: skip
     """The Llama checkpoint of `folder` as a GGUF file at `path`; matrices as `kind`: F32, F16, Q8_0 or Q4_1.
 
     Vectors stay float32, as llama.cpp keeps them. `metadata` overrides the scalar keys that are written under
-    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type; None leaves one out. `ids` are special tokens
-    beside SPECIAL, or in their place: "eot" is tokenizer.ggml.eot_token_id.
+    "llama.": `rope__scaling__type="yarn"` is llama.rope.scaling.type; None leaves one out, a list is an array. `ids` are
+    special tokens beside SPECIAL, or in their place: "eot" is tokenizer.ggml.eot_token_id. `tensors` are others, or in the
+    place of the folder's; None leaves one out. `scored`: the vocabulary is SentencePiece's.
     """
     import gguf
 
@@ -212,15 +214,19 @@ def gguf_twin(
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+    adders = {
+        str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool, list: writer.add_array
+    }  # fmt: skip
     for name, value in metadata.items():
-        if value is None:
-            del writer.kv_data[0]["llama." + name.replace("__", ".")]
-            continue
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add("llama." + name.replace("__", "."), value)
-    _add_tokenizer(writer, pre, ids or {})
+        key = "llama." + name.replace("__", ".")
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            adders[type(value)](key, value)
+    _add_tokenizer(writer, pre, ids or {}, scored)
     target = gguf.GGMLQuantizationType[kind]
-    for name, data in gguf_tensors(folder).items():
+    for name, data in {**gguf_tensors(folder), **(tensors or {})}.items():
+        if data is None:
+            continue
         form = target if data.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quants.quantize(data, form), raw_dtype=form)
     writer.write_header_to_file()
@@ -229,7 +235,18 @@ def gguf_twin(
     writer.close()
 
 
-def _add_tokenizer(writer: Any, pre: str, ids: Mapping[str, int]) -> None:
+def _add_tokenizer(writer: Any, pre: str, ids: Mapping[str, int], scored: bool) -> None:
+    if scored:
+        from support.tokenizers import scored_vocabulary
+
+        words, scores, types = scored_vocabulary(VOCAB)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(words)
+        writer.add_token_scores(scores)
+        writer.add_token_types(types)
+        for name, index in ids.items():
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", index)
+        return
     model = json.loads(tiny_tokenizer(pre).to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
-from bigrun import Runner
 from bigrun.errors import BigrunError
+from bigrun.session.prompts import prompt_ids
 from bigrun.text.tokenizer import Tokenizer
 from support.differential import Verdict
 from support.differential_templates import STYLES
@@ -169,8 +168,7 @@ def _questions(case: TextCase, folder: Path, theirs: Any, ours: Tokenizer) -> It
 
 def prompt_of_a_run(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids that a Runner makes of a prompt, without a model to run."""
-    runner: Any = SimpleNamespace(tokenizer=tokenizer, plan=SimpleNamespace(context_tokens=1 << 30))
-    return Runner.encode(runner, prompt)
+    return prompt_ids(tokenizer, prompt, raw=False, table=1 << 30, context=1 << 30)
 
 
 def _first_ids(folder: Path, theirs: Any) -> list[int]:

@@ -26,6 +26,23 @@ def word_backend(*, bos: bool = True) -> tokenizers.Tokenizer:
     return backend
 
 
+def scored_vocabulary(count: int) -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and types of a SentencePiece vocabulary of `count` tokens as llama.cpp's converter writes it.
+
+    The joined ones overlap, so that another order of joining gives other tokens, and scores are not in the order of ids.
+    """
+    single = [*"▁etaoinshrdlucmfwygpbvk.,\n", "é", "日"]
+    joined = ["▁t", "he", "▁the", "in", "er", "▁a", "re", "on", "er.", "▁s", "en", "ing", "▁▁", "▁▁▁▁"]
+    joined += ["th", "the", "ere", "▁th", "n▁t"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *joined, *single]
+    tokens = (tokens + [f"<extra_{i}>" for i in range(count)])[:count]
+    order = {token: i for i, token in enumerate(joined[::2] + joined[1::2] + single)}
+    scores = [-float(order.get(token, 0)) for token in tokens]
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    types = [4 if t.startswith("<e") else 6 if t.startswith("<0") else kinds.get(t, 1) for t in tokens]
+    return tokens, scores, types
+
+
 def tokenizer_of(backend: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer(backend, named={}, add_bos=False, stop_ids=[], chat_template=None)
 

@@ -1,6 +1,7 @@
 """GGUF files of the Llama architecture: tensors dequantised some rows at a time with the gguf library's own code."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,13 +12,16 @@ import numpy as np
 
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
 from bigrun.checkpoint.files import GGUF_METADATA
+from bigrun.checkpoint.formats.gguf_config import ROPE_FREQS, absent_biases, make_config
 from bigrun.checkpoint.formats.gguf_header import MOST_TENSORS, GgufTensor, metadata_end, read_header
 from bigrun.checkpoint.mapped import WILLNEED, Mapped
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
-# What the gguf library and llama.cpp name the files of a set
-SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
+# What the gguf library and llama.cpp name the files of a set; what follows the numbers is the user's business
+SPLIT = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})((?:\.[^/]*)?)", re.DOTALL)
+MOST_LINKS = 40  # that are followed to a name; the system follows as many
+ZEROS = "zeros"  # the dtype of a bias that the file leaves out
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path):
         self.where, self.folder = str(path), path.parent
         self.limits = Limits(MOST_TENSORS)  # which the header is held to here: nothing of it is left to be read
+        self.notes: list[str] = []
         self._files = _open_all(path)
         self.paths = tuple(file.path for file in self._files)
         self.metadata: Mapping[str, Any] | None = self._files[0].metadata
@@ -54,16 +59,29 @@ class GgufCheckpoint:
                 self._entries[name], self._homes[name], tensors[name] = tensor, file, _info(tensor, file)
             _check_apart(file, tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
-        self.config: Mapping[str, Any] = _config(self._files[0].metadata, self._entries, str(self.paths[0]))
+        where = str(self.paths[0])
+        self.config: Mapping[str, Any] = make_config(self._files[0].metadata, self._entries, self._vector, where)
+        tensors.pop(ROPE_FREQS, None)  # the configuration has its numbers
+        for name, count in absent_biases(self._entries, self.config).items():
+            tensors[name] = TensorInfo(ZEROS, (count,), 0, True, where)
 
     def companions(self) -> Mapping[str, bytes]:
         """The file without its tensors: what a tokenizer is made from, as a GGUF file of its own."""
         data = self._files[0].mapped.data
         return {GGUF_METADATA: bytes(data[:8]) + bytes(8) + bytes(data[16 : metadata_end(data, str(self.paths[0]))])}
 
+    def _vector(self, name: str) -> np.ndarray:
+        """All numbers of a small tensor."""
+        info = self.tensors[name]
+        if not info.readable:
+            raise CheckpointError(f"{info.where}: tensor {name} is {info.dtype}, which bigrun does not read yet")
+        return self.rows(name, 0, info.shape[0]).values
+
     def rows(self, name: str, start: int, stop: int) -> Rows:
         from gguf import GGMLQuantizationType, dequantize
 
+        if self.tensors[name].dtype == ZEROS:
+            return Rows(np.zeros(stop - start, np.float32))
         tensor, mapped = self._entries[name], self._homes[name].mapped.data
         kind = GGMLQuantizationType(tensor.kind)
         row_bytes = _row_bytes(tensor)
@@ -77,10 +95,12 @@ class GgufCheckpoint:
         return Rows(values.reshape(stop - start, *shape[1:]))
 
     def ahead(self, name: str, start: int, stop: int) -> None:
-        self._homes[name].mapped.advise(*self._span(name, start, stop), WILLNEED)
+        if name in self._homes:
+            self._homes[name].mapped.advise(*self._span(name, start, stop), WILLNEED)
 
     def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
-        self._homes[name].mapped.forget(*self._span(name, start, stop), drop)
+        if name in self._homes:
+            self._homes[name].mapped.forget(*self._span(name, start, stop), drop)
 
     def _span(self, name: str, start: int, stop: int) -> tuple[int, int]:
         """(first byte, bytes) of some rows of a tensor."""
@@ -95,13 +115,10 @@ def _open_all(path: Path) -> tuple[_File, ...]:
     """Opens a file, or all files of its split set in order: their names follow from the file's own, never from its content."""
     named_file = _open(path)
     total = _split(named_file, "count")
-    parts = SPLIT.fullmatch(path.name)
-    if parts is None or int(parts[3]) < 2 or not 1 <= int(parts[2]) <= int(parts[3]):
-        if total is not None and total > 1:
-            raise CheckpointError(
-                f"{path}: one file of a set of {total}; give it the name that it had, NAME-00001-of-{total:05}.gguf"
-            )
+    if total is None or total < 2:
         return (named_file,)
+    path, parts = _name_in_set(path, total)
+    named_file = replace(named_file, path=path)
     files: list[_File] = []
     file_count = int(parts[3])
     for at in range(file_count):
@@ -119,6 +136,22 @@ def _open_all(path: Path) -> tuple[_File, ...]:
     if count != tensors:
         raise CheckpointError(f"{files[0].path}: split.tensors.count is {tensors}, the set has {count}; fetch it again")
     return tuple(files)
+
+
+def _name_in_set(path: Path, total: int) -> tuple[Path, re.Match[str]]:
+    """The path, or the one that it links to, whose name says which file of a set it is; CheckpointError where none does."""
+    at = path
+    for _ in range(MOST_LINKS):
+        parts = SPLIT.fullmatch(at.name)
+        if parts is not None and 1 <= int(parts[2]) <= int(parts[3]) and int(parts[3]) > 1:
+            return at, parts
+        try:
+            at = at.parent / os.readlink(at)
+        except OSError:  # no link
+            break
+    raise CheckpointError(
+        f"{path}: one file of a set of {total}; give it the name that it had, NAME-00001-of-{total:05}.gguf"
+    )
 
 
 def _check_apart(file: _File, tensors: Mapping[str, TensorInfo]) -> None:
@@ -191,55 +224,3 @@ def _row_bytes(tensor: GgufTensor) -> int:
     if tensor.shape[0] % block:
         raise KeyError(tensor.kind)
     return tensor.shape[0] // block * size
-
-
-# GGUF's key, less its architecture → Hugging Face's field
-FIELDS = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "context_length": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-}
-
-
-def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    """The fields of config.json that the Llama family reads; CheckpointError where the file asks for more than that."""
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise CheckpointError(f"{where}: GGUF architecture {architecture!r:.40}; bigrun reads llama")
-    if "rope_freqs.weight" in tensors or metadata.get("llama.rope.scaling.type") not in (None, "none", "linear"):
-        raise CheckpointError(f"{where}: this rotary scaling is read from safetensors only, not from GGUF")
-    heads, width = metadata.get("llama.attention.head_count"), metadata.get("llama.embedding_length")
-    rotated = metadata.get("llama.rope.dimension_count")
-    if rotated is not None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
-        head_dim = metadata.get("llama.attention.key_length", width // heads)
-        if rotated != head_dim:
-            raise CheckpointError(
-                f"{where}: rotates {rotated!r:.20} of {head_dim!r:.20} entries of a head, which is not read from GGUF"
-            )
-    if metadata.get("llama.rope.scale_linear") not in (None, 0, 1):
-        raise CheckpointError(f"{where}: the old key llama.rope.scale_linear is not read; convert the file anew")
-    epsilon = "llama.attention.layer_norm_rms_epsilon"  # for which llama.cpp has no default
-    if "llama.block_count" in metadata and metadata.get(epsilon) is None:
-        raise CheckpointError(f"{where}: {epsilon} is missing; convert the file anew")
-    if metadata.get("llama.expert_count"):
-        raise CheckpointError(f"{where}: a mixture of experts in GGUF is not read")
-    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
-    for key, field in FIELDS.items():
-        if (value := metadata.get(f"llama.{key}")) is not None:
-            config[field] = value
-    factor = metadata.get("llama.rope.scaling.factor")
-    if factor and metadata.get("llama.rope.scaling.type", "linear") == "linear":  # as llama.cpp reads them
-        config["rope_scaling"] = {"type": "linear", "factor": factor}
-    table = tensors.get("token_embd.weight")
-    if table is not None and len(table.shape) == 2:
-        config["vocab_size"] = table.shape[1]
-    config["tie_word_embeddings"] = "output.weight" not in tensors
-    config["attention_bias"] = "blk.0.attn_q.bias" in tensors
-    return config

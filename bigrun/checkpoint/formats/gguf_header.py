@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigrun.errors import CheckpointError
+from bigrun.model.file_kind import GGUF, HEAD, what_it_is
 
-MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MOST_DIMENSIONS = 4
@@ -123,10 +123,12 @@ def metadata_end(data: Any, where: str) -> int:
 def _metadata(data: Any, where: str) -> tuple[Reader, dict[str, Any], int]:
     """(a reader behind the metadata, the metadata, how many tensors follow)."""
     reader = Reader(data, where)
-    if len(data) < 24 or bytes(data[:4]) != MAGIC:
-        raise CheckpointError(f"{where}: not a GGUF file")
-    reader.position = 4
+    if why := what_it_is(bytes(data[:HEAD])):
+        raise CheckpointError(f"{where}: {why}")
+    reader.position = len(GGUF)
     version = reader.scalar("I")
+    if version & 0xFFFF == 0 and version >> 16:
+        raise CheckpointError(f"{where}: a big-endian GGUF file, which is not read: convert it (gguf-convert-endian)")
     if version not in (2, 3):
         raise CheckpointError(f"{where}: GGUF version {version}; bigrun reads 2 and 3")
     tensor_count, value_count = reader.scalar("Q"), reader.scalar("Q")

@@ -1,9 +1,9 @@
-"""Sharded and single safetensors, mapped, never read as a whole: float32, float16, bfloat16, and float8 e4m3 with scales
-in blocks, as DeepSeek-V3 and others are published (NAME beside NAME_scale_inv or NAME_scale).
-"""
+"""Sharded and single safetensors, mapped, never read as a whole: float64 to bfloat16, and float8 e4m3 with scales in
+blocks, as DeepSeek-V3 and others are published (NAME beside NAME_scale_inv or NAME_scale)."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ from bigrun.model.source import Dialect
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {"F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8}
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8}
 SCALES = ("_scale_inv", "_scale")  # after the name of a float8 tensor
 LONGEST_NAME = 255
 LARGEST_JSON = 2**18  # bytes; the configurations of language models have some thousand
@@ -42,24 +42,40 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, file: str, index: str) -> Path:
-    """The path of a file that an index names; CheckpointError where the name, or a link, leads out of the folder.
+    """The path of a file that an index names; CheckpointError where the name leads out of the folder, or a link to no plain
+    file.
 
-    The hub's cache links from a snapshot into the blobs beside it: that is where its files are.
+    Links are followed: the hub's cache links into its blobs, its client and shared stores to folders of their own, and it
+    was no index that made them.
     """
     pure, path = PurePosixPath(file), folder / file
     bad = pure.is_absolute() or ".." in pure.parts or "\\" in file or not file.isprintable()
     bad = bad or not 1 <= len(file.encode("utf-8", "replace")) <= LONGEST_NAME
-    try:
-        if not bad and path.exists():
-            real, home = path.resolve(), folder.resolve()
-            linked = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
-            bad = real.is_dir() or not (real.is_relative_to(home) or linked)
-    except (OSError, RuntimeError):  # links in a circle, among others
-        bad = True
     if bad:
         says = f"{folder / index}: names {file[:80]!r}, which" if (folder / index).exists() else str(path)
         raise CheckpointError(f"{says} is outside the checkpoint's folder")
+    try:
+        plain = path.is_file() or not path.exists()  # what is missing is said by whoever opens it
+    except (OSError, RuntimeError):  # links in a circle, among others
+        plain = False
+    if not plain:
+        raise CheckpointError(f"{path}: is no plain file; fetch it again")
     return path
+
+
+def chosen(folder: Path, index: str, single: str, named: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """(the files of a folder with an index that names these, "" or a note for the user): the shards, unless some are missing
+    and there is a single file beside the index. transformers takes the single file in either case; an older one that was
+    left behind is more likely than an index without a use."""
+    shards = tuple(dict.fromkeys(named))
+    if not (folder / single).exists():
+        return shards, ""
+    if single in shards:
+        return shards, ""
+    missing = [file for file in shards if not inside(folder, file, index).exists()]
+    if missing:
+        return (single,), f"{folder / index}: {missing[0][:80]} is missing: {single} is read instead"
+    return shards, f"{folder / single}: not read: {index} and its shards are beside it; remove the one that is stale"
 
 
 class SafetensorsCheckpoint:
@@ -76,22 +92,29 @@ class SafetensorsCheckpoint:
         self.folder, self.where = folder, str(folder)
         self.config: Mapping[str, Any] = read_config(folder)
         self.limits = Limits(MOST_TENSORS)
+        self.notes: list[str] = []
         self._maps: dict[str, tuple[Mapped, int, dict[str, Entry]]] = {}
         self._blocks: dict[str, np.ndarray] = {}
 
     @cached_property
-    def files(self) -> tuple[str, ...]:
-        """The shards, in the order of the index."""
+    def _weight_map(self) -> Mapping[str, str]:
+        """Tensor → file as the index says; empty where there is none."""
         index = self.folder / INDEX
         if not index.exists():
-            if not (self.folder / SINGLE).exists():
+            return {}
+        most = self.limits.tensors
+        return weight_map(read_file(index, longest(most)), str(index), most)
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The shards, in the order of the index, or the single file."""
+        if not (self.folder / INDEX).exists():
+            if not os.path.lexists(self.folder / SINGLE):
                 raise CheckpointError(f"{self.folder}: holds neither {SINGLE} nor {INDEX}, nor pytorch_model.bin")
             return (SINGLE,)
-        return tuple(
-            dict.fromkeys(
-                weight_map(read_file(index, longest(self.limits.tensors)), str(index), self.limits.tensors).values()
-            )
-        )
+        files, note = chosen(self.folder, INDEX, SINGLE, list(self._weight_map.values()))
+        self.notes += [note] if note else []
+        return files
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -107,8 +130,8 @@ class SafetensorsCheckpoint:
         entries: dict[str, Entry] = {}
         for file in self.files:
             for name, entry in self._open(file)[2].items():
-                if name in entries:
-                    raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is in {self._home[name]} as well")
+                if name in entries and not self._decides(name, file):
+                    continue
                 entries[name], self._home[name] = entry, file
         scales = {name: self._scale_of(name, entries) for name, entry in entries.items() if entry.dtype == "F8_E4M3"}
         self._scales = {name: scale for name, scale in scales.items() if scale}
@@ -124,6 +147,16 @@ class SafetensorsCheckpoint:
                     scale_info = (scale, str(self.folder / self._home[scale]), *block)
                 result[name] = TensorInfo(entry.dtype, entry.shape, entry.nbytes, readable, where, scale_info)
         return result
+
+    def _decides(self, name: str, file: str) -> bool:
+        """Whether a tensor that two shards hold is read from this one: the index says which."""
+        first, named = self._home[name], self._weight_map.get(name)
+        if named not in self.files or name not in self._open(named)[2]:
+            raise CheckpointError(
+                f"{self.folder / file}: tensor {name[:100]} is in {first} as well, and {INDEX} does not say which to read"
+            )
+        self.notes.append(f"{self.folder / INDEX}: tensor {name[:100]} is in {first} and in {file}: read from {named}")
+        return named == file
 
     def _scale_of(self, name: str, entries: Mapping[str, Entry]) -> str:
         """The scales of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
@@ -156,6 +189,9 @@ class SafetensorsCheckpoint:
         mapped.advise(offset, nbytes, POPULATE_READ)
         dtype = np.dtype(DTYPES[info.dtype])
         values = mapped.array(dtype, nbytes // dtype.itemsize, offset).reshape(stop - start, *info.shape[1:])
+        if info.dtype == "F64":  # rounded, as transformers does when it is asked for float32
+            with np.errstate(over="ignore"):  # an inf is reported when the rows are converted
+                return Rows(values.astype(np.float32))
         if info.dtype != "F8_E4M3":
             return Rows(values, info.dtype == "BF16")
         blocks = self._block_scales(name)

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
-from bigrun.checkpoint.files import read_companions, read_file
+from bigrun.checkpoint.files import open_file, read_companions, read_file
 from bigrun.checkpoint.formats.pickle_guard import ANEW, ITEM_BYTES, Bad, Record, StoredTensor, read_program
-from bigrun.checkpoint.formats.safetensors import inside, read_config
+from bigrun.checkpoint.formats.safetensors import chosen, inside, read_config
 from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
-READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+READABLE = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LARGEST_INDEX = 2**20  # bytes
 LARGEST_DIRECTORY = 2**20  # bytes of the zip's directory: ten thousand records
 LARGEST_PROGRAM = 2**20  # bytes of data.pkl: some four thousand tensors
@@ -43,6 +43,7 @@ class TorchCheckpoint:
         self.folder, self.where = folder, str(folder)
         self.limits = Limits(MOST_TENSORS)
         self.config: Mapping[str, Any] = read_config(folder)
+        self.notes: list[str] = []
         self._shards: dict[str, dict[str, StoredTensor]] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
 
@@ -58,8 +59,11 @@ class TorchCheckpoint:
 
     @cached_property
     def _files(self) -> tuple[str, ...]:
-        files = tuple(dict.fromkeys(self._weight_map.values()))
-        return files if (self.folder / INDEX).exists() else (SINGLE,)
+        if not (self.folder / INDEX).exists():
+            return (SINGLE,)
+        files, note = chosen(self.folder, INDEX, SINGLE, list(self._weight_map.values()))
+        self.notes += [note] if note else []
+        return files
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
@@ -70,16 +74,29 @@ class TorchCheckpoint:
     def _homes(self) -> Mapping[str, str]:
         """Tensor name → the file that it is read from: the index's where two hold it."""
         homes: dict[str, str] = {}
+        index = {name: file for name, file in self._weight_map.items() if file in self._files}
         for file in self._files:
-            homes |= dict.fromkeys(self._shard(file), file)
+            for name in self._shard(file):
+                if name in homes:
+                    self._decide(name, homes[name], file)
+                homes[name] = file
             if len(homes) > self.limits.tensors:
                 raise CheckpointError(
                     f"{self.folder / file}: {len(homes)} tensors so far, far more than this model has"
                 )
-        for name, file in self._weight_map.items():
+        for name, file in index.items():
             if name not in self._shard(file):
                 raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is missing, though {INDEX} names it")
-        return homes | dict(self._weight_map)
+        return homes | index
+
+    def _decide(self, name: str, first: str, file: str) -> None:
+        """Notes which of two shards a tensor is read from: the index says it."""
+        named = self._weight_map.get(name)
+        if named not in self._files:
+            raise CheckpointError(
+                f"{self.folder / file}: tensor {name[:100]} is in {first} as well, and {INDEX} does not say which to read"
+            )
+        self.notes.append(f"{self.folder / INDEX}: tensor {name[:100]} is in {first} and in {file}: read from {named}")
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -87,7 +104,8 @@ class TorchCheckpoint:
 
     def _info(self, file: str, tensor: StoredTensor) -> TensorInfo:
         where, readable = str(self.folder / file), tensor.dtype in READABLE
-        return TensorInfo(tensor.dtype, tensor.shape, tensor.nbytes, readable, where)
+        place = (where, tensor.first, tensor.strides)
+        return TensorInfo(tensor.dtype, tensor.shape, tensor.nbytes, readable, where, place=place)
 
     def companions(self) -> Mapping[str, bytes]:
         return read_companions(self.folder)
@@ -98,7 +116,10 @@ class TorchCheckpoint:
 
         info = self.tensors[name]
         some = self._load(self._homes[name])[name].detach()[start:stop].contiguous()
-        values = some.numpy() if info.dtype == "F32" else some.view(torch.int16).numpy().view("uint16")
+        some = (
+            some.float() if info.dtype == "F64" else some
+        )  # rounded, as transformers does when it is asked for float32
+        values = some.numpy() if info.dtype in ("F64", "F32") else some.view(torch.int16).numpy().view("uint16")
         if not values.flags.aligned:
             values = values.copy()
         values.flags.writeable = False
@@ -181,7 +202,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     try:
         if not path.is_file():
             raise Bad("is no file" if path.exists() else "is missing")
-        with open(path, "rb") as stream:
+        with open_file(path) as stream:
             records, program = _records(stream)
         return read_program(program, records)
     except Bad as error:

@@ -9,7 +9,6 @@ import functools
 import inspect
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,17 @@ from typing import Any
 
 from bigrun.checkpoint.formats.safetensors import INDEX, SINGLE
 from bigrun.checkpoint.hub.headers import LARGEST_INDEX, shards
-from bigrun.checkpoint.hub.hub import Cache, by_xet, call_hub, complete, passing, read_range, said, silent_bar
+from bigrun.checkpoint.hub.hub import (
+    Cache,
+    by_xet,
+    cache_home,
+    call_hub,
+    complete,
+    passing,
+    read_range,
+    said,
+    silent_bar,
+)
 from bigrun.errors import BigrunError, CallError, CheckpointError, RunError
 from bigrun.model.resolve import Model
 from bigrun.sizes import format_size
@@ -48,6 +57,7 @@ class Needed:
     commit: str
     files: tuple[tuple[str, int], ...]
     weights: str  # "safetensors" or "torch"
+    weight_files: frozenset[str] = frozenset()
     etags: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -59,13 +69,26 @@ def needed(repo: str, revision: str | None) -> Needed:
     return call_hub(repo, lambda hub: _needed(hub, repo, revision))
 
 
+def fetch_small(listing: Needed, repo: str) -> Path:
+    """The folder of a hub model's configuration and tokenizer in the hub's cache, fetched if need be: all but its weights."""
+    small = [name for name, _ in listing.files if name not in listing.weight_files]
+
+    def call(hub: Any) -> Path:
+        paths = [Path(hub.hf_hub_download(repo, name, revision=listing.commit)) for name in small]
+        return paths[0].parent
+
+    return call_hub(repo, call)
+
+
 def fetch(
-    model: Model, revision: str | None, report: Report | None = None, begin: Callable[[int], None] | None = None
-) -> Path:
+    model: Model, revision: str | None, report: Report | None = None, begin: Callable[[int], None] | None = None,
+    before_weights: Callable[[Path], None] | None = None,
+) -> Path:  # fmt: skip
     """The folder of the model's files in the hub's cache; those that are not there are fetched.
 
-    `begin(bytes)` is told, before anything is fetched, how many bytes are missing, if any are. `report(file, done, total)` is
-    told of bytes as they arrive; `done` counts what was there before. Without the hub, the
+    `begin(bytes)` is told, before anything is fetched, how many bytes are missing, if any are. `before_weights(folder)` is
+    called when the small files are here, before the first weight is fetched, if one is to be; what it raises is raised.
+    `report(file, done, total)` is told of bytes as they arrive; `done` counts what was there before. Without the hub, the
     cached files of that revision do if none is missing. CallError: no weights are published under this name. RunError: no
     room, or the connection broke (a second call goes on from there). Other errors are those of `needed`.
     """
@@ -76,8 +99,6 @@ def fetch(
         raise CallError(f"--model {model.name}: this name is for planning; its weights are not published to fetch")
 
     def call(hub: Any) -> Path:
-        if model.note:
-            print(model.note, file=sys.stderr)
         try:
             listing = _needed(hub, repo, revision)
         except errors.RevisionNotFoundError:
@@ -90,8 +111,11 @@ def fetch(
             _check_room(repo, progress.missing)
             if begin is not None:
                 begin(progress.missing)
-            print(f"{model.name}: fetching {format_size(progress.missing)} from {repo} on the hub", file=sys.stderr)
+        missing = [file for file, size in listing.files if progress.here[file] < size]
+        first = next((file for file in missing if file in listing.weight_files), None)
         for file, size in listing.files:
+            if file == first and before_weights is not None:
+                before_weights(cache.snapshot(listing.commit))
             try:
                 _fetch_file(hub, cache, listing, file, size, progress)
             except (errors.HTTPError, OSError) as error:
@@ -166,7 +190,7 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
             raise CheckpointError(f"{repo}: {name}: missing, {named}")
     etags = {name: str(getattr(listed[name].lfs, "sha256", None) or listed[name].blob_id or "") for name in names}
     etags = {name: etag for name, etag in etags.items() if ETAG.fullmatch(etag)}
-    return Needed(commit, tuple((name, sizes[name]) for name in names), weights, etags)
+    return Needed(commit, tuple((name, sizes[name]) for name in names), weights, frozenset(shards), etags)
 
 
 def _read_index(repo: str, index: str, commit: str, size: int) -> bytes:
@@ -277,9 +301,7 @@ def _first_missing(repo: str, folder: Path) -> str | None:
 
 def _check_room(repo: str, missing: int) -> None:
     """RunError where the hub's cache lies on a disk with less room than that."""
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE).expanduser()
+    home = cache_home()
     there = next(path for path in (home, *home.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < missing:

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from bigrun.checkpoint.base import TensorInfo
-from bigrun.checkpoint.formats.safetensors import DTYPES, INDEX, LONGEST_NAME, SINGLE
-from bigrun.checkpoint.formats.safetensors_header import data_bytes, parse, weight_map
+from bigrun.checkpoint.base import Limits, Rows, TensorInfo
+from bigrun.checkpoint.files import read_companions
+from bigrun.checkpoint.formats.safetensors import DTYPES, INDEX, LONGEST_NAME, SCALES, SINGLE
+from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, data_bytes, parse, weight_map
 from bigrun.checkpoint.hub.hub import call_hub, read_range
+from bigrun.checkpoint.tensor_map import map_tensors, unfit
 from bigrun.errors import CheckpointError
 from bigrun.model.families.registry import BY_NAME
+from bigrun.model.source import Dialect
 from bigrun.model.spec import ModelSpec
 
 FIRST_BYTES = 100_000  # asked for at once: nearly every header is shorter, and two requests take longer than its rest
@@ -34,7 +38,35 @@ class Headers:
     files: int
     bytes: int
     dtypes: tuple[tuple[str, int], ...]
-    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, TensorInfo]
+
+
+class HubFiles:
+    """What the hub says of a model's safetensors, as a Checkpoint that is still to be fetched: its rows cannot be read."""
+
+    format = "safetensors"
+    dialect: Dialect = "hf"
+    metadata: Mapping[str, Any] | None = None
+    paths: tuple[Path, ...] = ()
+
+    def __init__(self, repo: str, config: Mapping[str, Any], hub_headers: Headers, folder: Path = Path()):
+        self.where, self.config, self.folder = repo, config, folder
+        self.limits, self.notes = Limits(MOST_TENSORS), list[str]()
+        tensors = hub_headers.tensors
+        scales = {name + end for name, info in tensors.items() if info.dtype == "F8_E4M3" for end in SCALES}
+        self.tensors = {name: replace(info, where=repo) for name, info in tensors.items() if name not in scales}
+
+    def companions(self) -> Mapping[str, bytes]:
+        return read_companions(self.folder)
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        raise CheckpointError(f"{self.where}: tensor {name[:100]} is still to be fetched")
+
+    def ahead(self, name: str, start: int, stop: int) -> None:
+        """Nothing to read ahead."""
+
+    def done(self, name: str, start: int, stop: int, drop: bool = False) -> None:
+        """Nothing to release."""
 
 
 def headers(repo: str, revision: str | None) -> Headers | None:
@@ -56,39 +88,26 @@ def headers(repo: str, revision: str | None) -> Headers | None:
     return call_hub(repo, call)
 
 
-def check(spec: ModelSpec, hub_headers: Headers, repo: str) -> None:
-    """CheckpointError names the first tensor of the spec that the files lack or hold in another shape.
+def check(spec: ModelSpec, hub_files: HubFiles) -> None:
+    """CheckpointError names the first tensor of the spec that the files lack or hold in another shape, or how they are
+    quantised.
 
     A family that is only planned has no list of its tensors: there the number of parameters is compared, within SLACK,
     unless some are quantised and packed.
     """
-    family = BY_NAME[spec.family]
-    sources = family.sources
-    if sources is None:
-        held = sum(count for dtype, count in hub_headers.dtypes if dtype in PLAIN)
-        if spec.tied:  # some files hold the one table twice
-            held -= prod(hub_headers.shapes.get("lm_head.weight", (0,)))
-        packed = any(dtype not in PLAIN + BUFFERS for dtype, _ in hub_headers.dtypes)
+    if BY_NAME[spec.family].sources is None:
+        tensors = hub_files.tensors
+        held = sum(prod(info.shape) for info in tensors.values() if info.dtype in PLAIN)
+        if spec.tied and "lm_head.weight" in tensors:  # some files hold the one table twice
+            held -= prod(tensors["lm_head.weight"].shape)
+        packed = any(info.dtype not in PLAIN + BUFFERS for info in tensors.values())
         if not packed and not SLACK[0] <= held / spec.parameters <= SLACK[1]:
             raise CheckpointError(
-                f"{repo}: its safetensors hold {held:,} parameters, config.json describes {spec.parameters:,}"
+                f"{hub_files.where}: its safetensors hold {held:,} parameters, config.json describes {spec.parameters:,}"
             )
         return
-    table = sources(spec, "embed", "hf")["table"][0].name
-    # published names differ in whether they carry the model class's prefix, all or none
-    bare = [prefix for prefix in family.prefixes if prefix and table.removeprefix(prefix) in hub_headers.shapes]
-    prefix = bare[0] if bare and table not in hub_headers.shapes else ""
-    for part in spec.parts:
-        of_part = sources(spec, part.name, "hf")
-        for source in (source for tensor in part.tensors for source in of_part[tensor.name]):
-            name = source.name.removeprefix(prefix)
-            shape = hub_headers.shapes.get(name)
-            if shape is None:
-                raise CheckpointError(f"{repo}: tensor {name} is missing from its safetensors")
-            if shape != source.shape:
-                raise CheckpointError(
-                    f"{repo}: tensor {name} has shape {list(shape)}, config.json says {list(source.shape)}"
-                )
+    for problem in unfit(map_tensors(hub_files, spec)):
+        raise CheckpointError(problem)
 
 
 def _headers(repo: str, revision: str | None) -> Headers | None:
@@ -124,8 +143,7 @@ def _sum(files: int, tensors: dict[str, TensorInfo]) -> Headers:
     for tensor in tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + prod(tensor.shape)
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return Headers(files, nbytes, tuple(sorted(dtypes.items())), shapes)
+    return Headers(files, nbytes, tuple(sorted(dtypes.items())), tensors)
 
 
 def shards(index: bytes, repo: str, name: str = INDEX) -> tuple[str, ...]:

@@ -22,13 +22,23 @@ SHA256 = re.compile(r"[0-9a-f]{64}")  # what the ETag of a large file is
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries that bring nothing
 
 
+def cache_home() -> Path:
+    """The folder of the hub's cache; RunError where the user has no home and no variable names one."""
+    from huggingface_hub import constants
+
+    try:
+        return Path(constants.HF_HUB_CACHE).expanduser()
+    except RuntimeError as error:
+        raise RunError(
+            "HF_HOME: this user has no home to keep the hub's files in: set HF_HOME to a folder that can be written"
+        ) from error
+
+
 class Cache:
     """Where huggingface_hub keeps a repository (its guide "Understand caching")."""
 
     def __init__(self, repo: str):
-        from huggingface_hub import constants
-
-        self.repo, self.home = repo, Path(constants.HF_HUB_CACHE).expanduser()
+        self.repo, self.home = repo, cache_home()
         name = "--".join(("models", *repo.split("/")))
         self.folder, self.locks = self.home / name, self.home / ".locks" / name
 
@@ -248,6 +258,7 @@ def call_hub(repo: str, call: Callable[[Any], T]) -> T:
     import huggingface_hub
     from huggingface_hub import errors
 
+    cache_home()  # or it is said that there is none
     try:
         return call(huggingface_hub)
     except errors.HFValidationError as error:

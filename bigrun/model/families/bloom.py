@@ -16,7 +16,7 @@ MODULES = {
 
 
 def describe(fields: Fields, name: str) -> ModelSpec:
-    hidden = fields.integer("hidden_size", "n_embed")
+    hidden = fields.integer("n_embed", "hidden_size")
     heads = fields.integer("n_head", "num_attention_heads", high=4096)
     if hidden % heads:
         raise fields.bad("n_head", f"is {heads}, which does not divide the hidden size {hidden}")

@@ -5,7 +5,12 @@ from typing import Any
 
 from bigrun.errors import CheckpointError
 
-DTYPES = ("float32", "float16", "bfloat16")
+# As torch, NumPy and the formats of tensors spell them. float64 is rounded to float32 as it is read.
+DTYPES = {
+    **dict.fromkeys(("float32", "float", "fp32", "f32", "float64", "double"), "float32"),
+    **dict.fromkeys(("float16", "half", "fp16", "f16"), "float16"),
+    **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
+}
 
 MOST_LAYERS = 512  # the deepest published models have 126
 
@@ -22,11 +27,13 @@ class Fields:
         return CheckpointError(f"{self.where}: field '{name}' {why}")
 
     def get(self, *names: str) -> tuple[str, Any]:
-        """The first of these names that is present and not null, with its value; (last name, None) if none is."""
-        for name in names:
-            if self.values.get(name) is not None:
-                return name, self.values[name]
-        return names[-1], None
+        """The first of these names that is present and not null, with its value; (last name, None) if none is. Two spellings of
+        one setting that say different things are refused: which of them transformers takes depends on the class."""
+        said = [name for name in names if self.values.get(name) is not None]
+        for other in said[1:]:
+            if self.values[other] != self.values[said[0]]:
+                raise self.bad(said[0], f"and field '{other}' say different things: take out the one that is wrong")
+        return (said[0], self.values[said[0]]) if said else (names[-1], None)
 
     def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = 2**24) -> int:
         name, value = self.get(*names)
@@ -74,13 +81,14 @@ class Fields:
     def dtype(self) -> str:
         """The published dtype of the weights. Where the configuration does not say it is float16, or bfloat16 if it declares
         quantised weights, as gpt-oss does."""
-        name, value = self.get("dtype", "torch_dtype")
+        name = "torch_dtype" if self.values.get("dtype") is None else "dtype"  # files say which they are
+        value = self.values.get(name)
         if value is None:
             return "float16" if self.values.get("quantization_config") is None else "bfloat16"
-        value = value.removeprefix("torch.") if isinstance(value, str) else value
-        if value not in DTYPES:
-            raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(DTYPES)}")
-        return value
+        known = DTYPES.get(value.lower().rpartition(".")[2]) if isinstance(value, str) else None
+        if known is None:
+            raise self.bad(name, f"is {value!r:.40}; bigrun reads {', '.join(dict.fromkeys(DTYPES.values()))}")
+        return known
 
     def refuse(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """CheckpointError unless the field is absent or one of `allowed`."""

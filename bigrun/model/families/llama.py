@@ -1,5 +1,6 @@
 """Llama: rotary, RMSNorm, gated MLP, grouped-query attention (Touvron et al. 2023; `LlamaForCausalLM`)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,16 +20,29 @@ MODULES: Modules = {
     "head": ("lm_head",),
 }
 
+ROPES = ("default", "linear", "llama3", "longrope")
+PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # a GGUF file may have a number a block
+
 
 def describe(fields: Fields, name: str) -> ModelSpec:
     bias = fields.flag("attention_bias", False)
-    one = block(fields, qkv_bias=bias, out_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
-    return shapes.model(fields, name, NAME, (one,) * shapes.layers(fields))
+    settings = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": fields.flag("mlp_bias", False)}
+    lists = {key: fields.values[key] for key in PER_LAYER if isinstance(fields.values.get(key), list)}
+    if not lists:
+        one = block(fields, **settings)
+        return shapes.model(fields, name, NAME, (one,) * shapes.layers(fields))
+    count = shapes.layers(fields)
+    for key, numbers in lists.items():
+        if len(numbers) != count:
+            raise fields.bad(key, f"has {len(numbers)} numbers for {count} blocks")
+    own = [{key: numbers[i] for key, numbers in lists.items()} for i in range(count)]
+    blocks = [block(Fields({**fields.values, **numbers}, fields.where), **settings) for numbers in own]
+    return shapes.model(fields, name, NAME, blocks)
 
 
 def block(fields: Fields, **settings: Any) -> Block:
     """A block that the decoder executes, so all of its rotary embedding is understood; `settings` are the family's."""
-    fields.choice("hidden_act", options={"silu": "silu"}, default="silu")
+    fields.choice("hidden_act", options=shapes.SILU, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
     base = shapes.block(fields, **settings)
     return replace(base, rope=_rope(fields, base.head_dim))
@@ -36,16 +50,22 @@ def block(fields: Fields, **settings: Any) -> Block:
 
 def _rope(fields: Fields, head_dim: int) -> Rope:
     """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4), which wins, as there."""
-    key, scaling = fields.get(*("rope_scaling",) if fields.values.get("rope_scaling") else (), "rope_parameters")
+    key = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
+    scaling = fields.values.get(key)
     if scaling is not None and not isinstance(scaling, dict):
         raise fields.bad(key, "is not an object")
     inner = Fields(scaling or {}, f"{fields.where}: {key}")
+    for kind, nested in inner.values.items():
+        if isinstance(nested, Mapping):
+            raise inner.bad(kind, "is a rotary embedding of some layers alone, which is not supported")
+    for each in (fields, inner):
+        each.refuse("partial_rotary_factor", (1, 1.0), "rotating a part of each head is not supported here")
     theta = inner.number("rope_theta", default=fields.number("rope_theta", default=10_000.0), high=1e12)
-    kind = inner.choice(
-        "rope_type", "type", options={"default": "default", "linear": "linear", "llama3": "llama3"}, default="default"
-    )
+    kind = inner.choice("rope_type", "type", options={name: name for name in ROPES}, default="default")
     if kind == "default":
         return Rope(head_dim, theta)
+    if kind == "longrope":
+        return Rope(head_dim, theta, kind, factors=_factors(inner, head_dim))
     factor = inner.number("factor", high=1e6)
     if kind == "linear":
         return Rope(head_dim, theta, kind, factor)
@@ -59,8 +79,33 @@ def _rope(fields: Fields, head_dim: int) -> Rope:
         factor,
         low,
         high,
-        inner.integer("original_max_position_embeddings", high=2**28),
+        _original_context(fields, inner),
     )
+
+
+def _original_context(fields: Fields, inner: Fields) -> int:
+    """Tokens that the model was first trained with, as transformers' `standardize_rope_params` finds them: beside the rotary
+    settings, in them, or else the context."""
+    name = "original_max_position_embeddings"
+    if name in fields.values:
+        return fields.integer(name, high=2**28)
+    context = None if name in inner.values else fields.integer("max_position_embeddings", high=2**28)
+    return inner.integer(name, default=context, high=2**28)
+
+
+def _factors(inner: Fields, head_dim: int) -> tuple[float, ...]:
+    """Longrope's factors, one for each rotated pair. They must be the same for short and long texts, and attention unscaled."""
+    short, long = inner.values.get("short_factor"), inner.values.get("long_factor")
+    if not isinstance(short, list) or len(short) != head_dim // 2:
+        raise inner.bad("short_factor", f"is no list of {head_dim // 2} numbers, half as many as a head has entries")
+    if long != short:
+        raise inner.bad(
+            "long_factor", "differs from short_factor: a rotation that depends on the text's length cannot be run"
+        )
+    factors = [Fields({"short_factor": factor}, inner.where).number("short_factor", high=1e12) for factor in short]
+    if inner.number("attention_factor") != 1.0:
+        raise inner.bad("attention_factor", "is not 1: scaled attention cannot be run")
+    return tuple(factors)
 
 
 HF_BLOCK: dict[str, str] = {

@@ -1,6 +1,7 @@
 """OPT: learned positions, LayerNorm before each half, ReLU, biases, tied head (Zhang et al. 2022)."""
 
 from bigrun.model.families.fields import MOST_LAYERS, Fields
+from bigrun.model.families.shapes import ACTIVATIONS
 from bigrun.model.source import Dialect, Source
 from bigrun.model.spec import Block, ModelSpec
 
@@ -38,7 +39,7 @@ def describe(fields: Fields, name: str) -> ModelSpec:
         positions="none",
         rope=None,
         gated=False,
-        activation=fields.choice("activation_function", options={"relu": "relu", "gelu": "gelu"}, default="relu"),
+        activation=fields.choice("activation_function", options=ACTIVATIONS, default="relu"),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,

@@ -5,15 +5,8 @@ from dataclasses import replace
 from bigrun.model.families import llama, shapes
 from bigrun.model.families.family import Modules, planned
 from bigrun.model.families.fields import Fields
-from bigrun.model.spec import Activation, ModelSpec
+from bigrun.model.spec import ModelSpec
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
 NEOX_MODULES: Modules = {
     "embed": ("gpt_neox.embed_in",),
     "block": ("gpt_neox.layers",),
@@ -36,10 +29,11 @@ def describe_neox(fields: Fields, name: str) -> ModelSpec:
         fields,
         rotated=0.25,
         eps=1e-5,
+        eps_field="layer_norm_eps",
         kv_heads=fields.integer("num_attention_heads", high=4096),
         norm="layer",
         gated=False,
-        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu"),
+        activation=fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu"),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=True,
@@ -62,11 +56,12 @@ def describe_falcon(fields: Fields, name: str) -> ModelSpec:
     block = shapes.block(
         fields,
         eps=1e-5,
+        eps_field="layer_norm_epsilon",
         kv_heads=kv_heads,
         intermediate=fields.integer("ffn_hidden_size", default=4 * fields.integer("hidden_size"), high=2**26),
         norm="layer",
         gated=False,
-        activation=fields.choice("activation", options=ACTIVATIONS, default="gelu"),
+        activation=fields.choice("activation", options=shapes.ACTIVATIONS, default="gelu"),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
@@ -85,9 +80,10 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
         fields,
         rotated=0.5,
         eps=1e-5,
+        eps_field="layer_norm_eps",
         norm="layer",
         gated=False,
-        activation=fields.choice("hidden_act", options=ACTIVATIONS, default="gelu_new"),
+        activation=fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu_new"),
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
@@ -100,7 +96,8 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
 def _cohere(fields: Fields, name: str, family: str, pattern: int) -> ModelSpec:
     """One norm for both halves: a LayerNorm that has a weight and no bias, so that it counts as an RMSNorm here."""
     bias = fields.flag("attention_bias", False)
-    block = shapes.block(fields, eps=1e-5, parallel=True, mlp_norm=False, qkv_bias=bias, out_bias=bias)
+    eps = {"eps": 1e-5, "eps_field": "layer_norm_eps"}
+    block = shapes.block(fields, **eps, parallel=True, mlp_norm=False, qkv_bias=bias, out_bias=bias)  # type: ignore[arg-type]
     windows = shapes.windows(fields, shapes.layers(fields), lambda i: (i + 1) % pattern > 0, 4096)
     blocks = [replace(block, window=window) for window in windows]
     return shapes.model(fields, name, family, blocks, tied=True, context=8192)

@@ -17,6 +17,12 @@ FAMILIES = (
 )
 BY_NAME = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+# The same classes in other case, and without the head on top, which is saved with a base model's name.
+_BY_SPELLING = {
+    name.removesuffix("ForCausalLM").lower() + ending: family
+    for name, family in BY_ARCHITECTURE.items()
+    for ending in ("forcausallm", "lmheadmodel", "model")
+}
 
 
 def supported_architectures() -> str:
@@ -29,15 +35,34 @@ def supported_architectures() -> str:
 def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.json") -> ModelSpec:
     """The ModelSpec of a Hugging Face configuration. CheckpointError names the field, or the architectures there are."""
     fields = Fields(config, where)
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+    return _family(config, where).describe(fields, name)
+
+
+def _family(config: Mapping[str, Any], where: str) -> Family:
+    """The family that `architectures` names, or, where that is absent, null or spelt in an old way, `model_type`, by which
+    transformers goes. Where the two name different families the configuration is refused."""
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    by_type = BY_NAME.get(model_type) if isinstance(model_type, str) else None
+    if isinstance(architectures, str):
+        architectures = [architectures]
+    if architectures in (None, []):
+        if by_type is None:
+            raise CheckpointError(
+                f"{where}: fields 'architectures' and 'model_type' name no model; {supported_architectures()}"
+            )
+        return by_type
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise CheckpointError(f"{where}: field 'architectures' names no model class; {supported_architectures()}")
-    family = BY_ARCHITECTURE.get(architectures[0])
+    name = architectures[0]
+    family = BY_ARCHITECTURE.get(name) or _BY_SPELLING.get(name.lower())
     if family is None:
+        raise CheckpointError(f"{where}: architecture {name[:60]!r} is unknown; {supported_architectures()}")
+    if by_type is not None and by_type is not family:
         raise CheckpointError(
-            f"{where}: architecture {architectures[0][:60]!r} is unknown; {supported_architectures()}"
+            f"{where}: field 'architectures' names {name[:60]}, but 'model_type' is {by_type.name!r}: take out the one "
+            "that is wrong"
         )
-    return family.describe(fields, name)
+    return family
 
 
 def device_map(family: str, devices: Mapping[str, str]) -> dict[str, int | str]:

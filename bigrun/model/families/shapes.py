@@ -4,9 +4,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bigrun.model.families.fields import MOST_LAYERS, Fields
-from bigrun.model.spec import Block, ModelSpec, Rope
+from bigrun.model.spec import Activation, Block, ModelSpec, Rope
 
 KINDS = {"full_attention": False, "sliding_attention": True}  # of `layer_types`: does this layer look back a window?
+# Names of activations in transformers (activations.py: ACT2CLS); approximations that agree to float32's last digits are one.
+ACTIVATIONS: dict[str, Activation] = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    "relu": "relu",
+}
+SILU: dict[str, Activation] = {"silu": "silu", "swish": "silu"}
 
 
 def layers(fields: Fields) -> int:
@@ -14,12 +21,14 @@ def layers(fields: Fields) -> int:
 
 
 def block(
-    fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, usual_kv_heads: int = 0, eps: float = 1e-6, **settings: Any
+    fields: Fields, usual_head_dim: int = 0, rotated: float = 1.0, usual_kv_heads: int = 0, eps: float = 1e-6,
+    eps_field: str = "rms_norm_eps", **settings: Any,
 ) -> Block:  # fmt: skip
     """A block as Llama has it: RMSNorm, rotary and grouped-query attention, a gated SiLU MLP. `settings` override that.
 
-    `usual_head_dim`, `rotated`, the share of a head that is turned, `usual_kv_heads` and `eps` are the family's where the
-    configuration is silent: the defaults of transformers' class, as published files leave out what is at its default.
+    `eps_field` is the name of the norms' epsilon. `usual_head_dim`, `rotated`, the share of a head that is turned,
+    `usual_kv_heads` and `eps` are the family's where the configuration is silent: the defaults of transformers' class, as
+    published files leave out what is at its default.
     """
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads", high=4096)
@@ -37,7 +46,7 @@ def block(
         "head_dim": head_dim,
         "intermediate": settings.get("intermediate") or fields.integer("intermediate_size"),
         "norm": "rms",
-        "norm_eps": fields.number("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=eps, high=1.0),
+        "norm_eps": fields.number(eps_field, default=eps, high=1.0),
         "positions": "rope",
         "rope": planned_rope(fields, head_dim, rotated),
         "gated": True,
@@ -48,7 +57,7 @@ def block(
 
 def planned_rope(fields: Fields, head_dim: int, rotated: float = 1.0) -> Rope:
     """How much of a head is turned, which is all that planning needs: how positions are scaled changes no byte."""
-    _, scaling = fields.get("rope_parameters", "rope_scaling")
+    scaling = fields.values.get("rope_parameters") or fields.values.get("rope_scaling")
     inner = Fields(scaling if isinstance(scaling, dict) else {}, fields.where)
     rotated = fields.number("partial_rotary_factor", "rotary_pct", default=rotated, high=1.0)
     return Rope(int(head_dim * inner.number("partial_rotary_factor", default=rotated, high=1.0)))

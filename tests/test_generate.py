@@ -1,0 +1,184 @@
+"""`bigrun generate`: where the prompt comes from, and what is said of the answer."""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigrun import Runner
+from bigrun.cli import app
+from bigrun.cli.answer import notes
+from bigrun.session.generation import Stats
+from support.commands import run_command, run_process
+
+RIG = ("--gpus", "none", "--cpu", "1GB")
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that would be continued; nothing is loaded."""
+    seen: list[str] = []
+
+    class Asked:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def stream(self, prompt: str, *_: object, **__: object) -> Any:
+            seen.append(prompt)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "_runner", lambda options: Asked())
+    return seen
+
+
+READ = {
+    "nothing to drop": ("a\nb", "a\nb"), "a newline": ("a\n", "a"), "that of Windows": ("a\r\n", "a"),
+    "one of two": ("a\n\n", "a\n"), "one of two of Windows": ("a\r\n\r\n", "a\r\n"), "a return alone": ("a\r", "a\r"),
+    "spaces": ("  a  \n", "  a  "), "a byte-order mark": ("\ufeffa\n", "a"), "a second one": ("\ufeff\ufeffa", "\ufeffa"),
+    "letters of all kinds": ("é漢🙂\n", "é漢🙂"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ.values(), ids=READ.keys())
+def test_one_line_s_end_is_no_part_of_a_prompt_that_is_read(
+    prompts: list[str], tmp_path: Path, case: tuple[str, str]
+) -> None:
+    text, expected = case
+    (tmp_path / "p").write_bytes(text.encode())
+    run_command("generate", stdin=text.encode())
+    run_command("generate", "--prompt-file", "-", stdin=text.encode())
+    run_command("generate", "--prompt-file", tmp_path / "p", stdin="not this")
+    assert prompts == [expected] * 3
+
+
+@pytest.mark.parametrize("option", ["--prompt", "-p"])
+def test_a_prompt_of_the_command_line_is_taken_as_it_is(prompts: list[str], option: str) -> None:
+    run_command("generate", option, "a\n", stdin="not this")
+    assert prompts == ["a\n"]
+
+
+def test_a_pipe_with_a_name_is_read_to_its_end(prompts: list[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("from a pipe\n",), daemon=True)
+    writer.start()
+    run_command("generate", "--prompt-file", tmp_path / "pipe")
+    writer.join(10)
+    assert prompts == ["from a pipe"]
+
+
+# What is said of an answer
+
+
+class Answer:
+    """A stream that ended, and the Runner that gave it."""
+
+    def __init__(self, pieces: tuple[str, ...], stats: Stats):
+        self.pieces, self.stats, self.token_ids = pieces, stats, list(range(stats.new_tokens))
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stream(self, *_: object, **__: object) -> "Answer":
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """(standard output, standard error) of a command whose model answers so."""
+
+    def run(pieces: tuple[str, ...], new: int, ended: str, *more: str, seed: int | None = None) -> tuple[str, str]:
+        answer = Answer(pieces, Stats(7, new, 1.0, 0.5, 2.0 if new else 0.0, seed, ended))
+        monkeypatch.setattr(app, "_runner", lambda options: answer)
+        result = run_command("generate", "-p", "x", *more)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout, result.stderr
+
+    return run
+
+
+SAID = {
+    "ended by itself": (("a", "b"), 2, "stop_token", "ab\n", ""),
+    "no token": ((), 0, "stop_token", "", "[0 tokens: the model ended at once]\n"),
+    "no text": ((), 3, "stop_token", "", "[3 tokens, none of them text]\n"),
+    "cut by the limit": (("a",), 128, "max_new_tokens", "a\n", "[cut at 128 tokens; --max-new-tokens]\n"),
+    "cut at one": (("a",), 1, "max_new_tokens", "a\n", "[cut at 1 token; --max-new-tokens]\n"),
+    "cut by the context": (("a",), 9, "context", "a\n", "[cut at 9 tokens: the context is full; --context]\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID.values(), ids=SAID.keys())
+def test_what_became_of_an_answer_is_said_on_standard_error(
+    answered: Callable[..., tuple[str, str]], case: tuple[tuple[str, ...], int, str, str, str]
+) -> None:
+    pieces, new, ended, out, err = case
+    assert answered(pieces, new, ended) == (out, err)
+    assert answered(pieces, new, ended, "--quiet") == (out, "")
+    assert answered(pieces, new, ended, "--quiet", "-v") == (out, "")
+    made, said = answered(pieces, new, ended, "--json")
+    assert (json.loads(made)["ended"], json.loads(made)["new_tokens"], said) == (ended, new, "")
+
+
+def test_verbose_tells_speeds_and_the_seed_where_nothing_is_a_terminal(
+    answered: Callable[..., tuple[str, str]],
+) -> None:
+    """7 tokens of prompt in half a second; after the first of five, four steps and that of the stop token in two seconds."""
+    taken = "loaded in 1.00 s; prompt of 7 tokens in 0.50 s, 14.0 tokens/s; 5 tokens after it in 2.00 s, 2.5 tokens/s"
+    assert answered(("a",), 5, "stop_token", "--verbose") == ("a\n", f"[{taken}]\n")
+    assert answered(("a",), 5, "stop_token", "-v", seed=11) == ("a\n", f"[{taken}; seed 11]\n")
+
+
+def test_a_terminal_gets_the_short_form_of_it() -> None:
+    stats = Stats(7, 5, 1.0, 0.5, 2.0, None, "stop_token")
+    assert notes(stats, True, True, False) == ["7 + 5 tokens, 2.5 tokens/s"]
+    seeded = Stats(7, 1, 1.0, 0.5, 0.0, 3, "context")
+    cut = "cut at 1 token: the context is full; --context"
+    assert notes(seeded, True, True, False) == [cut, "7 + 1 token; seed 3"]
+
+
+# The seed
+
+
+def test_a_seed_is_drawn_where_none_is_given_and_draws_the_same_again(tiny: Path) -> None:
+    with Runner(str(tiny), gpus="none", cpu="1GB", progress=False) as runner:
+        drawn = [runner.generate("the dog", 24, temperature=1.0) for _ in range(4)]
+        assert len({each.token_ids for each in drawn}) > 1
+        assert len({each.stats.seed for each in drawn}) > 1
+        for each in drawn:
+            again = runner.generate("the dog", 24, temperature=1.0, seed=each.stats.seed)
+            assert (again.token_ids, again.stats.seed) == (each.token_ids, each.stats.seed)
+        greedy = runner.generate("the dog", 24)
+        assert (greedy.stats.seed, runner.generate("the dog", 24, seed=5).stats.seed) == (None, None)
+        assert runner.generate("the dog", 4, temperature=1.0, seed=0).stats.seed == 0, "which is no lack of one"
+
+
+def test_the_seed_of_json_draws_the_same_text_in_another_process(tiny: Path) -> None:
+    args = (
+        "generate",
+        "--model",
+        tiny,
+        *RIG,
+        "-p",
+        "the dog",
+        "--temperature",
+        "1",
+        "--max-new-tokens",
+        "24",
+        "--json",
+    )
+    first = json.loads(run_process(*args).stdout)
+    again = json.loads(run_process(*args, "--seed", str(first["seed"])).stdout)
+    assert again["token_ids"] == first["token_ids"]
+    assert 0 <= first["seed"] < 2**32
