@@ -122,7 +122,9 @@ def judge(case: Case, folder: Path) -> Verdict:
     if asked != options:
         write_case(case, folder, options)
     ours = asked_of_bigrun(folder, case.context)
-    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *expected_of(case.family), *_named_in_indices(folder)}
+    expected = expected_of(case.family)
+    bare = {name.partition(".")[2] for name in expected}  # as they are called where the class's prefix is left out
+    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *expected, *bare, *_named_in_indices(folder)}
     return compare(theirs, ours, lambda text: names_something(text, folder, known))
 
 
@@ -150,9 +152,16 @@ def compare(theirs: Answer, ours: Answer, names: Callable[[str], bool]) -> Verdi
 
 
 def names_something(message: str, folder: Path, known: set[str]) -> bool:
-    """Whether a message names a field, a tensor (of any layer), a file of the folder, or the context that was asked for."""
+    """Whether a message names a field, a tensor (of any layer), a file of the folder, or the context that was asked for, or
+    says that the whole is quantised, and how."""
     message = message.replace(f"{folder}/", "").replace(str(folder), "")
-    files = {path.name for path in folder.rglob("*")} | {"config.json", "--context", "context", "architecture"}
+    files = {path.name for path in folder.rglob("*")} | {
+        "config.json",
+        "--context",
+        "context",
+        "architecture",
+        "quantised",
+    }
     plain = re.sub(r"\.\d+\.", ".0.", message)
     names = {re.sub(r"\.\d+\.", ".0.", name) for name in {*known, *files} if name}
     return any(re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", plain) for name in names)

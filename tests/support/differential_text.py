@@ -5,6 +5,7 @@
 
 What bigrun does in its own way, as its docstrings and docs/loading.md say, and is held to here:
 - it adds no end of sequence to a prompt, and no second BOS to a text that begins with one;
+- a special token prints nothing, where transformers prints one that is normalized by more than itself;
 - `add_bos_token` in tokenizer_config.json is obeyed, as transformers 4 does; version 5 leaves it to tokenizer.json.
 """
 
@@ -184,8 +185,11 @@ def _first_ids(folder: Path, theirs: Any) -> list[int]:
 
 def _decodings(random: Random, ids: list[int], theirs: Any, ours: Tokenizer) -> Iterator[tuple[str, Any, Any]]:
     """What ids say, whole and streamed: those of a text, and any."""
+    special = {index: token for index, token in theirs.added_tokens_decoder.items() if token.special}
+    by_text = not any(token.normalized for token in special.values())
     for some in (ids, [random.randrange(len(theirs)) for _ in range(12)]):
-        expected = _tried(theirs.decode, some, skip_special_tokens=True)
+        said = some if by_text else [index for index in some if index not in special]
+        expected = _tried(theirs.decode, said, skip_special_tokens=True)
         yield f"decode {some}", expected, _tried(ours.decode, some)
         yield f"stream {some}", expected, _tried(_streamed, ours, some)
 
