@@ -116,7 +116,8 @@ class Worker:
             if late:
                 raise EOFError
             verdict: dict[str, Any] = self.link.recv()
-        except EOFError:
+        except (EOFError, OSError):
+            self.process.join(0 if late else 5)  # one that ended by itself has a status
             self.process.kill()
             self.process.join()
             why = f"no answer in {PATIENCE} s" if late else f"its process ended with {self.process.exitcode}"

@@ -40,7 +40,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]], family: str, tied: bool, seed
         if len(shape) < 2:
             made[name] = 0.2 * noise + (0.0 if name.endswith("bias") else 1.0)
         elif name == "lm_head.weight" or (tied and name == embedding_of(family)):
-            made[name] = noise * 3.0 * shape[1] ** -0.5
+            made[name] = noise * 3.0 * max(1, shape[1]) ** -0.5
         elif "embed" in name:
             made[name] = noise
         else:
@@ -187,7 +187,11 @@ def _change_head(tensors: dict[str, torch.Tensor], how: str, embedding: str, see
     if embedding not in tensors:
         return
     table = tensors[embedding]
-    other = torch.randn(table.shape, generator=torch.Generator().manual_seed(seed + 1)) * 3.0 * table.shape[-1] ** -0.5
+    other = (
+        torch.randn(table.shape, generator=torch.Generator().manual_seed(seed + 1))
+        * 3.0
+        * max(1, table.shape[-1]) ** -0.5
+    )
     if how in ("equal", "only"):
         tensors["lm_head.weight"] = table.clone()
     elif how in ("different", "only-different"):
