@@ -178,15 +178,10 @@ def report(verdicts: list[dict[str, Any]]) -> None:
     for kind in ("model", "text"):
         counts = Counter(verdict["outcome"] for verdict in verdicts if verdict["kind"] == kind)
         print(f"| {kind} | {counts.total()} | {' | '.join(str(counts[outcome]) for outcome in outcomes)} |")
-    refused = [
-        verdict
-        for verdict in verdicts
-        if verdict["outcome"] == "refused" and not verdict["theirs"].startswith("refused")
-    ]
-    made_up = sum(" made up" in verdict["theirs"] for verdict in refused)
-    print(
-        f"\nOf those refused, transformers runs {len(refused) - made_up}, and {made_up} with weights that it makes up:\n"
-    )
+    beyond = ("refused", "not asked")  # and answers with weights made up, or of no numbers, are none to agree with
+    refused = [each for each in verdicts if each["outcome"] == "refused" and not each["theirs"].startswith(beyond)]
+    refused = [each for each in refused if "made up" not in each["theirs"] and "no numbers" not in each["theirs"]]
+    print(f"\nOf those refused, transformers runs {len(refused)} to numbers, with all their weights:\n")
     subjects = Counter(subject(verdict["ours"].rpartition("refused: ")[2]) for verdict in refused)
     for name, count in subjects.most_common(SHOWN):
         print(f"  {count:5} {name}")

@@ -173,7 +173,7 @@ def subject(message: str) -> str:
         return f"field {found[1]}"
     if found := re.search(r"tensor (\S+) (.*)", message):
         why = re.sub(r"\d+|'[^']*'|/\S+", "…", found[2])
-        return f"a tensor {' '.join(why.split()[:6])}"
+        return f"a tensor {' '.join(why.split()[:5])}"
     plain = re.sub(r"^\S*/\S*:? ", "", re.sub(r"\d+|'[^']*'", "…", message))
     return " ".join(plain.split()[:7])
 
