@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -62,13 +61,10 @@ def judged(kind: str, case: Any, scratch: Path) -> dict[str, Any]:
     """The verdict on a case, of a wrong one in its smallest form, as it is written down."""
     from support import differential, differential_text
 
-    judge, smallest = {
-        "model": (differential.judge, differential.smallest),
-        "text": (differential_text.judge_text, differential_text.smallest_text),
-    }[kind]
-    verdict = judge(case, scratch / "case")
+    module: Any = differential if kind == "model" else differential_text
+    verdict = module.judge(case, scratch / "case")
     if verdict.outcome == "wrong":
-        least, again = smallest(case, scratch)
+        least, again = module.smallest(case, scratch)
         if again.outcome == "wrong":
             case, verdict = least, again
     ours = verdict.ours.replace(f"{scratch / 'case'}", "MODEL").replace(f"{scratch / 'smaller'}", "MODEL")
@@ -120,7 +116,8 @@ class Worker:
             if late:
                 raise EOFError
             verdict: dict[str, Any] = self.link.recv()
-        except EOFError:
+        except (EOFError, OSError):
+            self.process.join(0 if late else 5)  # one that ended by itself has a status
             self.process.kill()
             self.process.join()
             why = f"no answer in {PATIENCE} s" if late else f"its process ended with {self.process.exitcode}"
@@ -181,16 +178,11 @@ def report(verdicts: list[dict[str, Any]]) -> None:
     for kind in ("model", "text"):
         counts = Counter(verdict["outcome"] for verdict in verdicts if verdict["kind"] == kind)
         print(f"| {kind} | {counts.total()} | {' | '.join(str(counts[outcome]) for outcome in outcomes)} |")
-    refused = [
-        verdict
-        for verdict in verdicts
-        if verdict["outcome"] == "refused" and not verdict["theirs"].startswith("refused")
-    ]
-    made_up = sum(" made up" in verdict["theirs"] for verdict in refused)
-    print(
-        f"\nOf those refused, transformers runs {len(refused) - made_up}, and {made_up} with weights that it makes up:\n"
-    )
-    subjects = Counter(subject(verdict["ours"].removeprefix("refused: ")) for verdict in refused)
+    beyond = ("refused", "not asked")  # and answers with weights made up, or of no numbers, are none to agree with
+    refused = [each for each in verdicts if each["outcome"] == "refused" and not each["theirs"].startswith(beyond)]
+    refused = [each for each in refused if "made up" not in each["theirs"] and "no numbers" not in each["theirs"]]
+    print(f"\nOf those refused, transformers runs {len(refused)} to numbers, with all their weights:\n")
+    subjects = Counter(subject(verdict["ours"].rpartition("refused: ")[2]) for verdict in refused)
     for name, count in subjects.most_common(SHOWN):
         print(f"  {count:5} {name}")
     if len(subjects) > SHOWN:
@@ -199,13 +191,13 @@ def report(verdicts: list[dict[str, Any]]) -> None:
 
 def replay(text: str) -> int:
     """Judge one case, written as JSON; its files stay."""
-    from support import differential, differential_text
+    from support import differential, differential_text, differential_tokenizers
 
     folder = Path(tempfile.mkdtemp(prefix="differential-")) / "case"
     if "family" in json.loads(text):
         verdict = differential.judge(differential.Case.of(text), folder)
     else:
-        verdict = differential_text.judge_text(differential_text.TextCase.of(text), folder)
+        verdict = differential_text.judge(differential_tokenizers.TextCase.of(text), folder)
     print(f"{verdict.outcome}\n  transformers: {verdict.theirs}\n  bigrun: {verdict.ours}\n  files: {folder}")
     return int(verdict.outcome == "wrong")
 

@@ -19,7 +19,7 @@ from bigrun.model.families.fields import Fields
 from bigrun.text.tokenizer import Tokenizer
 from support import differential, differential_text
 from support.differential import Answer, Case, compare, judge, names_something, smallest, subject
-from support.differential_text import TextCase, judge_text, smallest_text
+from support.differential_tokenizers import TextCase
 
 FEW = settings(
     deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
@@ -42,7 +42,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("differential")
 
 
-@settings(FEW, max_examples=100)
+@settings(FEW, max_examples=160)
 @given(random=RANDOM)
 def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(random: Random, scratch: Path) -> None:
     case = differential.draw_case(random)
@@ -51,12 +51,12 @@ def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(ra
         pytest.fail(f"{least.json()}\ntransformers: {verdict.theirs}\nbigrun: {verdict.ours}")
 
 
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=60)
 @given(random=RANDOM)
 def test_drawn_texts_and_conversations_have_the_ids_that_transformers_gives_them(random: Random, scratch: Path) -> None:
     case = differential_text.draw_text_case(random)
-    if judge_text(case, scratch / "case").outcome == "wrong":
-        least, verdict = smallest_text(case, scratch)
+    if differential_text.judge(case, scratch / "case").outcome == "wrong":
+        least, verdict = differential_text.smallest(case, scratch)
         pytest.fail(f"{least.json()}\ntransformers: {verdict.theirs}\nbigrun: {verdict.ours}")
 
 
@@ -126,10 +126,10 @@ def test_a_misread_epsilon_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_lost_token_is_seen(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = TextCase("llama", "llama-3", 3, ())
-    assert judge_text(case, scratch / "planted").outcome == "agreed"
+    assert differential_text.judge(case, scratch / "planted").outcome == "agreed"
     decoded = Tokenizer.decode
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decoded(self, ids).lstrip())
-    assert judge_text(case, scratch / "planted").outcome == "wrong"
+    assert differential_text.judge(case, scratch / "planted").outcome == "wrong"
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -30,17 +30,8 @@ import torch
 from bigrun import Runner
 from bigrun.errors import BigrunError
 from support.differential_changes import FAMILIES, FIELDS, Change, base_config, field_changes, single_changes
-from support.differential_files import (
-    as_transformers_is_asked,
-    change_tensors,
-    file_change,
-    file_changes,
-    sound_tensor_changes,
-    tensor_changes,
-    weights,
-    write_files,
-    write_stale,
-)
+from support.differential_files import as_transformers_is_asked, file_change, file_changes, write_files, write_stale
+from support.differential_tensors import change_tensors, sound_tensor_changes, tensor_changes, weights
 
 PROMPT = 16
 TOLERANCE = 1e-4  # of the largest logit, or of 1
@@ -48,7 +39,8 @@ LARGEST = 4096  # sizes beyond are not given to transformers, which would alloca
 FIELD_CHANGES = ("set", "remove", "contradict")
 _INNER = {
     "rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
-    "partial_rotary_factor", "lm_head.weight", "rope_parameters", "rope_scaling", "quant_method", "attention_factor", "full_attention",
+    "partial_rotary_factor", "lm_head.weight", "rope_parameters", "rope_scaling", "quant_method", "attention_factor",
+    "full_attention",
 }  # fmt: skip
 
 
@@ -130,7 +122,9 @@ def judge(case: Case, folder: Path) -> Verdict:
     if asked != options:
         write_case(case, folder, options)
     ours = asked_of_bigrun(folder, case.context)
-    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *expected_of(case.family), *_named_in_indices(folder)}
+    expected = expected_of(case.family)
+    bare = {name.partition(".")[2] for name in expected}  # as they are called where the class's prefix is left out
+    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *expected, *bare, *_named_in_indices(folder)}
     return compare(theirs, ours, lambda text: names_something(text, folder, known))
 
 
@@ -158,9 +152,16 @@ def compare(theirs: Answer, ours: Answer, names: Callable[[str], bool]) -> Verdi
 
 
 def names_something(message: str, folder: Path, known: set[str]) -> bool:
-    """Whether a message names a field, a tensor (of any layer), a file of the folder, or the context that was asked for."""
+    """Whether a message names a field, a tensor (of any layer), a file of the folder, or the context that was asked for, or
+    says that the whole is quantised, and how."""
     message = message.replace(f"{folder}/", "").replace(str(folder), "")
-    files = {path.name for path in folder.rglob("*")} | {"config.json", "--context", "context", "architecture"}
+    files = {path.name for path in folder.rglob("*")} | {
+        "config.json",
+        "--context",
+        "context",
+        "architecture",
+        "quantised",
+    }
     plain = re.sub(r"\.\d+\.", ".0.", message)
     names = {re.sub(r"\.\d+\.", ".0.", name) for name in {*known, *files} if name}
     return any(re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", plain) for name in names)
@@ -172,7 +173,7 @@ def subject(message: str) -> str:
         return f"field {found[1]}"
     if found := re.search(r"tensor (\S+) (.*)", message):
         why = re.sub(r"\d+|'[^']*'|/\S+", "…", found[2])
-        return f"a tensor {' '.join(why.split()[:6])}"
+        return f"a tensor {' '.join(why.split()[:5])}"
     plain = re.sub(r"^\S*/\S*:? ", "", re.sub(r"\d+|'[^']*'", "…", message))
     return " ".join(plain.split()[:7])
 

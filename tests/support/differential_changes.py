@@ -3,11 +3,12 @@
 ("set", field, value)        the field has this value, and the tensors are those that transformers then expects
 ("remove", field)            the same, without the field
 ("contradict", field, value) the field alone changes: the tensors stay
-others                       of tensors and files: differential_files.py
+others                       of tensors: differential_tensors.py; of files: differential_files.py
 """
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import Any
 
@@ -29,14 +30,16 @@ _OPT: dict[str, Any] = {
 _BLOOM: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "layer_norm_epsilon": 1e-5, "torch_dtype": "float16",
 }  # fmt: skip
-_OWN = {"mistral": {"sliding_window": None}, "qwen2": {"use_sliding_window": False, "max_window_layers": 1}}
+_OWN: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False, "max_window_layers": 1},
+}
 
 
 def base_config(family: str) -> dict[str, Any]:
     """The fields that published files of the family have, in small."""
-    fields = {"opt": _OPT, "bloom": _BLOOM}.get(family, _ROPED)
-    own = _OWN.get(family, {})
-    return {"architectures": [f"{CLASSES[family]}ForCausalLM"], "model_type": family, **fields, **own}
+    fields = {"opt": _OPT, "bloom": _BLOOM}.get(family, _ROPED) | _OWN.get(family, {})
+    return {"architectures": [f"{CLASSES[family]}ForCausalLM"], "model_type": family, **fields}
 
 
 # In each tuple of values, those after the ellipsis are unsound: null, of another type, or of no sense.
@@ -45,9 +48,9 @@ _ACTIVATIONS = (
     "silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_10", "quick_gelu", "relu", "relu2", "SiLU",
     "tanh", ..., None, 7, ["silu"],
 )  # fmt: skip
-_EPSILONS = (1e-6, 1e-5, 1e-3, 0.1, 1e-12, ..., 0, 0.0, 1, "1e-5", None, -1e-5)
+_EPSILONS = (1e-6, 1e-5, 1e-3, 0.1, 1e-12, ..., 0, 0.0, 1, "1e-5", None, -1e-5, math.inf, math.nan)
 _QUANTISED: tuple[Any, ...] = (
-    None, ..., {}, {"quant_method": "gptq", "bits": 4, "group_size": 128}, {"quant_method": "awq", "bits": 4, "version": "gemm"},
+    None, ..., {}, {"quant_method": "gptq", "bits": 4, "group_size": 128}, {"quant_method": "awq", "bits": 4},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True},
     {"quant_method": "fp8", "weight_block_size": [128, 128]}, {"quant_method": "none"}, "gptq",
 )  # fmt: skip
@@ -126,7 +129,7 @@ _ROPED_FIELDS: dict[str, tuple[Any, ...]] = {
     "layer_norm_epsilon": (1e-2,),
     "max_position_embeddings": (16, 24, 128, 2**20, ..., 8, 1, None, "64", 0, -1, 64.0),
     "original_max_position_embeddings": (8, 16, 32, ..., None),
-    "rope_theta": (500000.0, 1e6, 10, 100.0, 10000, ..., 1, 0, -1.0, None, "10000", 1e13, [10000.0]),
+    "rope_theta": (500000.0, 1e6, 10, 100.0, 10000, ..., 1, 0, -1.0, None, "10000", 1e13, math.inf, [10000.0]),
     "rotary_pct": (0.5,),
     "rope_interleaved": (False, True),
     "rope_percent": (0.5,),
@@ -233,7 +236,7 @@ _ROPE_KEYS: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0, 0.5),
     "finetuned": (True,),
 }
-_ROPE_NEEDS = {
+_ROPE_NEEDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
     "llama3": {
@@ -248,13 +251,13 @@ def rope(random: Random) -> Any:
     """A value of `rope_scaling` or `rope_parameters`: most are whole, some lack a key, have one too many or are nonsense."""
     if random.random() < 0.06:
         return random.choice([None, {}, [], "linear", 4.0, {"full_attention": {"rope_type": "default"}}])
-    kind = random.choice(_KIND_NAMES[:4] if random.random() < 0.7 else _KIND_NAMES)
-    made: dict[str, Any] = dict(_ROPE_NEEDS.get(str(kind), {}))
+    name = random.choice(_KIND_NAMES[:4] if random.random() < 0.7 else _KIND_NAMES)
+    made: dict[str, Any] = dict(_ROPE_NEEDS.get(str(name), {}))
     spelling = random.random()
     if spelling < 0.9:
-        made["type" if spelling < 0.4 else "rope_type"] = kind
+        made["type" if spelling < 0.4 else "rope_type"] = name
     if 0.75 < spelling < 0.9:  # both spellings, which may differ
-        made["type"] = random.choice([kind, *_KIND_NAMES])
+        made["type"] = random.choice([name, *_KIND_NAMES])
     if random.random() < 0.5:
         made["rope_theta"] = random.choice(_ROPE_KEYS["rope_theta"][:3])
     for _ in range(random.choice([0, 0, 1, 2])):
@@ -263,7 +266,8 @@ def rope(random: Random) -> Any:
     if random.random() < 0.15 and made:
         made.pop(random.choice(sorted(made)))
     if random.random() < 0.06:
-        return {name: made for name in random.choice([("full_attention",), ("full_attention", "sliding_attention")])}
+        kinds = random.choice([["full_attention"], ["full_attention", "sliding_attention"]])
+        return {kind: dict(made) for kind in kinds}
     return made
 
 
