@@ -329,7 +329,11 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "text, in the map alone": {"special_tokens_map": {"eos_token": EOS}},
     "an object, in the map alone": {"special_tokens_map": {"eos_token": {"content": EOS, "rstrip": False}}},
     "null, text in the map": {"tokenizer_config": {"eos_token": None}, "special_tokens_map": {"eos_token": EOS}},
-    "text, another in the map": {"tokenizer_config": {"eos_token": EOS}, "special_tokens_map": {"eos_token": "<s>"}},
+    "another text, the map's is older": {
+        "tokenizer_config": {"eos_token": EOS, "added_tokens_decoder": {"2": {"content": EOS, "special": True}}},
+        "special_tokens_map": {"eos_token": "<s>"},
+    },
+    "another text, the map's wins": {"tokenizer_config": {"eos_token": "<s>"}, "special_tokens_map": {"eos_token": EOS}},
     "a number": {"generation_config": {"eos_token_id": 2}},
     "a list": {"generation_config": {"eos_token_id": [2]}},
     "twice": {"generation_config": {"eos_token_id": [2, 2]}, "tokenizer_config": {"eos_token": EOS}},

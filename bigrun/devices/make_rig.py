@@ -35,7 +35,7 @@ class RigOptions:
         if self.rig is not None or self.virtual:
             return self.rig is None
         if isinstance(self.max_memory, Mapping):
-            return all(str(name) in ("cpu", "disk") for name in self.max_memory)
+            return all(name in ("cpu", "disk") for name in self.max_memory)
         no_gpus = self.gpus is None or str(self.gpus).strip().lower() in ("", "0", "none")
         return no_gpus or self.cpu is None
 
