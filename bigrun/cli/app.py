@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from bigrun.cli.complete import FILE
+from bigrun.cli.demo import demo
 from bigrun.cli.encoding import readable_json
 from bigrun.cli.files import cache, convert, inspect_command
 from bigrun.cli.gpu import autotune
@@ -260,7 +261,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(report) if as_json else describe(report))
 
 
-for command in (convert, cache, inspect_command, autotune, models, cards):
+for command in (convert, cache, inspect_command, autotune, models, cards, demo):
     main.add_command(command)
 
 

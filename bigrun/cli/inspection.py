@@ -48,7 +48,7 @@ class Inspection:
 
 
 def inspect(path: str, revision: str | None = None) -> Inspection:
-    """What a folder, a .gguf file, a catalog name or a hub id holds. CallError where there is nothing of that name; whatever
+    """What a folder, a GGUF file, a catalog name or a hub id holds. CallError where there is nothing of that name; whatever
     else is wrong is among the problems."""
     model = resolve(path)
     if model.folder is None and model.gguf is None:

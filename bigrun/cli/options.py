@@ -32,7 +32,7 @@ model = click.option(
     show_default=True,
     type=complete.MODEL,
     metavar="ID",
-    help="Folder, .gguf file, hub id or catalog name.",
+    help="Folder, GGUF file, hub id or catalog name.",
 )
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 quiet = click.option("--quiet", is_flag=True, help="No progress, no notes.")

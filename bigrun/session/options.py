@@ -44,7 +44,7 @@ class ArithmeticOptions:
 class Options:
     """A model, the devices for it, how it is stored and computed, and what it is planned for."""
 
-    model: str | None = None  # a folder, a .gguf file, a hub id or a catalog name; None: the plan's, or the default
+    model: str | None = None  # a folder, a GGUF file, a hub id or a catalog name; None: the plan's, or the default
     revision: str | None = None  # branch, tag or commit of a hub model
     rig: RigOptions = field(default_factory=RigOptions)  # the devices
     storage: Storage = field(default_factory=Storage)  # forms of weights, keys and values

@@ -66,7 +66,7 @@ class Runner:
     ):
         """Load a model.
 
-        model_id: a folder, a .gguf file, a hub id or a catalog name; None: the plan's, or smollm2-135m.
+        model_id: a folder, a GGUF file, a hub id or a catalog name; None: the plan's, or smollm2-135m.
         max_memory: budgets as accelerate has them, {0: "24GB", "cpu": "64GB"}, in place of `gpus`, `cpu` and `disk`.
         context: tokens of context; None: the model's, 2,048 at most.
         batch: sequences at a time.

@@ -35,7 +35,7 @@ class _File:
 
 
 class GgufCheckpoint:
-    """A .gguf file, or any of a split set's, which is then all opened. `config` is its metadata in Hugging Face's words."""
+    """A GGUF file, or any of a split set's, which is then all opened. `config` is its metadata in Hugging Face's words."""
 
     format = "GGUF"
     dialect: Dialect = "gguf"

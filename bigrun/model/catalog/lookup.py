@@ -120,5 +120,5 @@ def unknown(name: str) -> CallError:
     near = difflib.get_close_matches(name.lower()[:100], [*ENTRIES, *ALIASES], n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"the catalog has {', '.join(EXAMPLES)} and others"
     return CallError(
-        f"--model {name[:100]!r} is no folder, .gguf file or catalog name; {hint} (a hub id is written owner/name)"
+        f"--model {name[:100]!r} is no folder, GGUF file or catalog name; {hint} (a hub id is written owner/name)"
     )
