@@ -222,7 +222,7 @@ def test_a_form_of_weights_of_other_tools_is_refused_with_what_to_write(typed: s
 )
 def test_nothing_else_is_taken_for_a_model(typed: str) -> None:
     assert find(typed) is None
-    with pytest.raises(CallError, match=r"no folder, \.gguf file or catalog name"):
+    with pytest.raises(CallError, match=r"no folder, GGUF file or catalog name"):
         resolve(typed)
 
 
