@@ -259,7 +259,7 @@ def too_large(config: Mapping[str, Any]) -> bool:
     sizes = {name: value for name, value in config.items() if name not in free and type(value) is int}
     if any(value > LARGEST for name, value in sizes.items() if not name.endswith(("_token_id", "_window", "_theta"))):
         return True
-    if config in map(base_config, FAMILIES):
+    if dict(config) in [base_config(family) for family in FAMILIES]:
         return False
     try:
         return sum(map(prod, shapes(config).values())) > MOST_NUMBERS
