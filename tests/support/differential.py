@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +37,7 @@ from support.differential_tensors import change_tensors, sound_tensor_changes, t
 PROMPT = 16
 TOLERANCE = 1e-4  # of the largest logit, or of 1
 LARGEST = 4096  # sizes beyond are not given to transformers, which would allocate them
+MOST_NUMBERS = 2_000_000  # in a model's weights; most have some thousand
 FIELD_CHANGES = ("set", "remove", "contradict")
 _INNER = {
     "rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
@@ -123,8 +125,10 @@ def judge(case: Case, folder: Path) -> Verdict:
         write_case(case, folder, options)
     ours = asked_of_bigrun(folder, case.context)
     expected = expected_of(case.family)
-    bare = {name.partition(".")[2] for name in expected}  # as they are called where the class's prefix is left out
-    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *expected, *bare, *_named_in_indices(folder)}
+    stems = {name.rpartition(".")[0] for name in expected}
+    named = {f"{stem}.{leaf}" for stem in stems for leaf in ("weight", "bias")}
+    bare = {name.partition(".")[2] for name in named}  # as they are called where the class's prefix is left out
+    known = {*config, *FIELDS[case.family], *_INNER, *tensors, *named, *bare, *_named_in_indices(folder)}
     return compare(theirs, ours, lambda text: names_something(text, folder, known))
 
 
@@ -210,7 +214,7 @@ def write_case(case: Case, folder: Path, options: Mapping[str, Any]) -> tuple[di
     config = _config(case, FIELD_CHANGES)
     followed = _config(case, ("set", "remove"))
     expected = expected_of(case.family)
-    if followed != base_config(case.family) and not _too_large(followed):
+    if followed != base_config(case.family) and not too_large(followed):
         with suppress(Exception):  # where transformers refuses it, the tensors are those of the sound configuration
             expected = shapes(followed)
     tensors = weights(expected, case.family, "lm_head.weight" not in expected, case.seed)
@@ -248,13 +252,19 @@ def file_options(case: Case) -> dict[str, Any]:
     return options
 
 
-def _too_large(config: Mapping[str, Any]) -> bool:
-    """Whether transformers would allocate without end. A table of positions is not made in the families that turn them."""
+def too_large(config: Mapping[str, Any]) -> bool:
+    """Whether transformers would allocate without end, for a size that is said or for one that its class has by default."""
+    # A table of positions is not made in the families that turn them.
     free = () if config.get("model_type") == "opt" else ("max_position_embeddings", "seq_length")
     sizes = {name: value for name, value in config.items() if name not in free and type(value) is int}
-    return any(
-        value > LARGEST for name, value in sizes.items() if not name.endswith(("_token_id", "_window", "_theta"))
-    )
+    if any(value > LARGEST for name, value in sizes.items() if not name.endswith(("_token_id", "_window", "_theta"))):
+        return True
+    if dict(config) in [base_config(family) for family in FAMILIES]:
+        return False
+    try:
+        return sum(map(prod, shapes(config).values())) > MOST_NUMBERS
+    except Exception:  # transformers refuses it, and allocates nothing
+        return False
 
 
 def prompt(vocab: int) -> np.ndarray:
@@ -275,7 +285,7 @@ def asked_of_transformers(folder: Path, config: Mapping[str, Any]) -> Answer:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if _too_large(config):
+    if too_large(config):
         return Answer(refusal="not asked: it would allocate what the configuration says")
     try:
         with warnings.catch_warnings(), torch.no_grad():
