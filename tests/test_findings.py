@@ -196,6 +196,7 @@ REFUSED: dict[str, tuple[str, Change, tuple[str, ...]]] = {
     "two families": ("llama", config(model_type="mistral"), ("LlamaForCausalLM", "'mistral'")),
     "no family": ("llama", config(architectures=None, model_type="gpt9"), ("architectures", "model_type")),
     "two spellings": ("bloom", config(num_attention_heads=8, n_head=4), ("n_head", "num_attention_heads")),
+    "a split training's sums": ("bloom", config(slow_but_exact=True, pretraining_tp=2), ("pretraining_tp", "slow_but_exact")),
     "two hidden sizes": ("bloom", config(n_embed=32), ("n_embed", "hidden_size")),
     "a part of each head": ("llama", config(partial_rotary_factor=0.5), ("partial_rotary_factor",)),
     "a rotation a kind of layer": (

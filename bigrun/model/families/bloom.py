@@ -21,6 +21,10 @@ def describe(fields: Fields, name: str) -> ModelSpec:
     if hidden % heads:
         raise fields.bad("n_head", f"is {heads}, which does not divide the hidden size {hidden}")
     fields.refuse("apply_residual_connection_post_layernorm", (False,), "residuals after the norm are not supported")
+    if fields.flag(
+        "slow_but_exact", False
+    ):  # transformers then leaves out a bias where training was split over several GPUs
+        fields.refuse("pretraining_tp", (1,), "with 'slow_but_exact' the sums of a split training are not supported")
     block = Block(
         hidden=hidden,
         heads=heads,
