@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bigrun import Runner
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels run on the CPU (ahead.py compiles them)
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and a plan is as wide as it says
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on two cores, OpenMP threads that spin keep the others waiting
 
 

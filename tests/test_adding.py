@@ -152,9 +152,12 @@ def test_a_format_is_added_as_its_guide_says(guide: Any, tmp_path: Path) -> None
     assert (seen.exit_code, json.loads(seen.stdout)["format"]) == (0, "arrays")
 
 
-def link_out(file: Path) -> None:
-    file.unlink()
-    file.symlink_to("/etc/hostname")
+def linked(target: str) -> Callable[[Path], object]:
+    def change(file: Path) -> None:
+        file.unlink()
+        file.symlink_to(target)
+
+    return change
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -164,7 +167,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another shape": (lambda file: np.save(file, np.zeros((2, 32), np.float16)), "shape"),
     "another kind": (lambda file: np.save(file, np.zeros(64, np.int64)), "int64"),
     "missing": (lambda file: file.unlink(), "missing"),
-    "a link out": (link_out, "outside"),
+    "a link to text": (linked("/etc/hostname"), "no array that can be read"),
+    "a link into the kernel": (linked("/proc/self/mounts"), "kernel"),
 }
 
 

@@ -34,7 +34,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(prompt)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "_runner", lambda options: Asked())
+    monkeypatch.setattr(app, "_runner", lambda *_: Asked())
     return seen
 
 

@@ -681,7 +681,12 @@ def test_a_changed_rig_says_what_was_assumed_of_it(change: str, instead: dict[st
     made, after = plan("llama-3.2-3b", **before, what_if=change), plan("llama-3.2-3b", **instead)
     assert made.predicted is not None
     assert after.predicted is not None
-    assert made.predicted.assumptions == after.predicted.assumptions
+
+    def said(assumptions: tuple[str, ...]) -> list[str]:
+        """But for the speed of the CPU, which is this host's until somebody names both GPUs and memory."""
+        return [line for line in assumptions if not line.startswith("cpu: weights")]
+
+    assert said(made.predicted.assumptions) == said(after.predicted.assumptions)
 
 
 def test_a_question_without_an_answer_raises_what_the_command_ends_with() -> None:

@@ -88,9 +88,9 @@ def test_a_runner_asks_before_it_loads(tmp_path: Path, monkeypatch: pytest.Monke
     checkpoints.llama(tmp_path)
     opened = steps.open_files
 
-    def with_sinks(options: Options, planned: steps.Planned) -> steps.Opened:
+    def with_sinks(options: Options, planned: steps.Planned, *more: Any) -> steps.Opened:
         blocks = tuple(replace(block, sinks=True) for block in planned.spec.blocks)
-        return opened(options, replace(planned, spec=replace(planned.spec, blocks=blocks)))
+        return opened(options, replace(planned, spec=replace(planned.spec, blocks=blocks)), *more)
 
     monkeypatch.setattr(steps, "open_files", with_sinks)
     monkeypatch.setattr(steps, "memories", lambda *_: pytest.fail("memory was taken"))

@@ -132,7 +132,7 @@ def _prefix(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     ends = [family.tensors(spec, part, "hf") for part in ("embed", "blocks.0", "norm")]
     names = [source.name for part_sources in ends for group in part_sources.values() for source in group]
     found = {prefix: sum(name.removeprefix(prefix) in tensors for name in names) for prefix in family.prefixes}
-    return max(sorted(found), key=found.__getitem__)  # of equals the shortest: names as the class has them
+    return max(sorted(found), key=found.__getitem__, default="")  # of equals the shortest: names as the class has them
 
 
 def _tied_names(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, str]:
