@@ -101,7 +101,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
 
     def run(pieces: tuple[str, ...], new: int, ended: str, *more: str, seed: int | None = None) -> tuple[str, str]:
         answer = Answer(pieces, Stats(7, new, 1.0, 0.5, 2.0 if new else 0.0, seed, ended))
-        monkeypatch.setattr(app, "_runner", lambda options: answer)
+        monkeypatch.setattr(app, "_runner", lambda *_: answer)
         result = run_command("generate", "-p", "x", *more)
         assert result.exit_code == 0, result.stderr
         return result.stdout, result.stderr

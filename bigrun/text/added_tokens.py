@@ -9,6 +9,7 @@ from bigrun.errors import TokenizerError
 from bigrun.text.untrusted import field
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ENDS = ("bos_token", "eos_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 MOST = 1 << 16
@@ -18,7 +19,7 @@ def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mappi
     """Adds what `added_tokens_decoder`, the lists of special tokens and the named tokens of tokenizer_config.json (and of
     special_tokens_map.json, where that has no such decoder) have beyond tokenizer.json; named ones become special.
 
-    A token of the vocabulary keeps its id there, whatever the settings say; others get the ids after the last. A named token
+    A token of the vocabulary keeps its id there, whatever the settings say; others get the ids after the last. A BOS or EOS
     that the vocabulary lacks is left alone: whoever asks for its id is told so. TokenizerError for what is no token.
     """
     decoder = field(config, "added_tokens_decoder", dict) or {}
@@ -32,7 +33,7 @@ def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mappi
             there[token.content] = token
     for entry, name in _special(config, {} if decoder else special_map):
         token = _token(entry, name, name in SPECIAL or not isinstance(entry, dict) or bool(entry.get("special")))
-        if name in SPECIAL and backend.token_to_id(token.content) is None:
+        if name in ENDS and backend.token_to_id(token.content) is None:
             continue
         before = there.get(token.content)
         if before is not None and (before.special or not token.special):
