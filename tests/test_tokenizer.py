@@ -311,7 +311,7 @@ def test_a_folder_gives_what_its_files_say(tmp_path: Path) -> None:
         config={"eos_token_id": 9},
     )
     tokenizer = Tokenizer.from_folder(path)
-    assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.vocab_size) == (1, {2, 7}, 265)
+    assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.vocab_size) == (1, {2, 7}, 266)  # with the padding's token
     ids = tokenizer.encode("abab" * 10)
     assert (ids[0], len(ids), 2 in ids) == (1, 22, False)  # a BOS, no EOS, neither cut nor padded
     rendered = tokenizer.render_chat([{"role": "user", "content": "ab"}])
