@@ -16,6 +16,7 @@ from bigrun.model.resolve import Model, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.planning.options import PlanOptions
+from bigrun.planning.words import count
 from bigrun.session.findings import NO_TOKENIZER, Findings, examine
 from bigrun.sizes import format_size
 
@@ -198,7 +199,7 @@ def describe(inspection: Inspection) -> str:
     """For a person."""
     rows = {"path": inspection.path, "format": inspection.format}
     if inspection.family is not None:
-        size = f"{inspection.parameters / 1e9:.3g} billion parameters" if inspection.parameters else ""
+        size = f"{count(inspection.parameters)} parameters" if inspection.parameters else ""
         rows["model"] = f"{inspection.family}, {size}, {inspection.context_tokens} tokens of context"
     if inspection.dtypes:
         held = ", ".join(f"{count:,} {dtype}" for dtype, count in inspection.dtypes.items())

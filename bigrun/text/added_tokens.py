@@ -17,7 +17,7 @@ MOST = 1 << 16
 
 def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mapping[str, Any]) -> None:
     """Adds what `added_tokens_decoder`, the lists of special tokens and the named tokens of tokenizer_config.json (and of
-    special_tokens_map.json, where that has no such decoder) have beyond tokenizer.json; named ones become special.
+    special_tokens_map.json) have beyond tokenizer.json; named ones become special.
 
     A token of the vocabulary keeps its id there, whatever the settings say; others get the ids after the last. A BOS or EOS
     that the vocabulary lacks is left alone: whoever asks for its id is told so. TokenizerError for what is no token.
@@ -31,7 +31,7 @@ def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mappi
         if token.content not in there:
             _add(backend, token)
             there[token.content] = token
-    for entry, name in _special(config, {} if decoder else special_map):
+    for entry, name in _special(config, special_map):
         token = _token(entry, name, name in SPECIAL or not isinstance(entry, dict) or bool(entry.get("special")))
         if name in ENDS and backend.token_to_id(token.content) is None:
             continue

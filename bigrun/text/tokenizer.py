@@ -78,17 +78,15 @@ class Tokenizer:
             )
         backend = _backend(source, path / "tokenizer.json")
         config = read_object(path / "tokenizer_config.json") or {}
-        special = read_object(path / "special_tokens_map.json") or {}
+        # of old files, whose settings have no list of added tokens; transformers reads it for those alone, and first
+        special = {} if config.get("added_tokens_decoder") else read_object(path / "special_tokens_map.json") or {}
         generation = read_object(path / "generation_config.json")
         if generation is None:
             generation = read_object(path / "config.json") or {}
         if backend.padding is not None and config.get("pad_token") is None and special.get("pad_token") is None:
             config = {**config, "pad_token": str(backend.padding["pad_token"])}
         add_tokens(backend, config, special)
-        # transformers' order: the map is of old files, whose settings have no list of added tokens
-        order = (config, special) if config.get("added_tokens_decoder") else (special, config)
-        texts = {name: token_text(order[0], name) or token_text(order[1], name) for name in _NAMED}
-        named = {name: text for name, text in texts.items() if text}
+        named = {name: text for name in _NAMED if (text := token_text(special, name) or token_text(config, name))}
         template = read_text(path / "chat_template.jinja")
         return cls(
             backend,
