@@ -16,6 +16,7 @@ import torch
 
 from bigrun.devices.rates import Rates
 from bigrun.devices.rig import Device, Rig
+from bigrun.errors import CallError
 from bigrun.execute.sampling import Sampling
 from bigrun.loading.open import model_spec, open_model
 from bigrun.measure import bench, evaluate, learning
@@ -124,6 +125,19 @@ def benched(
     report = bench.measure(open_runner, *lengths, 3)
     assert asked == [(sum(lengths), lengths[0])]
     return report, runner
+
+
+def test_a_bench_that_fails_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    def refused(context: int, prompt: int) -> Any:
+        raise CallError("no such model")
+
+    monkeypatch.setattr("bigrun.devices.measure.read_bandwidth", lambda: 1e6)
+    before = threading.active_count()
+    with pytest.raises(CallError):
+        bench.measure(refused, 4, 4, 1)
+    assert threading.active_count() == before
 
 
 @pytest.mark.usefixtures("host")

@@ -1,6 +1,7 @@
 """What `bigrun bench` measures: a run of given lengths, its memory stage by stage, the bandwidth it reached beside the
 roof, and where it differs from its prediction."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -40,7 +41,9 @@ def measure(
     stop = watch_memory()
     context = max(prompt_tokens + new_tokens, WARM_TOKENS + 1)
     others, disk_before = watch_others(), disk_read_bytes()
-    with open_runner(context, min(prompt_tokens, context)) as runner:
+    with contextlib.ExitStack() as ending:
+        ending.callback(stop)  # whatever happens
+        runner = ending.enter_context(open_runner(context, min(prompt_tokens, context)))
         load_foreign, disk_after = others(), disk_read_bytes()
         from_disk = None if disk_before is None or disk_after is None else disk_after - disk_before
         executor, vocab = runner.executor, runner.spec.vocab
