@@ -2,6 +2,7 @@
 the first weight is fetched or read; and `inspect` says what a run would."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from bigrun import CallError, Runner
 from bigrun.errors import CheckpointError, RunError, TokenizerError
 from bigrun.loading.open import model_spec
 from bigrun.model.resolve import resolve
+from bigrun.text.tokenizer import Tokenizer
 from support.checkpoints import FAMILIES, VOCAB, edit_config, rewrite, state, write_tokenizer
 from support.commands import ended, run_command, run_process
 from support.hub import Answers, Hub, environment
@@ -73,6 +75,11 @@ def with_dtype(dtype: torch.dtype) -> Change:
 
 def copied(old: str, new: str) -> Change:
     return lambda folder: rewrite(folder, {**state(folder), new: state(folder)[old].clone()})
+
+
+def renamed_to(name: str, value: torch.Tensor) -> Change:
+    """Puts another tensor in the place of one."""
+    return lambda folder: rewrite(folder, {**state(folder), name: value})
 
 
 ZEROS, SOME = torch.zeros(64), torch.full((64,), 0.01)
@@ -209,6 +216,17 @@ REFUSED: dict[str, tuple[str, Change, tuple[str, ...]]] = {
         "llama", both(packed("SCB"), config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
         ("bitsandbytes, 4 bits",),
     ),
+    "a tied head of another shape": (
+        "llama", both(config(tie_word_embeddings=True), renamed_to(HEAD, torch.ones(328, 64))), (HEAD, "no place"),
+    ),
+    "a tied head of packed numbers": (
+        "llama", both(config(tie_word_embeddings=True), renamed_to(HEAD, torch.ones(VOCAB, 64, dtype=torch.int8))), (HEAD,),
+    ),
+    "a tensor cut from what is declared quantised": (
+        "llama",
+        both(config(quantization_config={"quant_method": "bitsandbytes"}), renamed("model.norm", "model.gone")),
+        ("model.norm.weight", "missing"),
+    ),
     "neither head nor tie": ("tied", config(tie_word_embeddings=False), (HEAD, "missing")),
     "neither table": ("tied", renamed(EMBED["llama"], "x"), (EMBED["llama"], "missing")),
     "a pointer": ("llama", lambda f: (f / "model.safetensors").write_text(POINTER), ("LFS",)),
@@ -312,6 +330,53 @@ def test_a_token_without_a_row_of_the_table_is_refused_however_it_comes(
     )
     warnings = json.loads(run_command("inspect", path, "--json").stdout)["warnings"]
     assert [("<|more|>" in line, "stop tokens" in line) for line in warnings] == [(True, False), (False, True)]
+
+
+def test_a_template_that_fails_hinders_chats_alone(bases: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bases / "llama", tmp_path / "model"))
+    write_tokenizer(path, chat_template="{% for m in messages recursive %}{% endfor %}")
+    asked = ("generate", "--model", path, "--gpus", "none", "--cpu", "1GB", "-p", "the dog", "--max-new-tokens", "2")
+    ended(run_command(*asked), 4, "chat template")
+    assert run_command(*asked, "--raw", "--quiet").exit_code == 0
+    (tmp_path / "text").write_text("the dog and the fox " * 9)
+    rig = ("--model", path, "--gpus", "none", "--cpu", "1GB", "--quiet")
+    assert run_command("eval", "perplexity", *rig, "--text", tmp_path / "text", "--window", "16").exit_code == 0
+    report = json.loads(run_command("inspect", path, "--json").stdout)
+    assert report["tokenizer"] == "320 tokens, with a chat template that fails"
+    assert "--raw" in report["problems"][0]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"])
+def test_small_files_are_plain_ones_and_no_message_quotes_them(bases: Path, tmp_path: Path, name: str) -> None:
+    path = Path(shutil.copytree(bases / "llama", tmp_path / "model"))
+    write_tokenizer(path)
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to("/proc/self/environ")
+    with pytest.raises(TokenizerError, match="is not a file"):
+        Tokenizer.from_folder(path)
+    (path / name).unlink()
+    (tmp_path / "secret").write_text("{% hunter2 %}")
+    (path / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.from_folder(path).render_chat([{"role": "user", "content": "x"}])
+    assert "hunter2" not in str(caught.value)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(TokenizerError, match="is not a file"):
+        Tokenizer.from_folder(path)
+
+
+def test_an_index_that_names_a_head_which_nobody_saved(bases: Path, tmp_path: Path) -> None:
+    """As older transformers left it, of tied models."""
+    path = Path(shutil.copytree(bases / "tied", tmp_path / "model"))
+    tensors = state(path)
+    torch.save(tensors, path / "pytorch_model-1.bin")
+    (path / "model.safetensors").unlink()
+    index = dict.fromkeys((*tensors, HEAD), "pytorch_model-1.bin")
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    with Runner(str(path), weights="float32", **RIG) as runner:
+        assert any(HEAD in note for note in runner.notes)
+        assert np.isfinite(runner.logits(np.array(IDS))).all()
 
 
 # A tokenizer that is of no use is told before the weights are fetched or read

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,10 +19,12 @@ KERNEL = ("/proc/", "/sys/")  # file systems of the kernel's, some of whose file
 
 
 def read_companions(folder: Path) -> dict[str, bytes]:
-    """The COMPANIONS that a folder has, by name; one that is too large is left out."""
-    paths = [folder / name for name in COMPANIONS]
-    there = [path for path in paths if path.is_file() and path.stat().st_size <= LARGEST_COMPANION]
-    return {path.name: path.read_bytes() for path in there}
+    """The COMPANIONS that a folder has, by name; what is no plain file, or too large, is left out."""
+    found = {}
+    for name in COMPANIONS:
+        with suppress(CheckpointError):
+            found[name] = read_file(folder / name, LARGEST_COMPANION)
+    return found
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -13,6 +13,7 @@ from bigrun.model.source import Source
 from bigrun.model.spec import ModelSpec, Part
 
 LONGEST_BIAS = 2**24
+PACKED = ("I8", "U8", "I32", "U32", "F8_E8M0")  # dtypes of tensors that formats pack numbers in
 
 PartSources = Mapping[str, tuple[Source, ...]]  # canonical tensor → where its rows come from
 
@@ -44,7 +45,7 @@ def problems(tensor_map: TensorMap) -> Iterator[str]:
     some = list(unfit(tensor_map))
     yield from some
     checkpoint = tensor_map.checkpoint
-    if some and quantised(checkpoint.config, checkpoint.tensors):
+    if some and _packed(checkpoint):
         return  # one line says it all
     for name, why in surplus(tensor_map):
         if not why:
@@ -59,11 +60,19 @@ def unfit(tensor_map: TensorMap) -> Iterator[str]:
     if first is None:
         return
     checkpoint = tensor_map.checkpoint
-    if how := quantised(checkpoint.config, checkpoint.tensors):
+    if how := _packed(checkpoint):
         yield f"{checkpoint.where}: quantised ({how}): {READ}"
         return
     yield first
     yield from lines
+
+
+def _packed(checkpoint: Checkpoint) -> str:
+    """How the tensors are quantised; "" where none is, whatever the configuration says."""
+    tensors = checkpoint.tensors
+    if any(info.dtype in PACKED for info in tensors.values()) or quantised({}, tensors):
+        return quantised(checkpoint.config, tensors)
+    return ""
 
 
 def _unfit(tensor_map: TensorMap) -> Iterator[str]:
@@ -96,12 +105,20 @@ def surplus(tensor_map: TensorMap) -> Iterator[tuple[str, str]]:
     for name, info in checkpoint.tensors.items():
         if name in taken:
             continue
-        if name in heads:  # identical: reconcile.py has compared them
-            yield name, "the one table of embedding and head, again"
+        if name in heads:
+            yield name, _table_again(checkpoint, spec, info)
         elif why := useless(name, info.shape):
             yield name, why
         else:
             yield name, _of_zeros(checkpoint, name, info)
+
+
+def _table_again(checkpoint: Checkpoint, spec: ModelSpec, info: TensorInfo) -> str:
+    """Why the second table of a tied model is ignored: reconcile.py has compared them, and they are one; "" for what it could
+    not compare, which is no such table."""
+    if info.shape != (spec.vocab, spec.hidden) or not info.readable:
+        return ""
+    return "the one table of embedding and head, again" if checkpoint.paths else "a head, compared once it is fetched"
 
 
 def _of_zeros(checkpoint: Checkpoint, name: str, info: TensorInfo) -> str:

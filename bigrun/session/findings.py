@@ -28,9 +28,9 @@ MOST_TOKENS = 3  # that a line names
 
 @dataclass(frozen=True)
 class Findings:
-    """`problems` keep a model from running, `text_problems` from running with text, in the order in which a load would meet
-    them; `warnings` are what its user should know; `ignored` tensors are of no use, (name, why). `tokenizer` is what text
-    becomes tokens with, where that could be read, and `about_tokenizer` says what it is."""
+    """`problems` keep a model from running, `text_problems` from running with text, or with its chat template, in the order in
+    which a load would meet them; `warnings` are what its user should know; `ignored` tensors are of no use, (name, why).
+    `tokenizer` is what text becomes tokens with, where that could be read, and `about_tokenizer` says what it is."""
 
     problems: tuple[str, ...] = ()
     text_problems: tuple[str, ...] = ()
@@ -40,10 +40,11 @@ class Findings:
     about_tokenizer: str = "unknown"
 
     def check(self, text: bool = False) -> None:
-        """CheckpointError with the first of the problems, or TokenizerError with that of the text, if there will be any."""
+        """CheckpointError with the first of the problems; where there will be `text`, TokenizerError if there is no tokenizer.
+        Whoever uses the chat template meets what is wrong with it."""
         for problem in self.problems:
             raise CheckpointError(problem)
-        for problem in self.text_problems if text else ():
+        for problem in self.text_problems if text and self.tokenizer is None else ():
             raise TokenizerError(problem)
 
 
@@ -112,11 +113,15 @@ def _tokenizer(files: ModelFiles, spec: ModelSpec) -> tuple[str, Tokenizer | Non
         return NO_TOKENIZER, None, (f"{files.where} {NO_TOKENIZER_JSON}",), ()
     try:
         tokenizer = tokenizer_of(files)
-        tokenizer.check_template()
     except BigrunError as error:
         return "unreadable", None, (str(error),), ()
     chat = "with a chat template" if tokenizer.chat_template else "no chat template"
-    return f"{tokenizer.vocab_size} tokens, {chat}", tokenizer, (), tuple(beyond_table(tokenizer, spec))
+    wrong: tuple[str, ...] = ()
+    try:
+        tokenizer.check_template()
+    except BigrunError as error:
+        chat, wrong = "with a chat template that fails", (f"{files.where}: {error} (--raw does without)",)
+    return f"{tokenizer.vocab_size} tokens, {chat}", tokenizer, wrong, tuple(beyond_table(tokenizer, spec))
 
 
 def _lacks_tokenizer(files: ModelFiles) -> bool:

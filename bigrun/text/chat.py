@@ -189,7 +189,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_
     except CallError:
         raise
     except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(f"the chat template is not valid Jinja: line {error.lineno}: {_line(error)}") from error
+        raise TokenizerError(f"the chat template is not valid Jinja: line {error.lineno}") from error  # no word of it
     except Exception as error:  # a template can provoke any error that Python has
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {_line(error)}") from error
     return "".join(pieces)

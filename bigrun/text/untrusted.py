@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from bigrun.errors import TokenizerError
 
 MAX_FILE_BYTES = 64 << 20  # the largest tokenizer.json in use has 33 MB
 MAX_OBJECT_BYTES = 8 << 20  # of the other files; the largest have a tenth
+KERNEL = ("/proc/", "/sys/")
 POINTER = "version https://git-lfs.github.com/spec/"  # what Git has in place of a large file until it is fetched
 
 T = TypeVar("T")
@@ -21,14 +24,9 @@ T = TypeVar("T")
 def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str | None:
     """The file's text, None where there is no such file. Raises TokenizerError."""
     try:
-        if not path.is_file():
-            if path.exists():
-                raise TokenizerError(f"{path} is not a file")
+        if not os.path.lexists(path) or (path.is_symlink() and not path.exists()):
             return None
-        size = path.stat().st_size
-        if size > most:
-            raise TokenizerError(f"{path} has {size} bytes; the most that is read is {most}")
-        text = path.read_text("utf-8")
+        text = _bytes(path, most).decode("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -36,6 +34,18 @@ def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str | None:
     if text.startswith(POINTER):
         raise TokenizerError(f"{path} is a Git LFS pointer in place of the file: fetch it with `git lfs pull`")
     return text
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    """What a regular file holds, through links too, but none of the kernel's files; at most so many bytes."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode) or os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
+            raise TokenizerError(f"{path} is not a file")
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise TokenizerError(f"{path} has more than {most} bytes, the most that is read")
+    return data
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -78,6 +78,25 @@ def chosen(folder: Path, index: str, single: str, named: Sequence[str]) -> tuple
     return shards, f"{folder / single}: not read: {index} and its shards are beside it; remove the one that is stale"
 
 
+def twice(index: Path, doubled: Sequence[tuple[str, str]]) -> list[str]:
+    """A note for each shard from which tensors are read that another one holds as well."""
+    by_file: dict[str, list[str]] = {}
+    for name, file in doubled:
+        by_file.setdefault(file, []).append(name)
+    return [
+        f"{index}: {_some(names)} in another shard as well: read from {file[:80]}" for file, names in by_file.items()
+    ]
+
+
+def lost_names(names: Sequence[str]) -> str:
+    """What to say of tensors that an index names and no shard holds."""
+    return f"{_some(names)} named, but not in its shard"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"tensor {names[0][:100]}" + (f" and {len(names) - 1} more are" if len(names) > 1 else " is")
+
+
 class SafetensorsCheckpoint:
     """A folder with config.json and model.safetensors, or its index and shards.
 
@@ -93,6 +112,7 @@ class SafetensorsCheckpoint:
         self.config: Mapping[str, Any] = read_config(folder)
         self.limits = Limits(MOST_TENSORS)
         self.notes: list[str] = []
+        self._doubled: list[tuple[str, str]] = []  # tensors in two shards, and the one that they are read from
         self._maps: dict[str, tuple[Mapped, int, dict[str, Entry]]] = {}
         self._blocks: dict[str, np.ndarray] = {}
 
@@ -133,6 +153,9 @@ class SafetensorsCheckpoint:
                 if name in entries and not self._decides(name, file):
                     continue
                 entries[name], self._home[name] = entry, file
+        self.notes += twice(self.folder / INDEX, self._doubled)
+        if lost := [name for name in self._weight_map if name not in entries]:
+            self.notes.append(f"{self.folder / INDEX}: {lost_names(lost)}")
         scales = {name: self._scale_of(name, entries) for name, entry in entries.items() if entry.dtype == "F8_E4M3"}
         self._scales = {name: scale for name, scale in scales.items() if scale}
         hidden = set(self._scales.values())
@@ -158,7 +181,7 @@ class SafetensorsCheckpoint:
             raise CheckpointError(
                 f"{self.folder / file}: tensor {name[:100]} is in {first} as well, and {INDEX} does not say which to read"
             )
-        self.notes.append(f"{self.folder / INDEX}: tensor {name[:100]} is in {first} and in {file}: read from {named}")
+        self._doubled.append((name, named))
         return named == file
 
     def _scale_of(self, name: str, entries: Mapping[str, Entry]) -> str:

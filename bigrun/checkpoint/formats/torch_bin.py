@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
 from bigrun.checkpoint.files import open_file, read_companions, read_file
 from bigrun.checkpoint.formats.pickle_guard import ANEW, ITEM_BYTES, Bad, Record, StoredTensor, read_program
-from bigrun.checkpoint.formats.safetensors import chosen, inside, read_config
+from bigrun.checkpoint.formats.safetensors import chosen, inside, lost_names, read_config, twice
 from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, weight_map
 from bigrun.errors import CheckpointError
 from bigrun.model.source import Dialect
@@ -44,6 +44,7 @@ class TorchCheckpoint:
         self.limits = Limits(MOST_TENSORS)
         self.config: Mapping[str, Any] = read_config(folder)
         self.notes: list[str] = []
+        self._doubled: list[tuple[str, str]] = []  # tensors in two shards, and the one that they are read from
         self._shards: dict[str, dict[str, StoredTensor]] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
 
@@ -84,10 +85,11 @@ class TorchCheckpoint:
                 raise CheckpointError(
                     f"{self.folder / file}: {len(homes)} tensors so far, far more than this model has"
                 )
-        for name, file in index.items():
-            if name not in self._shard(file):
-                raise CheckpointError(f"{self.folder / file}: tensor {name[:100]} is missing, though {INDEX} names it")
-        return homes | index
+        lost = [name for name, file in index.items() if name not in self._shard(file)]
+        if lost:
+            self.notes.append(f"{self.folder / INDEX}: {lost_names(lost)}")
+        self.notes += twice(self.folder / INDEX, self._doubled)
+        return homes | {name: file for name, file in index.items() if name not in lost}
 
     def _decide(self, name: str, first: str, file: str) -> None:
         """Notes which of two shards a tensor is read from: the index says it."""
@@ -96,7 +98,7 @@ class TorchCheckpoint:
             raise CheckpointError(
                 f"{self.folder / file}: tensor {name[:100]} is in {first} as well, and {INDEX} does not say which to read"
             )
-        self.notes.append(f"{self.folder / INDEX}: tensor {name[:100]} is in {first} and in {file}: read from {named}")
+        self._doubled.append((name, named))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
