@@ -438,6 +438,29 @@ def test_what_keeps_a_hub_model_from_running_is_told_before_a_weight_is_fetched(
     assert any("model.extra.weight" in problem for problem in report["problems"])
 
 
+def test_what_is_asked_for_is_checked_before_a_weight_is_fetched(hub: tuple[Hub, Path], tmp_path: Path) -> None:
+    server, path = hub
+    beyond(path, VOCAB)
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "of").write_text("another's")
+    (tmp_path / "text").write_text("the dog " * 99 + "<|more|>")
+    run = ("generate", "--prompt", "the dog")
+    cases: list[tuple[tuple[str, ...], str]] = [
+        (("convert", "--out", str(tmp_path / "int8"), "--skip", "typo"), "typo"),
+        (("convert", "--out", str(tmp_path / "file")), "is no folder"),
+        (("convert", "--out", str(tmp_path / "full")), "is not empty"),
+        ((*run, "--weights", "16bit", "--cache", str(tmp_path / "c")), "keeps int8"),
+        ((*run, "--cache", str(tmp_path / "file")), "is no folder"),
+        (("eval", "perplexity", "--text", str(tmp_path / "text"), "--window", "64"), "<|more|>"),
+    ]
+    for args, words in cases:
+        done = run_process(*args, "--model", "some/model", env=environment(server, tmp_path / "cache"))
+        assert (done.returncode, done.stdout) == (2, ""), (args, done.stderr)
+        assert words in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+
+
 def test_a_prompt_that_cannot_be_run_is_refused_before_the_weights_are_read(
     hub: tuple[Hub, Path], tmp_path: Path
 ) -> None:

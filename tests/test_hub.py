@@ -305,6 +305,26 @@ def test_names_without_the_model_class_s_prefix(models: Path) -> None:
         check(spec, hub_files({name: shape for name, shape in bare.items() if name != "norm.weight"}))
 
 
+def test_an_index_that_its_shards_have_left_is_passed_over_for_a_single_file(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    """As on this disk (formats/safetensors.py: chosen): by a plan, and by a run, online and from the cache."""
+    import shutil
+
+    path = Path(shutil.copytree(models / "one", tmp_path / "model"))
+    names = [name for name in header(path) if name != "__metadata__"]
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "gone.safetensors")})
+    )
+    hub.answers.repos["some/stale", "main"] = path
+    cache = environment(hub, tmp_path / "cache")
+    asked = ("--model", "some/stale", "--gpus", "none", "--cpu", "1GB")
+    assert run_process("plan", *asked, "--json", env=cache).returncode == 0
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = run_process("bench", *asked, "--prompt-tokens", "4", "--new-tokens", "2", env=cache | more)
+        assert done.returncode == 0, done.stderr
+
+
 def hub_files(shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> HubFiles:
     """What a hub would say of a model with these tensors."""
     tensors = {name: TensorInfo(dtype, shape, 0, True, "") for name, shape in shapes.items()}

@@ -141,14 +141,19 @@ def perplexity_command(
     as_json: bool, text: Path, window: int, tokens: int | None, against: str | None, **flags: Any
 ) -> None:
     """Perplexity on a text, and the distance from 16 bits."""
-    from bigrun.measure.evaluate import describe, perplexity
+    from bigrun.measure.evaluate import describe, perplexity, text_ids
+    from bigrun.session.prompts import checked_ids
 
     options = parse(flags)
     if options.context is not None:
         raise CallError("--context: the context of eval is --window")
 
+    def text_check(tokenizer: Any, table: int, context: int) -> None:
+        ids = text_ids(tokenizer, text, tokens)
+        checked_ids(ids, table, len(ids), tokenizer)
+
     def open_runner(context: int) -> Any:
-        return _runner(replace(options, context=context), _any_text)
+        return _runner(replace(options, context=context), text_check)
 
     def open_peer(context: int) -> Any:
         exact = replace(options.storage, weights="float32", kv="16bit")
@@ -189,10 +194,6 @@ def _runner(options: Any, text_check: Any = None, text: bool = True) -> Any:
         resolve(options.model_id)  # a wrong name is said at once
         measured_once(options, run=True)
     return Runner.from_options(options, text_check, text)
-
-
-def _any_text(*_: Any) -> None:
-    """The check of a command that needs a tokenizer for texts that it has not read yet."""
 
 
 def _check_instruction_set() -> None:

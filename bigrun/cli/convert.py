@@ -7,14 +7,15 @@ from typing import Any
 from bigrun.checkpoint.tensor_map import map_tensors
 from bigrun.errors import CallError
 from bigrun.execute.supported import why_not_executable
-from bigrun.loading.conversion_folder import Conversion, open_int8_cache
+from bigrun.loading.conversion_folder import Conversion, check_out, open_int8_cache
 from bigrun.loading.loader import convert_all
 from bigrun.loading.open import open_model
 from bigrun.model.resolve import resolve
+from bigrun.model.spec import ModelSpec
 from bigrun.planning.ledger import Ledger
 from bigrun.progress import reporting
 from bigrun.session.fetching import fetching
-from bigrun.session.findings import examine
+from bigrun.session.findings import Findings, examine
 from bigrun.session.options import Options
 from bigrun.session.warmup import warm_conversion
 from bigrun.sizes import format_size
@@ -30,7 +31,13 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
 
     started = time.perf_counter()
     model, revision, progress = resolve(options.model_id), options.revision, options.progress
-    checkpoint, spec = open_model(model, revision, lambda: fetching(model, revision, None, progress))
+
+    def before_weights(findings: Findings, hub_spec: ModelSpec) -> None:
+        findings.check()
+        options.storage.check_names(hub_spec)
+
+    check_out(out)
+    checkpoint, spec = open_model(model, revision, lambda: fetching(model, revision, None, progress, before_weights))
     if isinstance(checkpoint, Conversion):
         raise CallError(f"--model {options.model}: is an int8 conversion already")
     if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
@@ -42,11 +49,17 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
     layouts = Ledger(spec, chosen).layouts
     tensor_map = map_tensors(checkpoint, spec)
     pool.use(options.arithmetic.threads)
-    warm_conversion(spec, tensor_map, chosen, progress)
+    early = [*findings.warnings, *findings.text_problems]
+    int8_cache = open_int8_cache(out, tensor_map, options.storage, layouts, model.source, early.append, itself=True)
+    try:
+        warm_conversion(spec, tensor_map, chosen, progress)
+    except BaseException:
+        int8_cache.close()
+        raise
     with reporting(f"converting {spec.name}", progress) as report:
-        for note in (*findings.warnings, *findings.text_problems):
+        for note in early:
             report.note(note)
-        int8_cache = open_int8_cache(out, tensor_map, options.storage, layouts, model.source, report.note, itself=True)
+        int8_cache.note = report.note
         try:
             converted = convert_all(tensor_map, layouts, int8_cache, report)
         except KeyboardInterrupt:

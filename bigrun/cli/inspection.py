@@ -1,4 +1,5 @@
-"""`bigrun inspect`: what a checkpoint holds and what is wrong with it, from its headers alone. No weight is read."""
+"""`bigrun inspect`: what a checkpoint holds and what is wrong with it, from its headers: of weights, no more is read than
+`session/findings.py` needs to tell whether a second table or a bias without a place is of use."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

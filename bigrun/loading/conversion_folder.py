@@ -39,8 +39,7 @@ def open_int8_cache(
     CallError where the folder is another model's conversion, or no folder; RunError where it cannot be written to, or its
     disk has no room for what is missing.
     """
-    if storage.weights != "int8":
-        raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
+    check_cache(cache, storage)
     checkpoint, spec = tensor_map.checkpoint, tensor_map.spec
     try:
         prints = fingerprints(checkpoint)
@@ -88,12 +87,31 @@ def _forms(storage: Storage, spec: ModelSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_cache(cache: Path, storage: Storage) -> None:
+    """CallError for a cache that no model's conversion can be kept in: by the form that is asked for, or as it is no folder."""
+    if storage.weights != "int8":
+        raise CallError(f"the int8 cache keeps int8: leave out --weights {storage.weights}, or the cache")
+    if os.path.lexists(cache) and not cache.is_dir():
+        raise CallError(f"{cache}: is no folder: name another for the int8 cache")
+
+
+def check_out(folder: Path) -> None:
+    """CallError for what cannot become a model's conversion, whatever the model: no folder, or another program's."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CallError(f"{folder}: is no folder: name another for the int8 cache")
+    if (
+        folder.is_dir()
+        and any(not file.name.startswith(".") for file in folder.iterdir())
+        and not is_conversion(folder)
+    ):
+        raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
+
+
 def _check_free(folder: Path, manifest: Manifest) -> None:
     """Raises CallError unless the folder is empty or this conversion's, before anything is written."""
-    if not folder.is_dir() or not any(not file.name.startswith(".") for file in folder.iterdir()):
-        return
+    check_out(folder)
     if not is_conversion(folder):
-        raise CallError(f"{folder}: is not empty, and no conversion of bigrun's: name another folder")
+        return
     if not is_ours(folder) and (folder / MANIFEST).stat().st_size:
         raise CallError(
             f"{folder / MANIFEST}: damaged, or not bigrun's: remove it if it is a conversion's, or name another folder"

@@ -28,11 +28,9 @@ def perplexity(
     """
     if window < 2:
         raise CallError(f"--window {window}: give at least 2 tokens")
-    content = _read(text)
+    _read(text)  # before a long load, not after it
     with open_runner(window + 1) as runner:
-        ids = runner.tokenizer.encode(content, add_bos=False)[:tokens]
-        if len(ids) < 2:
-            raise CallError(f"--text {text}: {len(ids)} tokens; at least 2 are needed")
+        ids = text_ids(runner.tokenizer, text, tokens)
         first = [runner.tokenizer.bos_id] if runner.tokenizer.adds_bos else []
         windows = [np.array(first + ids[i : i + window]) for i in range(0, len(ids), window)]
         windows = [w for w in windows if len(w) > 1]
@@ -44,6 +42,14 @@ def perplexity(
             return {"model": runner.plan.model, "tokens": count, "perplexity": math.exp(loss / count)}
         with open_peer(window + 1) as peer:
             return {"model": runner.plan.model, **_compare(runner, peer, windows)}
+
+
+def text_ids(tokenizer: Any, text: Path, tokens: int | None) -> list[int]:
+    """The first tokens of a text, without a BOS. CallError where there are fewer than two."""
+    ids: list[int] = tokenizer.encode(_read(text), add_bos=False)[:tokens]
+    if len(ids) < 2:
+        raise CallError(f"--text {text}: {len(ids)} tokens; at least 2 are needed")
+    return ids
 
 
 def _compare(runner: Any, peer: Any, windows: list[np.ndarray]) -> dict[str, Any]:

@@ -38,7 +38,10 @@ def plan(
     what_if: str | None = None,
     target: str | None = None,
 ) -> Plan:
-    """A dry run: the Plan of a model on a rig, from its configuration alone: no weights are read, and torch is not imported.
+    """A dry run: the Plan of a model on a rig, from its configuration and the headers of its files.
+
+    No weights are read, and torch is not imported; but for the head of a tied model whose files hold one as well, which is
+    compared with the embedding, and biases that have no place in it, which may be of zeros (of a torch .bin, by torch).
 
     A plan that does not fit is returned too, with `fits` False and a `hint`. CallError where options contradict each other or
     the model; CheckpointError for a configuration that cannot be read; PlanDoesNotFit where a question has no answer.

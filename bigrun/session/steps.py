@@ -125,7 +125,7 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
     at the tokenizer; without a `text_check` what is wrong with it is a warning.
     """
     from bigrun.checkpoint.tensor_map import map_tensors
-    from bigrun.loading.conversion_folder import Conversion
+    from bigrun.loading.conversion_folder import Conversion, check_cache
     from bigrun.loading.open import open_model
     from bigrun.session.fetching import fetching
 
@@ -135,18 +135,24 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
             text_check(findings.tokenizer, table, context)
 
     model, files, spec = planned.model, planned.files, planned.spec
+    if options.cache is not None and not isinstance(files, Conversion):
+        check_cache(Path(options.cache).expanduser(), planned.options.storage)
     if files is None:
         check_runnable(planned.plan, None)
         revision, context = _revision(options), planned.plan.context_tokens
+        said: list[str] = []
 
         def before_weights(findings: Findings, hub_spec: ModelSpec) -> None:
             check(findings, hub_spec.vocab, context)
             for line in findings.text_problems if options.progress and text else ():
                 print(f"bigrun: {BigrunError(line)}", file=sys.stderr, flush=True)
+                said.append(line)
 
         fetch = lambda: fetching(model, revision, planned.plan, options.progress, before_weights)  # noqa: E731
         files, spec = open_model(model, revision, fetch)
     findings = examine(files, spec, text)
+    if planned.files is None and said:  # before the weights came
+        findings = replace(findings, text_problems=())
     if why_not_executable(spec, 1):
         check_runnable(planned.plan, spec)  # which names the model as the user did
     findings.check(text_check is not None)

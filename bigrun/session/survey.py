@@ -1,5 +1,6 @@
 """What a rig can run: a plan of every model of the catalog, or of those whose names match a pattern, in a line each."""
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -51,8 +52,9 @@ class Survey:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether --model names several models of the catalog: all, or with the signs of a pattern."""
-    return name.lower() == EVERY or any(sign in name for sign in "*?[")
+    """Whether --model names several models of the catalog: all, or with the signs of a pattern; and no file or folder."""
+    signs = name.lower() == EVERY or any(sign in name for sign in "*?[")
+    return signs and not name.startswith((".", "/", "~")) and not os.path.lexists(name)
 
 
 def matching(pattern: str | None) -> list[Entry]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
 from bigrun.checkpoint.files import read_companions, read_file
+from bigrun.checkpoint.formats.float8 import block_of, block_size, scale_of
 from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, Entry, data_bytes, longest, parse, weight_map
 from bigrun.checkpoint.mapped import POPULATE_READ, WILLNEED, Mapped
 from bigrun.errors import CheckpointError
@@ -20,7 +21,6 @@ from bigrun.model.source import Dialect
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8}
-SCALES = ("_scale_inv", "_scale")  # after the name of a float8 tensor
 LONGEST_NAME = 255
 LARGEST_JSON = 2**18  # bytes; the configurations of language models have some thousand
 
@@ -156,7 +156,8 @@ class SafetensorsCheckpoint:
         self.notes += twice(self.folder / INDEX, self._doubled)
         if lost := [name for name in self._weight_map if name not in entries]:
             self.notes.append(f"{self.folder / INDEX}: {lost_names(lost)}")
-        scales = {name: self._scale_of(name, entries) for name, entry in entries.items() if entry.dtype == "F8_E4M3"}
+        blocks = block_size(self.config)
+        scales = {name: scale_of(name, entries, blocks) for name, entry in entries.items() if entry.dtype == "F8_E4M3"}
         self._scales = {name: scale for name, scale in scales.items() if scale}
         hidden = set(self._scales.values())
         result = {}
@@ -184,30 +185,8 @@ class SafetensorsCheckpoint:
         self._doubled.append((name, named))
         return named == file
 
-    def _scale_of(self, name: str, entries: Mapping[str, Entry]) -> str:
-        """The scales of a float8 tensor: one for all, one a row, or one a block; "" where there are none that fit."""
-        rows, columns = (*entries[name].shape, 0, 0)[:2]
-        if not rows or not columns:
-            return ""
-        for suffix in SCALES:
-            scale = entries.get(name + suffix)
-            if scale is not None and scale.dtype in ("F32", "F16", "BF16") and len(entries[name].shape) == 2:
-                tall, across = self._block(rows, columns, scale.shape)
-                if tall and scale.shape in ((), (1,), (rows,), (-(-rows // tall), -(-columns // across))):
-                    return name + suffix
-        return ""
-
     def _block(self, rows: int, columns: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns that share a scale, by the shape of the scales; (0, 0) for none that is known."""
-        if shape in ((), (1,), (1, 1)):
-            return rows, columns
-        if shape in ((rows,), (rows, 1)):
-            return 1, columns
-        quantisation = self.config.get("quantization_config")
-        block = quantisation.get("weight_block_size") if isinstance(quantisation, dict) else None
-        if isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**31 for n in block):
-            return block[0], block[1]
-        return (128, 128) if shape == (-(-rows // 128), -(-columns // 128)) else (0, 0)
+        return block_of(rows, columns, shape, block_size(self.config))
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         info = self.tensors[name]

@@ -182,7 +182,11 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
     weights, index, single, ending = file_format
     shards: tuple[str, ...] = (single,)
     if index in sizes:
-        shards = _named(_read_index(repo, index, commit, sizes[index]), repo, index, ending)
+        indexed = _named(_read_index(repo, index, commit, sizes[index]), repo, index, ending)
+        if (
+            single not in sizes or single in indexed or all(file in sizes for file in indexed)
+        ):  # as formats/safetensors.py: chosen
+            shards = indexed
     names = (CONFIG, *(name for name in BESIDE if name in sizes), *((index,) if index in sizes else ()), *shards)
     for name in names:
         if name not in sizes:
@@ -292,6 +296,12 @@ def _first_missing(repo: str, folder: Path) -> str | None:
         if (folder / index).is_file():
             with (folder / index).open("rb") as stream:
                 names = _named(stream.read(LARGEST_INDEX + 1), repo, index, ending)
+            if (
+                single not in names
+                and (folder / single).is_file()
+                and not all((folder / name).is_file() for name in names)
+            ):
+                names = (single,)
             break
         if (folder / single).is_file():
             names = (single,)

@@ -1,6 +1,6 @@
 """What the headers of a hub model's safetensors say, read by range requests: no tensor is fetched."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
@@ -9,7 +9,8 @@ from typing import Any
 
 from bigrun.checkpoint.base import Limits, Rows, TensorInfo
 from bigrun.checkpoint.files import read_companions
-from bigrun.checkpoint.formats.safetensors import DTYPES, INDEX, LONGEST_NAME, SCALES, SINGLE
+from bigrun.checkpoint.formats.float8 import block_size, scale_of
+from bigrun.checkpoint.formats.safetensors import DTYPES, INDEX, LONGEST_NAME, SINGLE
 from bigrun.checkpoint.formats.safetensors_header import MOST_TENSORS, data_bytes, parse, weight_map
 from bigrun.checkpoint.hub.hub import call_hub, read_range
 from bigrun.checkpoint.tensor_map import map_tensors, unfit
@@ -52,9 +53,13 @@ class HubFiles:
     def __init__(self, repo: str, config: Mapping[str, Any], hub_headers: Headers, folder: Path = Path()):
         self.where, self.config, self.folder = repo, config, folder
         self.limits, self.notes = Limits(MOST_TENSORS), list[str]()
-        tensors = hub_headers.tensors
-        scales = {name + end for name, info in tensors.items() if info.dtype == "F8_E4M3" for end in SCALES}
-        self.tensors = {name: replace(info, where=repo) for name, info in tensors.items() if name not in scales}
+        tensors, blocks = hub_headers.tensors, block_size(config)
+        scales = {name: scale_of(name, tensors, blocks) for name, info in tensors.items() if info.dtype == "F8_E4M3"}
+        self.tensors = {
+            name: replace(info, where=repo, readable=info.readable and scales.get(name) != "")
+            for name, info in tensors.items()
+            if name not in scales.values()
+        }
 
     def companions(self) -> Mapping[str, bytes]:
         return read_companions(self.folder)
@@ -117,25 +122,46 @@ def _headers(repo: str, revision: str | None) -> Headers | None:
         try:
             return _header(repo, file, revision)
         except errors.EntryNotFoundError as error:
-            raise CheckpointError(f"{repo}: {file}: missing, though {INDEX} names it") from error
+            raise _Missing(f"{repo}: {file}: missing, though {INDEX} names it") from error
 
     try:
-        files = shards(read_range(repo, INDEX, revision, 0, LARGEST_INDEX + 1)[0], repo)
+        index = read_range(repo, INDEX, revision, 0, LARGEST_INDEX + 1)[0]
+        files = shards(index, repo)
     except errors.EntryNotFoundError:
         try:
             return _sum(1, _header(repo, SINGLE, revision)[1])
         except errors.EntryNotFoundError:
             return None
+    try:
+        return _sum(len(files), _of_shards(files, weight_map(index, f"{repo}: {INDEX}"), shard, repo))
+    except _Missing as missing:  # an index that its shards have left behind: the single file, if there is one
+        try:
+            if SINGLE not in files:
+                return _sum(1, _header(repo, SINGLE, revision)[1])
+        except errors.EntryNotFoundError:
+            pass
+        raise CheckpointError(str(missing)) from missing
+
+
+class _Missing(CheckpointError):
+    """A shard that an index names is not there."""
+
+
+def _of_shards(
+    files: Sequence[str], index: Mapping[str, str], shard: Callable[[str], tuple[int, dict[str, TensorInfo]]], repo: str
+) -> dict[str, TensorInfo]:  # fmt: skip
+    """The tensors of all shards; of one that is in two the index says which."""
     tensors: dict[str, TensorInfo] = {}
     left = LARGEST_HEADERS
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for start in range(0, len(files), AT_A_TIME):  # in rounds: the sum is known before more is asked for
-            for size, some in pool.map(shard, files[start : start + AT_A_TIME]):
+            some_files = files[start : start + AT_A_TIME]
+            for file, (size, some) in zip(some_files, pool.map(shard, some_files), strict=True):
                 left -= size
-                tensors |= some
+                tensors |= {name: info for name, info in some.items() if index.get(name, file) == file}
             if left < 0:
                 raise CheckpointError(f"{repo}: the headers of its safetensors exceed {LARGEST_HEADERS >> 20} MiB")
-    return _sum(len(files), tensors)
+    return tensors
 
 
 def _sum(files: int, tensors: dict[str, TensorInfo]) -> Headers:
