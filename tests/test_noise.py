@@ -389,6 +389,19 @@ def test_figures_of_a_busy_minute_are_taken_anew_when_it_is_quiet(
     assert read(path).read_bytes_per_s == (25e9 if again else 20e9)
 
 
+def test_runs_of_busy_minutes_alone_do_not_have_a_quiet_host_measured_again(
+    path: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be again, and again: measuring keeps the runs."""
+    monkeypatch.setattr(measuring, "watch_others", lambda: lambda: 0.0)
+    monkeypatch.setattr(measuring, "LOOK_SECONDS", 0)
+    quiet = host(20e9, QUIET)
+    write(replace(quiet, learned=quiet.rates(), runs=({"busy": "others were at work"},)), path)
+    os.utime(path, (time.time() - AGAIN_SECONDS - 5,) * 2)
+    made = json.loads(run_command(*PLAN, "--json").stdout)
+    assert (asked, made["predicted"]["doubt"]) == ([], "measured in a busy minute")
+
+
 # What is measured
 
 

@@ -84,11 +84,15 @@ class Host:
         return {name: noise.busy for name, noise in self.noise if noise.busy}
 
     @property
+    def busy_measuring(self) -> str:
+        """What disturbed the measuring of the CPU's figures; "" if nothing did. Only this does measuring again mend."""
+        return next((self.busy[name] for name in ROOFS if name in self.busy), "")
+
+    @property
     def busy_roof(self) -> str:
-        """Why the CPU's figures are not believed; "" if they are."""
-        busy = next((self.busy[name] for name in ROOFS if name in self.busy), "")
+        """Why the CPU's figures are not believed, measured or learned; "" if they are."""
         runs = [str(run.get("busy", "")) for run in self.runs if isinstance(run, dict)]
-        return busy or (runs[-1] if self.learned and runs and all(runs) else "")
+        return self.busy_measuring or (runs[-1] if self.learned and runs and all(runs) else "")
 
     @property
     def says(self) -> str:

@@ -108,7 +108,7 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> bool:
             print(f"bigrun: {path}: cannot be written: {error.strerror}", file=sys.stderr)
         return False
     if shown:
-        busy = f", in a busy minute: {host.busy_roof}" if host.busy_roof else ""
+        busy = f", in a busy minute: {host.busy_measuring}" if host.busy_measuring else ""
         print(f"bigrun: measured in {time.perf_counter() - started:.0f} s{busy}; kept in {path}", file=sys.stderr)
     return True
 
@@ -116,7 +116,7 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> bool:
 def _again(host: Host, path: Path) -> bool:
     """Whether figures are doubtful, and it is a good time to take them anew."""
     known = dict(host.noise)
-    doubtful = host.busy_roof or "read_bytes_per_s" not in known  # by a version that did not look
+    doubtful = host.busy_measuring or "read_bytes_per_s" not in known  # by a version that did not look
     if not doubtful or time.time() - path.stat().st_mtime < AGAIN_SECONDS:
         return False
     seen = watch_others()
