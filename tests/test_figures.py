@@ -196,6 +196,16 @@ def test_what_a_decode_step_reads_is_of_the_tokens_that_are_there_wherever_a_pag
     assert report["decode_bytes_per_token"] == pytest.approx((2 * (BLOCK + 3 * seen * TOKEN) + TABLE + NORM) / 3)
 
 
+@pytest.mark.usefixtures("host")
+def test_bench_does_without_a_roof_where_too_little_memory_is_available(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigrun.devices.measure.read_bandwidth", lambda: 0.0)
+    report, _ = benched(clock)
+    assert report["roof_bytes_per_s"] == 0
+    assert "GB/s in decode, too little memory is available to measure" in bench.describe(report)
+
+
 def against(runner: BenchedRunner, **changes: Any) -> Plan:
     """Its plan with other predictions."""
     assert runner.plan.predicted is not None

@@ -95,11 +95,18 @@ class Host:
         return self.busy_measuring or (runs[-1] if self.learned and runs and all(runs) else "")
 
     @property
+    def assumes_read(self) -> bool:
+        """Whether too little memory was available to measure how fast it is read."""
+        return any(name == "read_bytes_per_s" and not noise.repeats for name, noise in self.noise)
+
+    @property
     def says(self) -> str:
         """A sentence for a plan."""
         rates, where = self.rates(), f"({self.where})" if self.where else ""
         how = f"learned from {len(self.runs)} runs of" if self.learned else "measured on"
         busy = f"; {BUSY}: {self.busy_roof}" if self.busy_roof else ""
+        if self.assumes_read:
+            busy += "; reading was not measured: too little memory was available"
         return (
             f"cpu: weights {rates.read / 1e9:.1f} GB/s, {rates.int8 / 1e9:.0f} G int8 multiply-adds/s, {how} this host, "
             f"{self.measured_on} {where}"

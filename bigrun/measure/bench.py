@@ -139,15 +139,17 @@ def decode_bytes(runner: Any, length: int) -> float:
 
 def describe(report: dict[str, Any]) -> str:
     """The report for a person."""
-    reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
+    roof = "too little memory is available to measure what this host reads"
+    if report["roof_bytes_per_s"]:
+        reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
+        roof = f"{reached:.0%} of the {report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads"
     predicted = {name: f"{report['predicted'][f'{name}_tokens_per_s']:.3g} predicted" for name in ("prefill", "decode")}
     lines = [
         f"{report['model']}: {report['prompt_tokens']} + {report['new_tokens']} tokens, batch {report['batch']}, "
         f"{report['kernels']}",
         f"  prefill   {report['prefill_tokens_per_s']:10.1f} tokens/s   {predicted['prefill']}",
         f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {predicted['decode']}",
-        f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {reached:.0%} of the "
-        f"{report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",
+        f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {roof}",
         f"  load      {report['load_seconds']:10.2f} s          {report['predicted']['load_seconds']:.3g} predicted; "
         f"{report['load_parts_seconds']:.2f} s of it for the weights",
         f"  memory    {_memory(report)}",
