@@ -7,11 +7,13 @@ Version 2 says of each figure how it was measured (noise.py), and keeps what a l
 version 1, the rate of conversion is left out: it had the fixed seconds of whatever run in it.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,17 @@ def _figure(name: str, value: Any, kind: type) -> Any:
     if not fits or not (least <= value <= most or (value == math.inf and name in MAY_BE_INFINITE)):
         raise ValueError(f"{name} is {value!r:.40}, not a figure from {least} to {most:g}")
     return value
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes that ask for it from this host file, so that what is read from it is still so when it is written.
+    OSError if its folder cannot be written; on a file system without locks nobody is kept from it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write(host: Host, path: Path) -> None:
