@@ -46,6 +46,12 @@ def with_unit(number: int) -> str:
     return f"{number}GB" if number < SMALLEST else f"{number}B"
 
 
+def format_apart(one: int, other: int) -> tuple[str, str]:
+    """Both sizes as `format_size` has them; in bytes where it would make two of one."""
+    words = format_size(one), format_size(other)
+    return (f"{one:,} bytes", f"{other:,} bytes") if words[0] == words[1] and one != other else words
+
+
 def format_size(count: float) -> str:
     """Three significant figures in decimal units: 2.47 GB, 60.0 MB, 512 B."""
     sign, count = ("-", -count) if count < 0 else ("", count)

@@ -11,7 +11,7 @@ import pytest
 import bigrun.progress
 from bigrun.progress import QUIET, Report, reporting
 from support.checkpoints import llama, state
-from support.commands import Done, run_process
+from support.commands import Done, run_process, run_python
 from support.hub import Answers, Hub, environment
 
 RIG = ("--gpus", "none", "--threads", "1")
@@ -56,6 +56,42 @@ def test_a_plan_is_shown_then_what_it_needs_is_fetched_then_it_runs(hub: Hub, tm
     assert json.loads(again.stdout)["token_ids"] == json.loads(done.stdout)["token_ids"]
     assert again.stderr == "", "nothing is missing, so there is nothing to say"
     assert not hub.log
+
+
+# A clock that a download moves on by a thousand seconds, and the hub's configuration by ten thousand.
+CLOCKED = """
+import json, sys, time
+real, passed = time.perf_counter, 0
+time.perf_counter = lambda: real() + passed
+from bigrun import Runner
+from bigrun.loading import open as opening
+from bigrun.session import fetching, steps
+
+def slow(what, seconds):
+    def call(*args):
+        global passed
+        result = what(*args)
+        passed += seconds
+        return result
+    return call
+
+fetching.fetching = slow(fetching.fetching, 1000)
+opening.model_spec = slow(opening.model_spec, 10000)
+with Runner(sys.argv[1], gpus="none", cpu="1GB", progress=False) as runner:
+    print(json.dumps([runner.fetch_seconds, runner.load_seconds]))
+"""
+
+
+def test_a_runner_knows_what_of_its_load_the_hub_took(hub: Hub, tmp_path: Path, models: Path) -> None:
+    env = environment(hub, tmp_path)
+    done = run_python(CLOCKED, "some/model", env=env)
+    assert done.returncode == 0, done.stderr
+    fetched, whole = json.loads(done.stdout)
+    assert 11000 <= fetched < 11500
+    assert 0 < whole - fetched < 500
+    done = run_python(CLOCKED, str(models / "model"), env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0] == 0
 
 
 def test_what_does_not_fit_is_not_fetched(hub: Hub, tmp_path: Path) -> None:

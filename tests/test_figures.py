@@ -75,6 +75,7 @@ class BenchedRunner:
         self.plan_options = PlanOptions(plan.context_tokens, plan.batch)
         self.load_seconds, self.warm_bytes, self.kernels = 1.5, 400, "imagined kernels"
         self.start_bytes, self.open_bytes, self.parts_seconds, self.wrote_cache = 120, 150, 0.5, False
+        self.fetch_seconds = 0.0
         self.parts = {
             part.name: SimpleNamespace(part=part, read_bytes=10, layout=SimpleNamespace(nbytes=5))
             for part in self.spec.parts
@@ -194,6 +195,25 @@ def test_what_a_decode_step_reads_is_of_the_tokens_that_are_there_wherever_a_pag
     report, _ = benched(clock, lengths=lengths)
     seen = lengths[0] + lengths[1] // 2
     assert report["decode_bytes_per_token"] == pytest.approx((2 * (BLOCK + 3 * seen * TOKEN) + TABLE + NORM) / 3)
+
+
+@pytest.mark.usefixtures("host")
+def test_what_a_hub_took_is_of_the_load_but_not_of_what_was_predicted(clock: Clock) -> None:
+    runner = BenchedRunner(clock, planned(False, 3, False), False)
+    report, _ = benched(clock, plan=against(runner, **RIGHT), load_seconds=61.5, fetch_seconds=60.0)
+    assert (report["load_seconds"], report["fetch_seconds"], report["first_token_seconds"]) == (61.5, 60.0, 63.5)
+    assert report["differs"] == []
+    assert "0.50 s of it for the weights, 60.00 s for what a hub has" in bench.describe(report)
+
+
+@pytest.mark.usefixtures("host")
+def test_bench_does_without_a_roof_where_too_little_memory_is_available(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigrun.devices.measure.read_bandwidth", lambda: 0.0)
+    report, _ = benched(clock)
+    assert report["roof_bytes_per_s"] == 0
+    assert "GB/s in decode, too little memory is available to measure" in bench.describe(report)
 
 
 def against(runner: BenchedRunner, **changes: Any) -> Plan:

@@ -33,7 +33,16 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Any:
 # options, the host's GPUs, words of each warning of a plan
 DESCRIBED: dict[str, tuple[dict[str, Any], tuple[int, ...], list[str]]] = {
     "within": ({"gpus": "none", "cpu": "25GB"}, (), []),
-    "a byte too many": ({"gpus": "none", "cpu": 25 * GB + 1}, (), ["cpu: 25.0 GB is more than the 25.0 GB"]),
+    "a byte too many": (
+        {"gpus": "none", "cpu": 25 * GB + 1},
+        (),
+        ["cpu: 25,000,000,001 bytes is more than the 25,000,000,000 bytes"],
+    ),
+    "a GPU of a byte too many": (
+        {"gpus": "25769803777B", "cpu": "8GB"},
+        (24,),
+        ["cuda:0 gets 25,769,803,777 bytes, and the largest GPU of this host has 25,769,803,776 bytes"],
+    ),
     "a terabyte": ({"gpus": "none", "cpu": "1TB"}, (), ["cpu: 1.00 TB is more than the 25.0 GB that this host has"]),
     "accelerate's form": ({"max_memory": {"cpu": "1TB"}}, (), ["max_memory cpu: 1.00 TB is more"]),
     "cards that are not here": ({"gpus": "2xRTX3090", "cpu": "64GB"}, (), []),

@@ -1,12 +1,15 @@
 """Where compiled kernels are kept: in bigrun's cache folder, one folder for each state of sources, Python, Numba and CPU.
 What cannot be kept or read fails no run, and is said."""
 
+import contextlib
 import errno
 import json
 import os
 import pwd
 import shutil
+import threading
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +17,10 @@ from typing import Any
 
 import numba
 import pytest
+from numba.core.caching import IndexDataCacheFile
 
 import bigrun_kernels
-from bigrun_kernels.cpu import compile, compile_times, kernel_cache
+from bigrun_kernels.cpu import compile, compile_times, compiled, kernel_cache
 from support.commands import run_python
 
 # Compiles a kernel that calls another, or loads it; prints [answer, compilations, what would be said of them].
@@ -158,18 +162,81 @@ def test_what_cannot_be_kept_fails_nothing_and_the_variable_is_named(
         assert words in said
 
 
+def test_two_that_save_a_kernel_at_once_keep_each_signature_with_its_own_code(
+    cached: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def double(x: Any) -> Any:
+        return 2 * x
+
+    saves: list[Callable[[], None]] = []
+    with monkeypatch.context() as patch:
+        save = kernel_cache.KernelCache.save_overload
+        patch.setattr(kernel_cache.KernelCache, "save_overload", lambda *what: saves.append(partial(save, *what)))
+        for x in (21, 1.5):
+            compile.kernel(double)(x)  # of two processes, each with a cache of its own
+    both, write = threading.Barrier(2), IndexDataCacheFile._save_index
+
+    def slow(*what: Any) -> None:
+        """Both have read the index when they write it, if they can."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        write(*what)
+
+    monkeypatch.setattr(IndexDataCacheFile, "_save_index", slow)
+    threads = [threading.Thread(target=save) for save in saves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    fresh = compile.kernel(double)
+    assert [fresh(21), fresh(1.5)] == [42, 3.0]
+    assert sum(fresh.stats.cache_hits.values()) == 2
+    assert kernel_cache.failures == []
+
+
+def test_what_cannot_be_saved_whatever_the_reason_fails_nothing(
+    cached: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(IndexDataCacheFile, "_load_index", damaged)
+    assert not cached()
+    assert [failure.partition(": ")[2] for failure in kernel_cache.failures] == [
+        "not read: EOFError: Ran out of input",
+        "not kept: EOFError: Ran out of input",
+    ]
+
+
+def test_a_new_index_does_not_name_the_code_of_an_old_one(
+    cached: Callable[[], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the index was damaged, and the process ends, or the disk is full, before the new code is written."""
+    assert [cached(), cached()] == [False, True]
+    (index,) = (tmp_path / "caches" / "state").glob("*.nbi")
+    index.write_bytes(b"")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexDataCacheFile, "_save_data", full)
+        assert not cached()
+    assert not list(index.parent.glob("*.nbc"))
+    assert [cached(), cached()] == [False, True]
+
+
 def test_the_folder_is_numbas_variable_s_or_bigruns_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("HOME", "/home/one")
+    for value in ("", None):
+        for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        assert kernel_cache.home() == Path("/home/one/.cache/bigrun/kernels")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert kernel_cache.home() == Path("/caches/bigrun/kernels")
-    for value in ("", None):
-        if value is None:
-            monkeypatch.delenv("XDG_CACHE_HOME")
-        else:
-            monkeypatch.setenv("XDG_CACHE_HOME", value)
-        monkeypatch.setenv("HOME", "/home/one")
-        assert kernel_cache.home() == Path("/home/one/.cache/bigrun/kernels")
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "/mine")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/mine")
     assert kernel_cache.home() == Path("/mine/bigrun-kernels")
 
 
@@ -178,14 +245,18 @@ def unknown_user(_: int) -> None:
 
 
 def test_a_user_without_a_home_goes_on_without_a_cache(
-    cached: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+    cached: Callable[[], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    for name in ("HOME", "XDG_CACHE_HOME"):
+    for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown_user)
     assert kernel_cache.home() is None
+    (tmp_path / "~" / ".cache" / "bigrun" / "kernels" / "state").mkdir(parents=True)
+    (tmp_path / "~" / ".cache" / "bigrun" / "kernels" / "state" / "linear.one-1.py311.nbi").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kernel_cache, "names", lambda: {"linear.one"})
+    assert not compiled(), "a folder named ~ is nobody's home"
     monkeypatch.setattr(kernel_cache, "folder", lambda: None)
     assert [cached(), cached()] == [False, False]
     assert "no home: set NUMBA_CACHE_DIR" in kernel_cache.announcement()

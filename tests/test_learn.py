@@ -1,8 +1,10 @@
 """Learning a host's rates from runs: rates that were known beforehand are found again, and predict a model never seen."""
 
+import contextlib
 import json
 import math
 import random
+import threading
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -302,8 +304,9 @@ def loaded(seconds: float, parts_seconds: float, read: int, mapped: int, form: s
     }
     parts["head"] = SimpleNamespace(part=SimpleNamespace(tensors=()), read_bytes=0, layout=SimpleNamespace(nbytes=0))
     whole = replace(spec("smollm2-135m"), checkpoint_form=form, checkpoint_bytes=max(read, mapped, 1))
+    more = {"fetch_seconds": 0.0, "wrote_cache": False} | more
     return SimpleNamespace(
-        **{"spec": whole, "load_seconds": seconds, "parts_seconds": parts_seconds, "wrote_cache": False} | more,
+        **{"spec": whole, "load_seconds": seconds, "parts_seconds": parts_seconds} | more,
         executor=SimpleNamespace(parts=parts),
     )
 
@@ -320,10 +323,12 @@ def loaded(seconds: float, parts_seconds: float, read: int, mapped: int, form: s
         (loaded(3.0, 2.0, 10**9, 10**9, "16bit"), 1.0, {}),
         (loaded(3.0, 2.0, 10**9, 0, "16bit", wrote_cache=True), 1.0, {}),
         (loaded(50.0, 2.0, 2 * 10**9, 0, "float8"), 0.0, {"float8": 1e9}),
+        (loaded(9.0, 2.0, 10**9, 0, "16bit", fetch_seconds=6.0), 1.0, {"16bit": 0.5e9}),
+        (loaded(99.0, 2.0, 10**9, 0, "16bit", fetch_seconds=96.0), 1.0, {"16bit": 0.5e9}),
     ],
     ids=[
         "16 bits", "quantised", "a conversion", "a checkpoint whose cache has it all", "the demo", "a byte too few",
-        "half from a cache", "a cache was written", "kernels were compiled",
+        "half from a cache", "a cache was written", "kernels were compiled", "a short download", "a long download",
     ],
 )  # fmt: skip
 def test_a_load_teaches_its_fixed_seconds_apart_from_a_rate_that_it_is_long_enough_to_show(
@@ -380,6 +385,29 @@ def test_prompts_of_several_sequences_are_learned_in_the_steps_that_they_share(
     )
     products = sum(count * work.products for count, work in prefill.parts)
     assert products == pytest.approx(batch * prompt * linear + batch * 49152 * 576)
+
+
+def test_two_that_learn_at_once_keep_both_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, both = tmp_path / "host.json", threading.Barrier(2)
+    write(HOST, file)
+
+    def slow(*what: Any) -> Host:
+        """Both have read the file before either writes it, if they can."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return calibrated(*what)
+
+    monkeypatch.setattr(bigrun.measure.learning, "calibrated", slow)
+    names = ("smollm2-135m", "llama-3.2-1b")
+    threads = [
+        threading.Thread(target=calibrate_from_run, args=(file, stub(name, 1, 512), 0.7, 0.1, 100, 116))
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(run.name.partition(":")[0] for run in from_data(read(file).runs)) == sorted([*names, *names])
 
 
 def test_a_run_of_a_busy_minute_is_kept_and_counts_only_where_there_are_no_others(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bigrun.devices import measure, noise
 from bigrun.devices.host_file import Host, find_host, machine, read, write
 from bigrun.devices.make_rig import RigOptions, make_rig
 from bigrun.devices.noise import Noise, watch_others, why_busy
-from bigrun.devices.rates import low_rates
+from bigrun.devices.rates import low_rates, low_roofs
 from bigrun.measure import host as measuring
 from bigrun.measure.host import AGAIN_SECONDS, better, ensure_host, measure_host
 from support.commands import run_command, run_process, run_python
@@ -389,6 +389,19 @@ def test_figures_of_a_busy_minute_are_taken_anew_when_it_is_quiet(
     assert read(path).read_bytes_per_s == (25e9 if again else 20e9)
 
 
+def test_runs_of_busy_minutes_alone_do_not_have_a_quiet_host_measured_again(
+    path: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be again, and again: measuring keeps the runs."""
+    monkeypatch.setattr(measuring, "watch_others", lambda: lambda: 0.0)
+    monkeypatch.setattr(measuring, "LOOK_SECONDS", 0)
+    quiet = host(20e9, QUIET)
+    write(replace(quiet, learned=quiet.rates(), runs=({"busy": "others were at work"},)), path)
+    os.utime(path, (time.time() - AGAIN_SECONDS - 5,) * 2)
+    made = json.loads(run_command(*PLAN, "--json").stdout)
+    assert (asked, made["predicted"]["doubt"]) == ([], "measured in a busy minute")
+
+
 # What is measured
 
 
@@ -424,6 +437,47 @@ def test_of_each_figure_the_best_repeat_is_kept_with_how_it_was_measured(
     figures(0.5, read=[50e9])
     busy = measure_host(tmp_path / "host.json")
     assert (busy.read_bytes_per_s, busy.busy) == (30e9, {}), "the quiet one stays"
+
+
+def test_where_too_little_memory_is_available_its_rate_is_assumed_and_said_so(
+    tmp_path: Path, figures: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "host.json"
+    monkeypatch.setenv("BIGRUN_HOST", str(file))
+    figures(0.0, read=[])
+    made = measure_host(file)
+    assert (made.read_bytes_per_s, made.assumes_read) == (low_roofs(machine()[1])[0], True)
+    assert made.says.endswith("; reading was not measured: too little memory was available")
+    assert "GB/s of memory (assumed: too little is available to measure it)" in run_command("info").stdout
+    assert json.loads(run_command(*PLAN, "--json").stdout)["predicted"]["doubt"] == "not measured"
+    figures(0.0)
+    write(measure_host(file), file)
+    figures(0.0, read=[])
+    later = measure_host(file)
+    assert (later.read_bytes_per_s, later.assumes_read) == (30e9, False), "what was measured stays"
+
+
+@pytest.mark.parametrize(
+    ("available", "taken"),
+    [(2**40, 512 * 2**20), (2**30, 2**28), (2**28, 2**26), (2**28 - 4, None), (0, None)],
+    ids=["plenty", "a quarter", "just enough", "too little", "none"],
+)
+def test_memory_is_measured_with_a_quarter_of_what_is_available_at_most(
+    monkeypatch: pytest.MonkeyPatch, available: int, taken: int | None
+) -> None:
+    class Taken(Exception):
+        """Instead of touching it."""
+
+    def memory(name: str, nbytes: int) -> None:
+        raise Taken(nbytes)
+
+    monkeypatch.setattr("bigrun.devices.probe.available_memory", lambda: (available, 0))
+    monkeypatch.setattr("bigrun.devices.host_memory.HostMemory", memory)
+    if taken is None:
+        assert (measure.read_rates(), measure.read_bandwidth()) == ([], 0.0)
+    else:
+        with pytest.raises(Taken, match=str(taken)):
+            measure.read_rates()
 
 
 def test_in_seconds_only_what_the_cpus_predictions_need_is_measured(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigrun.errors import CallError
-from bigrun.sizes import format_size, parse_size
+from bigrun.sizes import format_apart, format_size, parse_size
 
 SIZES = {
     "24GB": 24_000_000_000,
@@ -118,6 +118,12 @@ def test_what_is_neither_text_nor_a_whole_number_is_a_wrong_call(size: object) -
 )
 def test_sizes_are_written_in_decimal_units(count: int, text: str) -> None:
     assert format_size(count) == text
+
+
+def test_two_sizes_that_read_alike_are_told_apart_in_bytes() -> None:
+    assert format_apart(25 * 10**9, 24 * 10**9) == ("25.0 GB", "24.0 GB")
+    assert format_apart(25 * 10**9 + 1, 25 * 10**9) == ("25,000,000,001 bytes", "25,000,000,000 bytes")
+    assert format_apart(10**9, 10**9) == ("1.00 GB", "1.00 GB")
 
 
 @pytest.mark.parametrize(("count", "text"), [(2_466_000_000, "2.47 GB"), (60_000_000, "60.0 MB")])

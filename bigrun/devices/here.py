@@ -3,7 +3,7 @@
 from bigrun.devices.make_rig import RigOptions
 from bigrun.devices.probe import gpu_memories, host_memory
 from bigrun.devices.rig import Rig
-from bigrun.sizes import format_size
+from bigrun.sizes import format_apart
 
 
 def beyond_this_host(options: RigOptions, rig: Rig, to_run: bool) -> tuple[str, ...]:
@@ -20,12 +20,11 @@ def beyond_this_host(options: RigOptions, rig: Rig, to_run: bool) -> tuple[str, 
     flag = "--gpus" if options.max_memory is None else "--max-memory"
     for gpu in rig.gpus if here else ():
         if gpu.budget_bytes > largest:
-            found.append(
-                f"{flag}: {gpu.name} gets {format_size(gpu.budget_bytes)}, and the largest GPU of this host has "
-                f"{format_size(largest)}"
-            )
+            gets, has = format_apart(gpu.budget_bytes, largest)
+            found.append(f"{flag}: {gpu.name} gets {gets}, and the largest GPU of this host has {has}")
     cpu, memory = rig.device("cpu").budget_bytes, host_memory()
     if (options.cpu is not None or options.max_memory is not None) and cpu > memory:
         flag = "--cpu" if options.max_memory is None else "--max-memory cpu"
-        found.append(f"{flag}: {format_size(cpu)} is more than the {format_size(memory)} that this host has")
+        gets, has = format_apart(cpu, memory)
+        found.append(f"{flag}: {gets} is more than the {has} that this host has")
     return tuple(found)

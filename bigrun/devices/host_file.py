@@ -7,11 +7,13 @@ Version 2 says of each figure how it was measured (noise.py), and keeps what a l
 version 1, the rate of conversion is left out: it had the fixed seconds of whatever run in it.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +86,20 @@ class Host:
         return {name: noise.busy for name, noise in self.noise if noise.busy}
 
     @property
+    def busy_measuring(self) -> str:
+        """What disturbed the measuring of the CPU's figures; "" if nothing did. Only this does measuring again mend."""
+        return next((self.busy[name] for name in ROOFS if name in self.busy), "")
+
+    @property
     def busy_roof(self) -> str:
-        """Why the CPU's figures are not believed; "" if they are."""
-        busy = next((self.busy[name] for name in ROOFS if name in self.busy), "")
+        """Why the CPU's figures are not believed, measured or learned; "" if they are."""
         runs = [str(run.get("busy", "")) for run in self.runs if isinstance(run, dict)]
-        return busy or (runs[-1] if self.learned and runs and all(runs) else "")
+        return self.busy_measuring or (runs[-1] if self.learned and runs and all(runs) else "")
+
+    @property
+    def assumes_read(self) -> bool:
+        """Whether too little memory was available to measure how fast it is read."""
+        return any(name == "read_bytes_per_s" and not noise.repeats for name, noise in self.noise)
 
     @property
     def says(self) -> str:
@@ -96,6 +107,8 @@ class Host:
         rates, where = self.rates(), f"({self.where})" if self.where else ""
         how = f"learned from {len(self.runs)} runs of" if self.learned else "measured on"
         busy = f"; {BUSY}: {self.busy_roof}" if self.busy_roof else ""
+        if self.assumes_read:
+            busy += "; reading was not measured: too little memory was available"
         return (
             f"cpu: weights {rates.read / 1e9:.1f} GB/s, {rates.int8 / 1e9:.0f} G int8 multiply-adds/s, {how} this host, "
             f"{self.measured_on} {where}"
@@ -235,6 +248,17 @@ def _figure(name: str, value: Any, kind: type) -> Any:
     if not fits or not (least <= value <= most or (value == math.inf and name in MAY_BE_INFINITE)):
         raise ValueError(f"{name} is {value!r:.40}, not a figure from {least} to {most:g}")
     return value
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes that ask for it from this host file, so that what is read from it is still so when it is written.
+    OSError if its folder cannot be written; on a file system without locks nobody is kept from it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write(host: Host, path: Path) -> None:

@@ -119,7 +119,8 @@ def _with_host(rig: Rig, host: Host | None, note: str, cores: int = 0) -> Rig:
     devices = [_known(device, host, cores) for device in rig.devices]
     doubt = ""
     if any(device.kind == "cpu" and device.rates is ASSUMED_CPU for device in rig.devices):
-        doubt = "not measured" if host is None else BUSY if host.busy_roof else ""
+        unmeasured = host is None or (host.assumes_read and not host.learned)
+        doubt = "not measured" if unmeasured else BUSY if host and host.busy_roof else ""
     disk = next((d for d in devices if d.kind == "disk"), None)
     read = disk.rates.read if disk is not None else (host and host.disk_bytes_per_s) or ASSUMED_DISK
     loading = Loading((host and host.start_seconds) or ASSUMED_START, read, host.loads if host else ())

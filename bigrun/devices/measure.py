@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+READ_BYTES = (
+    512 * 2**20
+)  # that the bandwidth of memory is measured with, where a quarter of what is available is so much
+LEAST_READ = 64 * 2**20  # less than this may lie in the caches
+
 
 def host_bytes() -> int:
     """This process's anonymous and shared memory (RssAnon + RssShmem), in bytes. Mapped files are the page cache's."""
@@ -109,11 +114,17 @@ def multiply_rates() -> list[float]:
     return repeated(once)
 
 
-def read_rates(nbytes: int = 512 * 2**20) -> list[float]:
-    """Bytes/s that all threads together read from memory, in passes over more than the caches hold."""
+def read_rates() -> list[float]:
+    """Bytes/s that all threads together read from memory, in passes over more than the caches hold; none where too little
+    memory is available for that."""
     import numpy as np
 
     from bigrun.devices.host_memory import HostMemory
+    from bigrun.devices.probe import available_memory
+
+    nbytes = min(READ_BYTES, available_memory()[0] // 4) // 4096 * 4096
+    if nbytes < LEAST_READ:
+        return []
     from bigrun_kernels.cpu import threads
 
     threads.prepare()
@@ -156,8 +167,8 @@ def wide_rates() -> list[float]:
 
 
 def read_bandwidth() -> float:
-    """The best of `read_rates`."""
-    return max(read_rates())
+    """The best of `read_rates`; 0: not measured."""
+    return max(read_rates(), default=0.0)
 
 
 def multiply_rate() -> float:

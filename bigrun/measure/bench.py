@@ -69,7 +69,8 @@ def measure(
         plan = runner.plan
         planned = {d.name: d.used_bytes - d.reserve_bytes for d in plan.devices}
         planned_host = sum(planned[d.name] for d in plan.devices if d.kind == "cpu" or d.virtual)
-        measured = {"prefill": batch * prompt_tokens / prefill, "decode": batch / step, "load": runner.load_seconds}
+        load = runner.load_seconds - runner.fetch_seconds  # what is predicted, and what the next one takes
+        measured = {"prefill": batch * prompt_tokens / prefill, "decode": batch / step, "load": load}
         differs = differences(measured, runner, foreign, load_foreign, from_disk, compiled_before)
         if learn is not None:
             from bigrun.devices.noise import why_busy
@@ -86,6 +87,7 @@ def measure(
             "decode_tokens_per_s": measured["decode"],
             "load_seconds": runner.load_seconds,
             "load_parts_seconds": runner.parts_seconds,
+            "fetch_seconds": runner.fetch_seconds,
             "load_disk_bytes": from_disk,
             "first_token_seconds": runner.load_seconds + prefill,
             "peak_host_bytes": peak,
@@ -139,17 +141,20 @@ def decode_bytes(runner: Any, length: int) -> float:
 
 def describe(report: dict[str, Any]) -> str:
     """The report for a person."""
-    reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
+    roof = "too little memory is available to measure what this host reads"
+    if report["roof_bytes_per_s"]:
+        reached = report["decode_bytes_per_s"] / report["roof_bytes_per_s"]
+        roof = f"{reached:.0%} of the {report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads"
     predicted = {name: f"{report['predicted'][f'{name}_tokens_per_s']:.3g} predicted" for name in ("prefill", "decode")}
+    fetched = f", {report['fetch_seconds']:.2f} s for what a hub has" if report["fetch_seconds"] else ""
     lines = [
         f"{report['model']}: {report['prompt_tokens']} + {report['new_tokens']} tokens, batch {report['batch']}, "
         f"{report['kernels']}",
         f"  prefill   {report['prefill_tokens_per_s']:10.1f} tokens/s   {predicted['prefill']}",
         f"  decode    {report['decode_tokens_per_s']:10.2f} tokens/s   {predicted['decode']}",
-        f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {reached:.0%} of the "
-        f"{report['roof_bytes_per_s'] / 1e9:.1f} GB/s that this host reads",
+        f"  reads     {report['decode_bytes_per_s'] / 1e9:10.1f} GB/s in decode, {roof}",
         f"  load      {report['load_seconds']:10.2f} s          {report['predicted']['load_seconds']:.3g} predicted; "
-        f"{report['load_parts_seconds']:.2f} s of it for the weights",
+        f"{report['load_parts_seconds']:.2f} s of it for the weights{fetched}",
         f"  memory    {_memory(report)}",
         f"  before    {format_size(report['interpreter_bytes'])} for Python, {format_size(report['files_bytes'])} for headers "
         f"and vocabulary, {format_size(report['kernels_bytes'])} for kernels and threads; peak of the process "

@@ -13,7 +13,8 @@ IN_MEMORY = 0.5  # of a checkpoint's bytes: of fewer that came from the disk, mo
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure that is more than BELIEVED off: `what` is prefill, decode (tokens/s) or load (seconds)."""
+    """A figure that is more than BELIEVED off: `what` is prefill, decode (tokens/s) or load (seconds,
+    without those of fetching)."""
 
     what: str
     measured: float

@@ -13,7 +13,7 @@ from typing import Any
 from bigrun.devices.host_file import FIGURES, Host, default_path, find_host, is_none, machine, read, write
 from bigrun.devices.make_rig import RigOptions
 from bigrun.devices.noise import MOST_FOREIGN, Noise, noise, watch_others
-from bigrun.devices.rates import ASSUMED_ROOFS
+from bigrun.devices.rates import ASSUMED_ROOFS, low_roofs
 from bigrun.errors import CallError
 
 AGAIN_SECONDS = 600  # a file of a busy minute is measured again no sooner than this after it was written
@@ -54,10 +54,12 @@ def measure_host(path: Path, quick: bool = False) -> Host:
         if rates:
             worst = max(rates.values(), key=lambda values: noise(values, 0.0, day).spread)
             measured["copies"] = 0.0, noise(worst, seen(), day)
+    cpu, cores = machine()
+    if "read_bytes_per_s" not in measured:  # too little memory is available
+        measured["read_bytes_per_s"] = low_roofs(cores)[0], Noise(0, 0.0, 0.0, day)
     if not wide:  # its share of the int8 rate on an assumed CPU
         share = ASSUMED_ROOFS[2] / ASSUMED_ROOFS[1]
         measured["wide_products_per_s"] = measured["int8_products_per_s"][0] * share, Noise(0, 0.0, 0.0, day)
-    cpu, cores = machine()
     host = Host(
         cpu=cpu,
         cores=cores,
@@ -108,7 +110,7 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> bool:
             print(f"bigrun: {path}: cannot be written: {error.strerror}", file=sys.stderr)
         return False
     if shown:
-        busy = f", in a busy minute: {host.busy_roof}" if host.busy_roof else ""
+        busy = f", in a busy minute: {host.busy_measuring}" if host.busy_measuring else ""
         print(f"bigrun: measured in {time.perf_counter() - started:.0f} s{busy}; kept in {path}", file=sys.stderr)
     return True
 
@@ -116,7 +118,7 @@ def ensure_host(options: RigOptions, shown: bool, run: bool = False) -> bool:
 def _again(host: Host, path: Path) -> bool:
     """Whether figures are doubtful, and it is a good time to take them anew."""
     known = dict(host.noise)
-    doubtful = host.busy_roof or "read_bytes_per_s" not in known  # by a version that did not look
+    doubtful = host.busy_measuring or "read_bytes_per_s" not in known  # by a version that did not look
     if not doubtful or time.time() - path.stat().st_mtime < AGAIN_SECONDS:
         return False
     seen = watch_others()

@@ -76,13 +76,15 @@ WORDS = {
 def describe(report: dict[str, Any]) -> str:
     gpus = [f"{gpu['name']} {gpu['card'] or ''} {format_size(gpu['budget_bytes'])}" for gpu in report["gpus"]]
     measured = report["measured"]
+    looked = report["noise"].get("read_bytes_per_s")  # of a figure of an old version nothing is known
+    assumed = " (assumed: too little is available to measure it)" if looked and not looked["repeats"] else ""
     rows = {
         "bigrun": f"{report['bigrun']}, Python {report['python']}, Numba {report['numba']}",
         "cpu": f"{report['cpu']}, {report['cores']} cores",
         "kernels": f"{report['kernels']}, {report['thread_pool']} threads",
         "memory": f"{format_size(report['memory_bytes'])}, of which bigrun would use {format_size(report['budget_bytes'])}",
         "gpus": ", ".join(gpus) or "none found",
-        "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory, "
+        "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory{assumed}, "
         f"{measured['disk_bytes_per_s'] / 1e9:.2f} GB/s of disk",
         "computes": f"{measured['int8_products_per_s'] / 1e9:.0f} G multiply-adds/s with int8 weights, "
         f"{measured['wide_products_per_s'] / 1e9:.0f} with 16-bit ones",

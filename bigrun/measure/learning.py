@@ -1,12 +1,13 @@
 """Adds a run to the host file: `bigrun bench --learn`."""
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigrun.devices.host_file import Host, machine, read, write
+from bigrun.devices.host_file import Host, locked, machine, read, write
 from bigrun.devices.rates import cpu_rates
 from bigrun.errors import CallError
 from bigrun.measure.host import measure_host
@@ -34,14 +35,15 @@ def calibrate_from_run(
         observe(f"{runner.plan.model}: prompt of {prompt}", ledger, phase, prefill, busy),
         observe(f"{runner.plan.model}: decode at {seen}", ledger, decode, step, busy),
     ]
-    host = host_to_calibrate(path)
-    _keep(calibrated(host if busy else with_load(host, runner), runs), path)
+    with _writing(path), locked(path):  # another's run may be added meanwhile
+        host = host_to_calibrate(path)
+        write(calibrated(host if busy else with_load(host, runner), runs), path)
 
 
 def with_load(host: Host, runner: Any) -> Host:
     """A host that knows what this load took: its fixed seconds (the least so far), and a rate of its form (the highest so
     far) if it was all of one form and long enough to show one."""
-    start = runner.load_seconds - runner.parts_seconds
+    start = runner.load_seconds - runner.fetch_seconds - runner.parts_seconds
     if 0 < start < COMPILED_SECONDS:
         host = replace(host, start_seconds=min(start, host.start_seconds or start))
     read, mapped = read_bytes(runner), mapped_bytes(runner)
@@ -67,16 +69,19 @@ def mapped_bytes(runner: Any) -> int:
 def host_to_calibrate(path: Path) -> Host:
     """The host file of this machine, measured and written now if there is none."""
     if not path.is_file():
-        _keep(measure_host(path), path)
+        with _writing(path):
+            write(measure_host(path), path)
     host = read(path)
     if (host.cpu, host.cores) != machine():
         raise CallError(f"--learn: {path} is of another machine ({host.cpu}); name another file with --host")
     return host
 
 
-def _keep(host: Host, path: Path) -> None:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says of a host file that cannot be written what helps."""
     try:
-        write(host, path)
+        yield
     except OSError as error:
         raise CallError(
             f"--learn: {path}: cannot be written: {error.strerror}; name another file with --host"

@@ -13,7 +13,7 @@ from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.plan import Plan
-from bigrun.sizes import format_size
+from bigrun.sizes import format_apart
 
 if TYPE_CHECKING:
     from bigrun.devices.host_memory import Memory
@@ -45,9 +45,10 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
             torch_device(name)  # before anything is fetched or loaded: is it there?
     taken = sum(d.used_bytes for d in plan.devices if d.kind == "cpu" or d.virtual)
     if taken > (memory := host_memory()):
+        takes, has = format_apart(taken, memory)
         raise CallError(
-            f"{plan.model}: the plan takes {format_size(taken)} of host memory, and this host has {format_size(memory)}: plan "
-            "it with less --cpu, or for GPUs that are not virtual"
+            f"{plan.model}: the plan takes {takes} of host memory, and this host has {has}: plan it with less --cpu, or for "
+            "GPUs that are not virtual"
         )
 
 

@@ -123,6 +123,7 @@ class Runner:
         if opened.findings.tokenizer is not None:
             self.tokenizer = opened.findings.tokenizer
         self.files, self.spec, self.plan, self.plan_options = opened.files, opened.spec, opened.plan, opened.options
+        self.fetch_seconds = opened.fetch_seconds  # of the load_seconds
         self.open_bytes = host_bytes()  # with headers and vocabulary
         self.use_threads()
         loaded = steps.load(options, opened)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bigrun.devices.here import beyond_this_host
 from bigrun.devices.make_rig import make_rig
@@ -40,23 +40,27 @@ if TYPE_CHECKING:
     from bigrun.session.prompts import TextCheck
     from bigrun_kernels.cpu.ops import CpuOps
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Planned:
-    """What was planned by a model's configuration. What is on this disk is open by then, as its headers are the
-    configuration (`files`); what a hub has is not: it may not fit, and is fetched after that is known."""
+    """What was planned by a model's configuration, which took `fetch_seconds` to get from a hub. What is on this disk is open
+    by then, as its headers are the configuration (`files`); what a hub has is not: it may not fit, and is fetched after that
+    is known."""
 
     model: Model
     spec: ModelSpec
     options: PlanOptions
     plan: Plan
     files: ModelFiles | None
+    fetch_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Opened:
     """A model whose headers agree with its configuration, and its plan. `tensor_map` is None for an int8 conversion, which
-    has parts instead of tensors."""
+    has parts instead of tensors. `fetch_seconds`: what a hub took for all of it, by the end of which it is on this disk."""
 
     model: Model
     spec: ModelSpec
@@ -65,6 +69,7 @@ class Opened:
     files: ModelFiles
     tensor_map: TensorMap | None
     findings: Findings
+    fetch_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,19 @@ class Loaded:
     notes: tuple[str, ...]
 
 
+class Timed(Generic[T]):
+    """A call that knows what it took: `seconds`, 0 before it is made."""
+
+    def __init__(self, what: Callable[[], T]):
+        self.what, self.seconds = what, 0.0
+
+    def __call__(self) -> T:
+        started = time.perf_counter()
+        result = self.what()
+        self.seconds = time.perf_counter() - started
+        return result
+
+
 def resolve(options: Options) -> Model:
     """What the options name: a folder, a file, a catalog entry or a hub id. Nothing is opened."""
     if options.plan is not None:
@@ -95,10 +113,11 @@ def plan(options: Options, model: Model) -> Planned:
     """The plan, by the configuration alone: the one that the options bring, or a new one."""
     from bigrun.loading.open import model_spec, open_model
 
-    files, spec = (None, model_spec(model, _revision(options))) if model.repo else open_model(model)
+    ask = Timed(lambda: model_spec(model, _revision(options)))
+    files, spec = (None, ask()) if model.repo else open_model(model)
     if options.plan is not None:
-        return Planned(model, spec, options_of(options.plan), options.plan, files)
-    return Planned(model, spec, *_plan(options, spec), files)
+        return Planned(model, spec, options_of(options.plan), options.plan, files, ask.seconds)
+    return Planned(model, spec, *_plan(options, spec), files, ask.seconds)
 
 
 def _plan(options: Options, spec: ModelSpec) -> tuple[PlanOptions, Plan]:
@@ -134,7 +153,7 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
         if text_check is not None and findings.tokenizer is not None:
             text_check(findings.tokenizer, table, context)
 
-    model, files, spec = planned.model, planned.files, planned.spec
+    model, files, spec, fetch_seconds = planned.model, planned.files, planned.spec, planned.fetch_seconds
     if options.cache is not None and not isinstance(files, Conversion):
         check_cache(Path(options.cache).expanduser(), planned.options.storage)
     if files is None:
@@ -148,8 +167,9 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
                 print(f"bigrun: {BigrunError(line)}", file=sys.stderr, flush=True)
                 said.append(line)
 
-        fetch = lambda: fetching(model, revision, planned.plan, options.progress, before_weights)  # noqa: E731
+        fetch = Timed(lambda: fetching(model, revision, planned.plan, options.progress, before_weights))
         files, spec = open_model(model, revision, fetch)
+        fetch_seconds += fetch.seconds
     findings = examine(files, spec, text)
     if planned.files is None and said:  # before the weights came
         findings = replace(findings, text_problems=())
@@ -164,7 +184,7 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
         chosen, made = _plan(options, spec)
     check_runnable(made, spec)
     check(findings, spec.vocab, made.context_tokens)
-    return Opened(model, spec, chosen, made, files, tensor_map, findings)
+    return Opened(model, spec, chosen, made, files, tensor_map, findings, fetch_seconds)
 
 
 def load(options: Options, opened: Opened) -> Loaded:

@@ -3,16 +3,26 @@
 import os
 from pathlib import Path
 
+VARIABLE = "NUMBA_CACHE_DIR"
+
+
+def home() -> Path | None:
+    """The folder of all states of compiled kernels: in NUMBA_CACHE_DIR, else bigrun's in the user's cache folder; None where a
+    user has neither that variable, nor XDG_CACHE_HOME, nor a home."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named) / "bigrun-kernels"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "bigrun" / "kernels"
+    user = os.path.expanduser("~")
+    return Path(user) / ".cache" / "bigrun" / "kernels" if os.path.isabs(user) else None
+
 
 def compiled(module: str = "linear") -> bool:
     """Whether kernels of this module were compiled before, by this version for this CPU. Numba is imported only where some
     version's were: a plan that asks need not wait for it."""
-    if named := os.environ.get("NUMBA_CACHE_DIR"):
-        home = Path(named, "bigrun-kernels")
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "bigrun", "kernels")
+    above = home()
     try:
-        if next(home.glob(f"*/{module}.*.nbi"), None) is None:
+        if above is None or next(above.glob(f"*/{module}.*.nbi"), None) is None:
             return False
     except OSError:
         return False

@@ -6,6 +6,7 @@ the files that helpers are in, and belongs to the whole process: only our dispat
 """
 
 import contextlib
+import glob
 import hashlib
 import inspect
 import json
@@ -14,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,15 @@ import llvmlite
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-VARIABLE = "NUMBA_CACHE_DIR"
+from bigrun_kernels.cpu import VARIABLE, home
+
+try:
+    import fcntl
+except ImportError:  # a platform without locks on files, where two processes may spoil each other's
+    fcntl = None  # type: ignore[assignment]
+
 ABOUT = "about.json"  # what a folder's kernels were compiled for; no folder without it is removed
+LOCK = "lock"  # held while a folder's kernels are written
 UNUSED_DAYS = 60  # after which the folder of another state goes, when a new one is made
 failures: list[str] = []  # why kernels were not kept, or not read
 
@@ -52,17 +61,6 @@ def sources() -> str:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def home() -> Path | None:
-    """The folder of all states: in NUMBA_CACHE_DIR, else bigrun's in the user's cache folder; None where a user has neither
-    that variable, nor XDG_CACHE_HOME, nor a home."""
-    if numba.config.CACHE_DIR:
-        return Path(numba.config.CACHE_DIR) / "bigrun-kernels"
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "bigrun" / "kernels"
-    user = os.path.expanduser("~")
-    return Path(user) / ".cache" / "bigrun" / "kernels" if os.path.isabs(user) else None
 
 
 @cache
@@ -169,6 +167,25 @@ def _make(here: Path) -> None:
         os.replace(file.name, here / ABOUT)
 
 
+@contextlib.contextmanager
+def _locked(here: Path) -> Iterator[None]:
+    """Waits until no other process, or thread, writes to this folder, and keeps them from it; OSError if it cannot be locked.
+
+    Numba's save reads the index, chooses a name for the code, and writes both: two at once choose the same name, and one
+    signature gets the code of another.
+    """
+    _make(here)
+    with (here / LOCK).open("a") as file:
+        if fcntl is None:
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # by name: a process that was forked meanwhile has the file open too
+
+
 def _drop_unused(above: Path) -> None:
     """Remove the folders of states that nobody has used for long."""
     for path in _folders(above):
@@ -232,15 +249,33 @@ class KernelCache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        if folder() is None:
+        here = folder()
+        if here is None:
             return
         try:
-            try:
-                super().save_overload(sig, data)
-            except OSError:
-                raise
-            except Exception:  # the index that the kernel is to be added to is damaged
-                self.flush()
-                super().save_overload(sig, data)
-        except OSError as error:
-            failures.append(f"{self.kernel}: not kept: {error}")
+            with _locked(here):
+                try:
+                    super().save_overload(sig, data)
+                except OSError:
+                    raise
+                except Exception:  # the index that the kernel is to be added to is damaged
+                    self._forget(here)
+                    super().save_overload(sig, data)
+        except Exception as error:  # as reading the index may, again
+            failures.append(f"{self.kernel}: not kept: {type(error).__name__}: {error}")
+
+    def flush(self) -> None:
+        here = folder()
+        if here is None:
+            return
+        try:
+            with _locked(here):
+                self._forget(here)
+        except Exception as error:
+            failures.append(f"{self.kernel}: not removed: {type(error).__name__}: {error}")
+
+    def _forget(self, here: Path) -> None:
+        """Empty the index, and remove what it named: the names are given anew, before the new code is there."""
+        for path in here.glob(f"{glob.escape(self._impl.filename_base)}.*.nbc"):
+            path.unlink(missing_ok=True)
+        super().flush()
