@@ -14,7 +14,7 @@ from support import ahead, specimens_attention, specimens_elementwise, specimens
 from support.ahead import Specimen, compiled
 from support.long import only
 
-ARCHITECTURES = only((75, 80, 86, 89, 90, 120), quick=(80, 90))
+ARCHITECTURES = only((75, 80, 86, 89, 90, 120), quick=(80,))
 WHOLE = 90  # for which every form of a kernel of linears is compiled; for the others, those that are launched most
 USUAL = (  # one form of each of the small kernels
     "norm rms 4096 marks", "activate silu gated marks", "mark", "quantise 11008 groups of 64", "compact", "gather",

@@ -58,7 +58,7 @@ def open_file(path: Path) -> BinaryIO:
 def read_file(path: Path, most: int) -> bytes:
     """Reads a file of at most `most` bytes; CheckpointError for a longer one."""
     with open_file(path) as stream:
-        data = stream.read(most + 1)
+        data = stream.read(min(most, os.fstat(stream.fileno()).st_size) + 1)  # so much is allocated at once
     if len(data) > most:
         raise CheckpointError(f"{path}: larger than {most >> 10} KiB, which no such file is")
     return data

@@ -155,7 +155,7 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
 
     model, files, spec, fetch_seconds = planned.model, planned.files, planned.spec, planned.fetch_seconds
     if options.cache is not None and not isinstance(files, Conversion):
-        check_cache(Path(options.cache).expanduser(), planned.options.storage)
+        check_cache(_cache_folder(options.cache), planned.options.storage)
     if files is None:
         check_runnable(planned.plan, None)
         revision, context = _revision(options), planned.plan.context_tokens
@@ -247,6 +247,14 @@ def _given_back(places: Mapping[str, Memory]) -> Iterator[None]:
         raise
 
 
+def _cache_folder(cache: str | Path) -> Path:
+    """The folder of --cache; CallError for that of a user that is not there, or that has no home."""
+    try:
+        return Path(cache).expanduser()
+    except RuntimeError as error:
+        raise CallError(f"--cache {cache}: {error}") from error
+
+
 def _int8_cache(
     options: Options, opened: Opened, layouts: Mapping[str, Layout], note: Callable[[str], None]
 ) -> Int8Cache | None:
@@ -258,10 +266,7 @@ def _int8_cache(
         return opened.files.int8_cache(layouts, note)
     if options.cache is None or opened.tensor_map is None:
         return None
-    try:
-        cache, storage = Path(options.cache).expanduser(), opened.options.storage
-    except RuntimeError as error:  # a user that is not there, or that has no home
-        raise CallError(f"--cache {options.cache}: {error}") from error
+    cache, storage = _cache_folder(options.cache), opened.options.storage
     try:
         return open_int8_cache(cache, opened.tensor_map, storage, layouts, opened.model.source, note)
     except RunError as error:

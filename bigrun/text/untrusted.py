@@ -40,12 +40,12 @@ def _bytes(path: Path, most: int) -> bytes:
     """What a regular file holds, through links too, but none of the kernel's files; at most so many bytes."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode) or os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or os.path.realpath(f"/proc/self/fd/{handle}").startswith(KERNEL):
             raise TokenizerError(f"{path} is not a file")
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise TokenizerError(f"{path} has more than {most} bytes, the most that is read")
-    return data
+        if status.st_size > most:
+            raise TokenizerError(f"{path} has {status.st_size} bytes; the most that is read is {most}")
+        return stream.read(status.st_size)  # so much is allocated at once
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
