@@ -14,6 +14,7 @@ from bigrun.cli import app
 from bigrun.cli.answer import notes
 from bigrun.session.generation import Stats
 from support.commands import run_command, run_process
+from support.long import LONG
 
 RIG = ("--gpus", "none", "--cpu", "1GB")
 
@@ -164,6 +165,7 @@ def test_a_seed_is_drawn_where_none_is_given_and_draws_the_same_again(tiny: Path
         assert runner.generate("the dog", 4, temperature=1.0, seed=0).stats.seed == 0, "which is no lack of one"
 
 
+@LONG
 def test_the_seed_of_json_draws_the_same_text_in_another_process(tiny: Path) -> None:
     args = (
         "generate",

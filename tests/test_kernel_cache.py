@@ -22,6 +22,7 @@ from numba.core.caching import IndexDataCacheFile
 import bigrun_kernels
 from bigrun_kernels.cpu import compile, compile_times, compiled, kernel_cache
 from support.commands import run_python
+from support.long import LONG
 
 # Compiles a kernel that calls another, or loads it; prints [answer, compilations, what would be said of them].
 CODE = """
@@ -98,6 +99,7 @@ def test_after_a_change_of_any_source_nothing_old_is_used_and_the_reason_is_said
     assert kernels()[0] == 0, "each keeps its own"
 
 
+@LONG
 def test_two_cpus_that_share_a_home_keep_theirs_side_by_side(kernels: Kernels, tmp_path: Path) -> None:
     assert kernels()[0] == 2
     count, said = kernels(NUMBA_CPU_NAME="nehalem", NUMBA_CPU_FEATURES="")
