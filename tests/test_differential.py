@@ -42,7 +42,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("differential")
 
 
-@settings(FEW, max_examples=160)
+@settings(FEW, max_examples=120)
 @given(random=RANDOM)
 def test_a_drawn_checkpoint_is_run_as_transformers_runs_it_or_refused_by_name(random: Random, scratch: Path) -> None:
     case = differential.draw_case(random)

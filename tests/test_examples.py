@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.long import long
+
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
 UNKNOWN = {"generate.py": ("hi", "nosuch"), "plan_a_rig.py": ("nosuch",), "virtual_gpus.py": ("nosuch",)}

@@ -21,6 +21,7 @@ from bigrun.sizes import format_size
 from bigrun_kernels import lanes, reference
 from support import checkpoints
 from support.commands import run_command
+from support.long import only
 
 IDS = np.random.default_rng(0).integers(0, 200, 13)
 CONTEXT = 100
@@ -130,7 +131,7 @@ def test_sequences_of_one_step_do_not_touch_each_other(folders: dict[str, Path])
             assert distance([together[s]], [alone[s]]) < 1e-3
 
 
-@pytest.mark.parametrize("mode", ["exact", "auto", "llm.int8"])
+@pytest.mark.parametrize("mode", only(["exact", "auto", "llm.int8"], quick=["exact", "auto"]))
 def test_triton_computes_what_torch_does(mode: str, folders: dict[str, Path]) -> None:
     ids = IDS[:3]
     outputs = []
