@@ -327,6 +327,23 @@ def test_an_index_that_its_shards_have_left_is_passed_over_for_a_single_file(
     assert _first_missing("some/stale", snapshot) is None, "all that a run needs without the hub"
 
 
+def test_float8_is_readable_by_scales_that_fit_it_before_it_is_fetched() -> None:
+    """And its scales count among the bytes that are to be loaded."""
+    scales = {"fits": (4, 2), "by rows": (512, 1), "of another size": (3, 2), "of none": None}
+    tensors = {}
+    for name, shape in scales.items():
+        tensors[name] = TensorInfo("F8_E4M3", (512, 256), 512 * 256, True, "")
+        if shape is not None:
+            tensors[f"{name}_scale_inv"] = TensorInfo("F32", shape, 4 * shape[0] * shape[1], True, "")
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    files = HubFiles("some/one", config, Headers(1, 0, (), tensors)).tensors
+    told = {name: (files[name].readable, files[name].scale_bytes) for name in scales}
+    assert told == {
+        "fits": (True, 32), "by rows": (True, 2048), "of another size": (False, 0), "of none": (False, 0),
+    }  # fmt: skip
+    assert "fits_scale_inv" not in files
+
+
 def hub_files(shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> HubFiles:
     """What a hub would say of a model with these tensors."""
     tensors = {name: TensorInfo(dtype, shape, 0, True, "") for name, shape in shapes.items()}

@@ -61,9 +61,6 @@ def open_int8_cache(
     )
     itself = itself or is_conversion(cache)
     folder = cache if itself else cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name)[:80]}-{key}"
-    for path in (cache, folder):
-        if os.path.lexists(path) and not path.is_dir():
-            raise CallError(f"{path}: is no folder: name another for the int8 cache")
     try:
         _check_free(folder, manifest)
         _check_room(folder, manifest)

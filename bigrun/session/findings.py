@@ -79,9 +79,7 @@ def described(model: Model, revision: str | None = None) -> tuple[ModelSpec, Fin
         findings = examine(files, spec, text=False)
         missing = (f"{files.where} {NO_TOKENIZER_JSON}",) if _lacks_tokenizer(files) else ()
         return spec, replace(findings, warnings=(*findings.warnings, *missing))
-    except (
-        CheckpointError
-    ) as error:  # a plan needs the configuration alone; what that lacks is raised by whoever reads it
+    except CheckpointError as error:  # a plan needs the configuration alone, and whoever reads that says what it lacks
         return model_spec(model), Findings((str(error),))
 
 

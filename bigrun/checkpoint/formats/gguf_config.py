@@ -25,10 +25,8 @@ FIELDS = {
     "vocab_size": "vocab_size",
 }
 PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")  # may be arrays
-NO_DEFAULT = (
-    "context_length",
-    "attention.layer_norm_rms_epsilon",
-)  # where Hugging Face's class has one and llama.cpp none
+# for which Hugging Face's class has a default, and llama.cpp none
+NO_DEFAULT = ("context_length", "attention.layer_norm_rms_epsilon")
 
 ROPE_FREQS = "rope_freqs.weight"
 UNREAD_ROPE = ("rope_factors_long.weight", "rope_factors_short.weight")

@@ -94,7 +94,7 @@ class TorchCheckpoint:
     def _decide(self, name: str, first: str, file: str) -> None:
         """Notes which of two shards a tensor is read from: the index says it."""
         named = self._weight_map.get(name)
-        if named not in self._files:
+        if named not in self._files or name not in self._shard(named):
             raise CheckpointError(
                 f"{self.folder / file}: tensor {name[:100]} is in {first} as well, and {INDEX} does not say which to read"
             )
@@ -118,9 +118,8 @@ class TorchCheckpoint:
 
         info = self.tensors[name]
         some = self._load(self._homes[name])[name].detach()[start:stop].contiguous()
-        some = (
-            some.float() if info.dtype == "F64" else some
-        )  # rounded, as transformers does when it is asked for float32
+        if info.dtype == "F64":  # rounded, as transformers does when it is asked for float32
+            some = some.float()
         values = some.numpy() if info.dtype in ("F64", "F32") else some.view(torch.int16).numpy().view("uint16")
         if not values.flags.aligned:
             values = values.copy()

@@ -183,9 +183,8 @@ def _needed(hub: Any, repo: str, revision: str | None) -> Needed:
     shards: tuple[str, ...] = (single,)
     if index in sizes:
         indexed = _named(_read_index(repo, index, commit, sizes[index]), repo, index, ending)
-        if (
-            single not in sizes or single in indexed or all(file in sizes for file in indexed)
-        ):  # as formats/safetensors.py: chosen
+        # the rule of formats/safetensors.py: chosen
+        if single not in sizes or single in indexed or all(file in sizes for file in indexed):
             shards = indexed
     names = (CONFIG, *(name for name in BESIDE if name in sizes), *((index,) if index in sizes else ()), *shards)
     for name in names:

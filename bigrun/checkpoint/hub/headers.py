@@ -55,11 +55,13 @@ class HubFiles:
         self.limits, self.notes = Limits(MOST_TENSORS), list[str]()
         tensors, blocks = hub_headers.tensors, block_size(config)
         scales = {name: scale_of(name, tensors, blocks) for name, info in tensors.items() if info.dtype == "F8_E4M3"}
-        self.tensors = {
-            name: replace(info, where=repo, readable=info.readable and scales.get(name) != "")
-            for name, info in tensors.items()
-            if name not in scales.values()
-        }
+        hidden = set(scales.values())
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, info in tensors.items():
+            if name not in hidden:
+                scale = tensors.get(scales.get(name, ""))
+                readable, scale_bytes = info.readable and scales.get(name) != "", scale.nbytes if scale else 0
+                self.tensors[name] = replace(info, where=repo, readable=readable, scale_bytes=scale_bytes)
 
     def companions(self) -> Mapping[str, bytes]:
         return read_companions(self.folder)
