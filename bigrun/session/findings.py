@@ -61,7 +61,7 @@ def examine(files: ModelFiles, spec: ModelSpec, text: bool = True, tensors: bool
             tensor_map = map_tensors(files, spec)
             wrong = tuple(problems(tensor_map))
             ignored = tuple((name, why) for name, why in surplus(tensor_map) if why)
-        warnings = (*files.notes, *([] if wrong else _unused(files)), *warnings)
+        warnings = (*files.notes, *(_unused(files) if tensors and not wrong else ()), *warnings)
     return Findings(wrong, text_problems, warnings, ignored, tokenizer, about)
 
 
@@ -93,7 +93,7 @@ def _unused(files: Checkpoint) -> Iterator[str]:
     used = {info.dtype for info in files.tensors.values()}
     if files.config.get("quantization_config") is not None and not any(dtype.startswith("F8") for dtype in used):
         how = quantised(files.config, ()) or "fp8"
-        yield f"{files.where}: quantization_config ({how}) is not used: the weights are {', '.join(sorted(used)) or 'others'}"
+        yield f"{files.where}: quantization_config ({how}) is not used: the weights are {', '.join(sorted(used))}"
 
 
 def tokenizer_of(files: ModelFiles) -> Tokenizer:
