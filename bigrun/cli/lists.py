@@ -95,7 +95,7 @@ def list_cards(pattern: str | None = None) -> dict[str, Any]:
                 "int8_operations_per_s": card.int8,
                 "fp16_operations_per_s": card.fp16,
                 "link_bytes_per_s": card.link,
-                "runs": card.maker == "NVIDIA" or f"cards by {card.maker} can be planned but not run yet",
+                "runs": card.refusal or True,
                 "source": card.source,
             }
         )
@@ -144,7 +144,7 @@ def print_survey(options: "Options", as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found), indent=1))
         return
-    for warning in found.warnings:
+    for warning in found.warnings if options.progress else ():
         print(f"bigrun: {BigrunError(warning)}", file=sys.stderr)
     print(survey_table(found))
 

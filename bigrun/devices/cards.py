@@ -35,6 +35,11 @@ class Card:
     maker: str = "NVIDIA"
 
     @property
+    def refusal(self) -> str:
+        """Why no run computes on it; "" where one does."""
+        return "" if self.maker == "NVIDIA" else f"cards by {self.maker} can be planned but not run yet"
+
+    @property
     def usable_bytes(self) -> int:
         """What a run can take of it: without error correction, and a reserve for the driver and a desktop."""
         memory = self.memory_bytes * 15 // 16 if self.name in WITH_ECC else self.memory_bytes

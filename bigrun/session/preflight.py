@@ -60,9 +60,8 @@ def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:
         return why
     for name in real_gpus(plan):
         card = find(plan.device(name).card or "")
-        if card is not None and card.maker != "NVIDIA":
-            what = f"cards by {card.maker} ({name} is an {card.name})"
-            return f"{what} can be planned but not run yet: leave it out, or add --virtual"
+        if card is not None and card.refusal:
+            return f"{card.refusal} ({name} is an {card.name}): leave it out, or add --virtual"
     if not plan.fits:
         return "it does not fit"
     if any(placement.stored_on == "disk" for placement in plan.placements):
