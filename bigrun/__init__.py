@@ -57,5 +57,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is there, and what is imported when asked for."""
-    return sorted({*globals(), *HOMES})
+    """The public names, also of what is imported when asked for."""
+    return sorted(__all__)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 PARAMETERS = frozenset([
     "model", "revision", "gpus", "cpu", "disk", "max_memory", "virtual", "rig", "host", "weights", "head", "skip", "kv", "mode",
     "threshold", "threads", "kernels", "context", "batch", "prompt_tokens", "plan", "cache", "progress", "solve", "what_if",
-    "target", "max_new_tokens", "raw", "temperature", "top_k", "top_p", "seed",
+    "target", "max_new_tokens", "raw", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
 ])  # fmt: skip
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
 _on_command_line = False

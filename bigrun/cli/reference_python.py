@@ -79,13 +79,18 @@ def _doc(function: Function) -> Iterator[str]:
 
 def _methods(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Function]]:
     for item in node.body:
-        if isinstance(item, Function) and not item.name.startswith("_"):
+        if isinstance(item, Function) and not item.name.startswith("_") and not _is_overload(item):
             yield module, item
     for base in node.bases:
         if isinstance(base, ast.Name):
             home, above = resolved(module, base.id)
             if isinstance(above, ast.ClassDef):
                 yield from _methods(home, above)
+
+
+def _is_overload(function: Function) -> bool:
+    """Whether this is one of several forms of a call; what it does stands with the last one."""
+    return any(ast.unparse(each) == "overload" for each in function.decorator_list)
 
 
 def _signature(module: str, function: Function, name: str, static: bool = False) -> str:

@@ -57,6 +57,10 @@ class CpuEngine:
         x: np.ndarray = self.work["x"][: len(self._batch.ids)]
         return x
 
+    @property
+    def repeatable(self) -> bool:
+        return self.arithmetic.repeatable  # which the kernels keep to the bit, for any number of tokens
+
     def begin(self, batch: Batch, page_tables: np.ndarray) -> None:
         self._batch = batch
         cos_sin = None if self._frequencies is None else rope_cos_sin(self._frequencies, batch.positions)

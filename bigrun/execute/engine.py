@@ -41,6 +41,12 @@ class Arithmetic:
     def mode(self, phase: str) -> str:
         return self.decode if phase == "decode" else self.prefill
 
+    @property
+    def repeatable(self) -> bool:
+        """One arithmetic for both phases, in which no token has a part in what another gets: outliers are found for all the
+        tokens of a step together."""
+        return self.prefill == self.decode and (self.prefill == "exact" or self.threshold == 0)
+
 
 @dataclass(frozen=True)
 class EmbeddingAndHead:
@@ -58,6 +64,11 @@ class Engine(Protocol):
 
     blocks: Mapping[int, BlockWeights]
     ops: Any
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a token's results depend neither on its phase nor on what is computed beside it: what a decode step left in
+        the KV cache is then what a prompt's step would have."""
 
     def begin(self, batch: Batch, page_tables: np.ndarray) -> None:
         """The step's tokens, before anything else is asked; tables int32 [sequences, pages]."""

@@ -1,6 +1,7 @@
 """The executor: one step of any tokens through all parts, each on its device, the residual stream hopping between."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from bigrun.errors import RunError
 from bigrun.execute.cpu_engine import CpuEngine
 from bigrun.execute.engine import Arithmetic, Batch, Engine, embedding_and_head, place_blocks, runs_of
 from bigrun.execute.forward import alibi_slopes
+from bigrun.execute.kept import Kept
 from bigrun.execute.kv_cache import PageTables
-from bigrun.execute.sampling import Sampling, choose
+from bigrun.execute.sampling import Sampling, choose, seen_tokens
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.buffers import step_buffers
@@ -40,6 +42,7 @@ class Executor:
             raise RunError(f"{spec.name}: cannot be executed: {why}")
         self.spec, self.plan, self.memories, self.ops, self.arithmetic = spec, plan, memories, ops, arithmetic
         self.pages = PageTables(plan.context_tokens, plan.batch)
+        self.kept = [Kept() for _ in range(plan.batch)]
         self.parts = {part.part.name: part for part in parts}
         self.runs = runs_of([plan.placement(f"blocks.{i}").decode_on for i in range(len(spec.blocks))])
         self.engines: dict[str, Engine] = {}
@@ -76,26 +79,44 @@ class Executor:
             here.run(first, stop)
         return _hop(here, self._head).logits()
 
+    def take_up(self, ids: Sequence[int], sequence: int = 0) -> int:
+        """Forget of a sequence what is no beginning of `ids`; how many of them need not be computed again."""
+        shared = self.shared(ids, sequence)
+        self._cut(sequence, shared)
+        return shared
+
+    def shared(self, ids: Sequence[int], sequence: int) -> int:
+        """How many of a prompt's tokens `take_up` would leave in a sequence."""
+        return self.kept[sequence].shared(ids, self._chunk, self.repeatable)
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether a token's results depend neither on its phase nor on what is computed beside it, on every device."""
+        return all(engine.repeatable for engine in self.engines.values())
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens of a step at most."""
+        return max(self.plan.prefill_chunk_tokens, self.plan.batch)
+
     def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, sequence: int = 0) -> Iterator[int]:
-        """At most `limit` tokens that follow a prompt in a sequence of its own, which is cleared first.
+        """At most `limit` tokens that follow a prompt in a sequence of its own. Of what is in it, the beginning that the prompt
+        shares is taken up.
 
         Where one GPU holds the whole model, it chooses the tokens after the first itself, one ahead of the one given out.
         """
-        self.clear(sequence)
-        token = self._next_token(ids, sampling, sequence)
-        yield token
-        engine = self._choosing_engine(sampling) if sequence == 0 else None
-        if engine is not None:
-            yield from self._generate_on(engine, token, sampling, limit - 1)
-            return
-        for _ in range(limit - 1):
-            token = self._next_token([token], sampling, sequence)
+        seen = None if sampling.repetition_penalty == 1 else seen_tokens(ids, self.spec.vocab)
+        logits = self.forward({sequence: ids[self.take_up(ids, sequence) :]}, phase="prefill")[sequence]
+        for i in range(limit):
+            token = choose(logits, sampling, sequence, int(self.pages.lengths[sequence]), seen)
             yield token
-
-    def _next_token(self, ids: Sequence[int], sampling: Sampling, sequence: int) -> int:
-        """Feed tokens to a sequence and choose the one that follows: the host's one place of sampling."""
-        logits = self.forward({sequence: ids})[sequence]
-        return choose(logits, sampling, sequence, int(self.pages.lengths[sequence]))
+            if i == 0 and sequence == 0 and (engine := self._choosing_engine(sampling)) is not None:
+                yield from self._generate_on(engine, token, sampling, limit - 1)
+                return
+            if i + 1 < limit:
+                if seen is not None:
+                    seen[token] = True
+                logits = self.forward({sequence: [token]}, phase="decode")[sequence]
 
     def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int) -> Iterator[int]:
         """The `limit` tokens after `token`, which was chosen for the end of sequence 0 and is fed first."""
@@ -127,15 +148,18 @@ class Executor:
         for engine in self.engines.values():
             engine.close()
 
-    def forward(self, tokens: Mapping[int, Sequence[int] | np.ndarray], every: bool = False) -> dict[int, np.ndarray]:
+    def forward(
+        self, tokens: Mapping[int, Sequence[int] | np.ndarray], every: bool = False, phase: str | None = None
+    ) -> dict[int, np.ndarray]:
         """Take tokens into sequences, in as many steps as the chunk asks for; logits of each one's last token, float32
-        [vocab], or of every token, [count, vocab]."""
-        decode = all(len(ids) == 1 and self.pages.lengths[s] > 0 for s, ids in tokens.items())
-        limit = max(self.plan.prefill_chunk_tokens, self.plan.batch)
+        [vocab], or of every token, [count, vocab]. `phase`: decode or prefill; None: decode if each sequence goes on by one."""
+        if phase is None:
+            goes_on = all(len(ids) == 1 and self.pages.lengths[s] > 0 for s, ids in tokens.items())
+            phase = "decode" if goes_on else "prefill"
         queue = [(s, np.asarray(ids, np.int64)) for s, ids in tokens.items()]
         results: dict[int, list[np.ndarray]] = {s: [] for s in tokens}
         while queue:
-            taken, room = [], limit
+            taken, room = [], self._chunk
             while queue and room:
                 sequence, ids = queue.pop(0)
                 if len(ids) > room:
@@ -144,8 +168,12 @@ class Executor:
                 room -= len(ids)
                 last = not any(waiting == sequence for waiting, _ in queue)
                 taken.append((sequence, ids, last))
-            batch = self._batch(taken, every, "decode" if decode else "prefill")
+            batch = self._batch(taken, every, phase)
             logits = self.step(batch)
+            for sequence, ids, _ in taken:
+                kept = self.kept[sequence]
+                alone = phase == "prefill" and len(taken) == 1 and len(kept.ids) % self._chunk == 0
+                kept.took(ids.tolist(), alone)
             for row, sequence in zip(logits, batch.sequences[batch.logit_rows], strict=True):
                 results[int(sequence)].append(row)
         return {s: np.stack(rows) if every else rows[-1] for s, rows in results.items()}
@@ -169,7 +197,12 @@ class Executor:
         return Batch(joined[0], joined[1], joined[2], joined[3], joined[4], phase)
 
     def clear(self, sequence: int) -> None:
-        self.pages.clear(sequence)
+        """Forget a sequence; its pages are free for others."""
+        self._cut(sequence, 0)
+
+    def _cut(self, sequence: int, length: int) -> None:
+        self.kept[sequence].cut(length)
+        self.pages.cut(sequence, length)
 
 
 def _slopes(block: Block) -> np.ndarray:

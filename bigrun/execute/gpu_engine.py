@@ -72,6 +72,10 @@ class GpuEngine:
         return torch.from_numpy(alibi_slopes(block.heads)).to(self.memory.device) if alibi else None
 
     @property
+    def repeatable(self) -> bool:
+        return False  # decode has kernels of its own, and tiles follow from the tokens of a step: sums differ in their last bits
+
+    @property
     def x(self) -> Tensor:
         return self.work["x"][: len(self._batch.ids)]
 

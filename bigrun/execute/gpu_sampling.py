@@ -7,8 +7,10 @@ from bigrun.execute.sampling import Sampling, uniform
 
 
 def stays_on_device(sampling: Sampling) -> bool:
-    """Whether a device makes this choice itself: greedy, by temperature and by top_k; top_p is the host's."""
-    return sampling.temperature == 0 or sampling.top_p == 1
+    """Whether a device makes this choice itself: greedy, by temperature and by top_k. The rest is the host's: top_p and min_p
+    where something is drawn, and a penalty."""
+    drawn = sampling.temperature > 0 and (sampling.top_p < 1 or sampling.min_p > 0)
+    return sampling.repetition_penalty == 1 and not drawn
 
 
 def chosen_on_device(logits: Tensor, sampling: Sampling, sequence: int, position: int, choice: Tensor) -> None:

@@ -7,7 +7,7 @@ from bigrun.model.buffers import PAGE_TOKENS, pages_per_sequence
 
 
 class PageTables:
-    """Pages of `batch` sequences of at most `context` tokens. A sequence takes pages as it grows and returns them all.
+    """Pages of `batch` sequences of at most `context` tokens. A sequence takes pages as it grows; cut, it returns them.
 
     tables int32 [batch, pages of a sequence]: the page that holds each run of PAGE_TOKENS positions.
     """
@@ -35,7 +35,9 @@ class PageTables:
         slots = self.tables[sequence, positions // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + positions % PAGE_TOKENS
         return positions, slots
 
-    def clear(self, sequence: int) -> None:
-        """Forget a sequence; its pages are free for others."""
-        self._free += self.tables[sequence, : self._owned[sequence]].tolist()
-        self._owned[sequence] = self.lengths[sequence] = 0
+    def cut(self, sequence: int, length: int) -> None:
+        """Forget a sequence's tokens from `length` on; pages that are then without one are free for others."""
+        needed = -(-length // PAGE_TOKENS)
+        self._free += self.tables[sequence, needed : self._owned[sequence]].tolist()
+        self._owned[sequence] = min(int(self._owned[sequence]), needed)
+        self.lengths[sequence] = min(int(self.lengths[sequence]), length)

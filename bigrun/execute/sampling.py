@@ -7,6 +7,7 @@ batch, on the device, or on what was drawn before.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,14 +19,19 @@ from bigrun.errors import CallError, RunError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose: `temperature` 0 is greedy and ignores the rest; `top_k` 0 and `top_p` 1 limit nothing.
+    """How to choose: `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 change nothing.
 
-    The temperature is applied first, then top_k, then top_p to what top_k left, renormalised.
+    In the order of transformers: the penalty, which is for greedy choices too, the temperature, top_k, top_p of what top_k
+    left, renormalised, and min_p. The penalty divides the positive logits of tokens that the sequence has, and multiplies the
+    negative ones (Keskar et al. 2019, section 4.1); min_p bars tokens of less than that share of the likeliest one's
+    probability (Nguyen et al. 2024).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -35,21 +41,34 @@ class Sampling:
             raise CallError(f"top_k is {self.top_k!r}; it must be a whole number, 0 for no limit")
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise CallError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1")
+        if not _is_number(self.min_p) or not 0 <= self.min_p <= 1:
+            raise CallError(f"min_p is {self.min_p!r}; it must be from 0 (no limit) to 1")
+        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
+            raise CallError(
+                f"repetition_penalty is {self.repetition_penalty!r}; it must be a positive number, 1 for no penalty"
+            )
         if not _is_integer(self.seed) or not 0 <= self.seed < 1 << 64:
             raise CallError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2**64 - 1")
 
 
-def choose(logits: NDArray[np.float32], sampling: Sampling, sequence: int, position: int) -> int:
+def choose(
+    logits: NDArray[np.float32], sampling: Sampling, sequence: int, position: int, seen: NDArray[np.bool_] | None = None
+) -> int:
     """The token for `position` of `sequence`, from `logits` [vocabulary] float32.
 
-    Of equal logits the lowest index counts as the higher. -inf bars a token. Raises RunError if a logit is NaN or +inf,
-    or if all are barred.
+    `seen` bool [vocabulary]: the tokens that the sequence has, for the penalty. Of equal logits the lowest index counts as the
+    higher. -inf bars a token. Raises RunError if a logit is NaN or +inf, or if all are barred.
     """
     if logits.ndim != 1 or logits.size == 0:
         raise RunError(f"logits have the shape {logits.shape}; one token is chosen from [vocabulary]")
     best = int(np.argmax(logits))  # a NaN wins, wherever it is
     if not math.isfinite(logits[best]):
         fail(float(logits[best]), best, sequence, position)
+    if sampling.repetition_penalty != 1 and seen is not None:
+        logits = _penalised(logits, seen, sampling.repetition_penalty)
+        best = int(np.argmax(logits))
+        if logits[best] == math.inf:  # a penalty near 0
+            fail(math.inf, best, sequence, position)
     if sampling.temperature == 0:
         return best
     kept = _top_k(logits, sampling.top_k)
@@ -58,10 +77,29 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, sequence: int, posit
     weights = np.exp(scaled)
     if sampling.top_p < 1:
         kept, weights = _top_p(kept, weights, sampling.top_p)
+    if sampling.min_p > 0:
+        likely = weights >= sampling.min_p  # the likeliest one's is 1
+        kept, weights = kept[likely], weights[likely]
     sums = np.cumsum(weights)
     # Strictly below the total, whatever the rounding, so that a token of weight 0 is never drawn.
     drawn = min(uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
     return int(kept[np.searchsorted(sums, drawn, side="right")])
+
+
+def seen_tokens(ids: Sequence[int], vocabulary: int) -> NDArray[np.bool_]:
+    """bool [vocabulary]: which tokens are among the `ids`."""
+    seen = np.zeros(vocabulary, np.bool_)
+    seen[np.asarray(ids, np.int64)] = True
+    return seen
+
+
+def _penalised(logits: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float32]:
+    """The logits with those of the `seen` tokens made less likely, or for a penalty below 1 more; float32, as transformers."""
+    result, factor = logits.copy(), np.float32(penalty)
+    some = logits[seen]
+    with np.errstate(over="ignore"):
+        result[seen] = np.where(some < 0, some * factor, some / factor)
+    return result
 
 
 def fail(best: float, token: int, sequence: int, position: int) -> NoReturn:

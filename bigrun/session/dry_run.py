@@ -12,10 +12,12 @@ from bigrun.model.resolve import DEFAULT, resolve
 from bigrun.model.spec import ModelSpec
 from bigrun.planning.options import PlanOptions
 from bigrun.planning.plan import Plan
+from bigrun.session.calls import checked_call
 from bigrun.session.options import Options
 from bigrun.session.preflight import why_not_runnable
 
 
+@checked_call("plan")
 def plan(
     model: str = DEFAULT,
     gpus: str | None = None,

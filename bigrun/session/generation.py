@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bigrun.session.request import Request
+from bigrun.session.request import Growing, Request
 
 SHOWN = 60  # characters of an answer in its repr
 
@@ -20,7 +20,9 @@ class Stats:
     prefill_seconds: float  # from the prompt to the first token
     decode_seconds: float  # from the first token to the last
     seed: int | None = None  # of the noise that tokens were drawn with; None: greedy, nothing was drawn
-    ended: str | None = None  # by "stop_token", "max_new_tokens" or "context" (which was full); None: not at its end
+    # by "stop_token", "stop_text", "max_new_tokens" or "context" (which was full); None: not at its end
+    ended: str | None = None
+    reused_tokens: int = 0  # of the prompt's, taken up from the request before, which shares them
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -30,8 +32,9 @@ class Stats:
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
-        """Tokens of the prompt a second."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else None
+        """Tokens of the prompt a second, of those that were computed."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prefill_seconds if self.prefill_seconds > 0 else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +55,7 @@ class Stream:
     """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
 
     def __init__(self, runner: Any, request: Request):
-        seed = request.sampling.seed if request.sampling.temperature > 0 else None
-        self.stats = Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0, seed)
+        self.stats = stats_at_start(runner, request)
         self._request = request
         self._pieces: Generator[str, None, None] = self._run(runner, request)
 
@@ -68,6 +70,11 @@ class Stream:
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def __repr__(self) -> str:
+        """One line for a notebook: how far it is."""
+        state = "not at its end" if self.stats.ended is None else f"ended by {self.stats.ended}"
+        return f"Stream({self.stats.prompt_tokens} + {len(self.token_ids)} tokens, {state})"
+
     def close(self) -> None:
         """End the stream where it is: the Runner is free for another."""
         self._pieces.close()
@@ -77,28 +84,28 @@ class Stream:
             yield from self._generate(runner, request)
 
     def _generate(self, runner: Any, request: Request) -> Iterator[str]:
-        text = runner.tokenizer.stream()
-        room = runner.plan.context_tokens - len(request.prompt_ids) + 1
-        limit, ended = (
-            min(request.max_new_tokens, room),
-            "max_new_tokens" if request.max_new_tokens <= room else "context",
-        )
+        answer = Growing(request, runner.tokenizer, runner.plan.context_tokens)
         runner.use_threads()
         started = time.perf_counter()
-        tokens = runner.executor.generate(request.prompt_ids, request.sampling, limit, request.sequence)
+        reused = runner.executor.take_up(request.prompt_ids)
+        tokens = runner.executor.generate(request.prompt_ids, request.sampling, answer.limit)
         token = next(tokens)
-        self.stats = replace(self.stats, prefill_seconds=time.perf_counter() - started)
+        self.stats = replace(self.stats, reused_tokens=reused, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()
-        for i in range(limit):
-            if token in runner.tokenizer.stop_ids:
-                ended = "stop_token"
-                break
-            request.token_ids.append(token)
-            self.stats = replace(self.stats, new_tokens=i + 1, decode_seconds=time.perf_counter() - started)
-            if piece := text.push(token):
+        while True:
+            piece = answer.take(token)
+            spent = time.perf_counter() - started
+            self.stats = replace(
+                self.stats, new_tokens=len(request.token_ids), decode_seconds=spent, ended=answer.ended
+            )
+            if piece:
                 yield piece
-            if i + 1 < limit:
-                token = next(tokens)
-        self.stats = replace(self.stats, decode_seconds=time.perf_counter() - started, ended=ended)
-        if piece := text.finish():
-            yield piece
+            if answer.ended is not None:
+                return
+            token = next(tokens)
+
+
+def stats_at_start(runner: Any, request: Request) -> Stats:
+    """Of a request that has not begun."""
+    seed = request.sampling.seed if request.sampling.temperature > 0 else None
+    return Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0, seed)

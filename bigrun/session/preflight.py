@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from bigrun.model.layout import Layout
 
 
-def check_generation(max_new_tokens: int, sampling: Mapping[str, Any]) -> Sampling:
+def check_generation(max_new_tokens: int | None, sampling: Mapping[str, Any]) -> Sampling:
     """The sampling options, checked; CallError says what is wrong. A `seed` of None becomes a random one, of 32 bits, which
     can be read out and typed again."""
     from bigrun.execute.sampling import Sampling
 
-    if max_new_tokens < 1:
-        raise CallError(f"--max-new-tokens {max_new_tokens}: give at least 1")
+    if max_new_tokens is not None:
+        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+        if not whole or max_new_tokens < 1:
+            raise CallError(f"--max-new-tokens {max_new_tokens!r:.40}: give a whole number, at least 1")
     seed = sampling["seed"]
     return Sampling(**{**sampling, "seed": int.from_bytes(os.urandom(4), "little") if seed is None else seed})
 

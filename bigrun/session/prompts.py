@@ -1,8 +1,9 @@
-"""From a prompt to the token ids of a request: the one way in for text, chats and ids, with what each is checked for."""
+"""From a prompt to the token ids of a request: the one way in for text, messages and ids, with what each is checked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError
@@ -10,29 +11,72 @@ from bigrun.errors import CallError
 if TYPE_CHECKING:
     from bigrun.text.tokenizer import Tokenizer
 
+Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}, and what else a chat template reads
+Prompt = str | Sequence[int] | Sequence[Message]
+
 # What a run will do with text, tried before the first weight is fetched: (tokenizer, rows of the embedding table, context).
 TextCheck = Callable[["Tokenizer", int, int], object]
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str, raw: bool, table: int, context: int) -> list[int]:
-    """Token ids of a prompt: as it is where `raw`, otherwise as the user's turn of the model's chat template, if it has one.
+def several(prompt: Any) -> list[Any] | None:
+    """The prompts of a list of texts or of conversations; None where it is one prompt. CallError for a list of anything else,
+    or of nothing."""
+    if isinstance(prompt, str):
+        return None
+    items = _items(prompt)
+    kinds = {_kind(item) for item in items}
+    if not items:
+        raise CallError("there is no prompt: the list is empty")
+    if kinds in ({"token"}, {"message"}):
+        return None
+    if kinds in ({"text"}, {"messages"}):
+        return items
+    if kinds == {"tokens"}:
+        what = "one prompt's token ids are a list of whole numbers, not a list that holds it"
+        raise CallError(f"{what}: give ids[0]; several prompts are given as texts or as conversations")
+    if len(kinds) > 1:
+        raise CallError(f"a list of prompts is of one kind, and this one has {' and '.join(sorted(kinds))}")
+    raise CallError(_not_a_prompt(items[0], "a list of "))
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, prompt: str | Sequence[Message], raw: bool, table: int, context: int,
+    template_args: Mapping[str, Any] | None = None,
+) -> list[int]:  # fmt: skip
+    """Token ids of a prompt: of a text as it is where `raw`, otherwise as the user's turn of the model's chat template, if it
+    has one; of messages by that template.
 
     CallError where it is empty, has a token beyond the `table`'s rows, or leaves no room in the `context` for an answer.
     """
     if not prompt:
         raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
-    if raw or tokenizer.chat_template is None:
+    messages = None if isinstance(prompt, str) else list(prompt)
+    if messages is not None and raw:
+        raise CallError(
+            "--raw: messages become a prompt by the model's chat template alone; give a text, or leave --raw out"
+        )
+    if isinstance(prompt, str) and (raw or tokenizer.chat_template is None):
+        if template_args:
+            why = "--raw does without" if raw else "the model has none"
+            raise CallError(
+                f"template argument {next(iter(template_args))!r:.40}: it is for a chat template, and {why}"
+            )
         ids = tokenizer.encode(prompt)
     else:  # as transformers' apply_chat_template: a template writes its own BOS, or there is none
-        ids = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": prompt}]), add_bos=False)
+        said = [{"role": "user", "content": prompt}] if messages is None else [dict(message) for message in messages]
+        ids = tokenizer.encode(tokenizer.render_chat(said, arguments=template_args), add_bos=False)
     if len(ids) >= context:
         raise CallError(f"the prompt has {len(ids)} tokens and the context {context}: shorten it, or give --context")
     return checked_ids(ids, table, context, tokenizer)
 
 
 def checked_ids(ids: Sequence[int] | Any, table: int, context: int, tokenizer: Tokenizer | None = None) -> list[int]:
-    """Token ids as a list; CallError where there are none, too many for the `context`, or one beyond the `table`'s rows."""
-    result = [int(token) for token in ids]
+    """Token ids as a list; CallError where there are none, too many for the `context`, or one that is no whole number or beyond
+    the `table`'s rows."""
+    try:
+        result = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise CallError("token ids are whole numbers in one list; give text as a text") from error
     if not result:
         raise CallError("the prompt is empty: give at least one token")
     for token in result:
@@ -45,3 +89,41 @@ def checked_ids(ids: Sequence[int] | Any, table: int, context: int, tokenizer: T
     if len(result) > context:
         raise CallError(f"{len(result)} tokens do not fit the context of {context}: give a larger context")
     return result
+
+
+def _items(prompt: Any) -> list[Any]:
+    """What a prompt that is no text is a list of."""
+    if isinstance(prompt, Mapping):
+        if "input_ids" in prompt:  # what a tokenizer of transformers returns
+            raise CallError('a prompt is no dictionary: give its "input_ids", one list of whole numbers')
+        if "role" in prompt:
+            raise CallError("one message is no conversation: put it into a list, [message]")
+    elif not isinstance(prompt, bytes | bytearray) and isinstance(prompt, Iterable):
+        return list(prompt)
+    raise CallError(_not_a_prompt(prompt))
+
+
+def _kind(item: Any) -> str:
+    """What an item of a list is."""
+    if isinstance(item, str):
+        return "text"
+    if isinstance(item, Mapping):
+        return "message"
+    if isinstance(item, bytes | bytearray):
+        return "bytes"
+    if isinstance(item, Iterable) and getattr(item, "ndim", 1) != 0:  # numbers of arrays and tensors are none
+        items = list(item)
+        if items and all(isinstance(each, Mapping) for each in items):
+            return "messages"
+        return "tokens" if items and all(_kind(each) == "token" for each in items) else type(item).__name__
+    try:
+        operator.index(item)
+    except TypeError:
+        return type(item).__name__
+    return "token" if not isinstance(item, bool) else "bool"
+
+
+def _not_a_prompt(value: Any, where: str = "") -> str:
+    hint = "; decode it: prompt.decode()" if isinstance(value, bytes | bytearray) else ""
+    form = 'a text, token ids, or messages like [{"role": "user", "content": "Hello"}]'
+    return f"{where}{type(value).__name__} is no prompt{hint}; it is {form}"
