@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -86,7 +86,7 @@ def test_the_pieces_do_not_depend_on_the_cuts(marks: Marks) -> None:
     def holds(words: list[str], cuts: list[int], inside: bool) -> None:
         text = "".join(words)
         places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-        texts = [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+        texts = [text[start:end] for start, end in pairwise(places)]
         assert split(marks, inside, *texts) == split(marks, inside, text)
 
     holds()
