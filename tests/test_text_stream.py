@@ -89,3 +89,43 @@ def test_streaming_takes_linear_time_even_over_bytes_that_never_become_a_charact
 
     once = min(seconds(10_000) for _ in range(3))
     assert min(seconds(80_000) for _ in range(3)) < 8 * once * 4  # quadratic would be 64 times
+
+
+SHOWN = ("[THINK]", "[/THINK]", "◁think▷")
+
+
+def with_marks(name: str) -> tokenizers.Tokenizer:
+    backend = BACKENDS[name]()
+    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in (*SHOWN, "<|end|>", "é>")])
+    return backend
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_special_tokens_print_as_themselves_where_they_are_to_be_shown(name: str) -> None:
+    tokenizer = tokenizer_of(with_marks(name))
+    backend = tokenizer._backend
+    ids = tokenizer.encode("a[THINK]ab é[/THINK] b◁think▷ a<|end|>")
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+    text = streamed(tokenizer, ids, SHOWN)
+    for mark in SHOWN:
+        assert text.count(mark) == 1
+        assert mark not in streamed(tokenizer, ids)
+        text = text.replace(mark, "")
+    assert text.split() == tokenizer.decode(ids).split()
+    everything = {token.content for token in backend.get_added_tokens_decoder().values() if token.special} - {"é>"}
+    hidden = backend.token_to_id("é>")
+    size = tokenizer.vocab_size
+
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(st.lists(st.one_of(st.integers(0, size + 3), st.integers(size - 8, size - 1)), max_size=24))
+    def holds(ids: list[int]) -> None:
+        printed = [index for index in ids if index != hidden]
+        assert streamed(tokenizer, ids, everything) == backend.decode(printed, skip_special_tokens=False)
+
+    holds()
+
+
+def test_a_token_that_is_part_of_a_shown_text_is_shown_and_as_it_is_spelled() -> None:
+    tokenizer = tokenizer_of(with_marks("byte-level"))
+    ids = [tokenizer._backend.token_to_id(token) for token in ("<|end|>", "é>", "<s>")]
+    assert streamed(tokenizer, ids, ("é><|end|><|start|>",)) == "<|end|>é>"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ class _Pieces(Protocol):
 
     def push(self, token: str) -> str: ...
 
+    def literal(self, text: str) -> str:
+        """A text that is spelled as it prints, after what was held back."""
+        ...
+
     def finish(self) -> str: ...
 
 
@@ -50,6 +54,9 @@ class _ByteLevel:
         except KeyError:
             data = token.encode("utf-8")
         return self._utf8.decode(data)
+
+    def literal(self, text: str) -> str:
+        return self._utf8.decode(text.encode("utf-8"))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -79,6 +86,11 @@ class _Words:
         self._run.append(int(byte[1], 16))
         return ""
 
+    def literal(self, text: str) -> str:
+        before = self._stripped(self._flushed())
+        self._first, self.strip = False, 0
+        return before + text
+
     def finish(self) -> str:
         return self._stripped(self._flushed())
 
@@ -102,13 +114,20 @@ class _Words:
 
 
 class TextStream:
-    """`push` each id, then `finish`; each returns text to print. Special tokens and unknown ids print nothing."""
+    """`push` each id, then `finish`; each returns text to print. Special tokens print nothing but those `shown`, and unknown
+    ids nothing."""
 
-    def __init__(self, backend: Tokenizer, special_ids: frozenset[int], pieces: _Pieces) -> None:
+    def __init__(
+        self, backend: Tokenizer, special_ids: frozenset[int], pieces: _Pieces, shown: Mapping[int, str] | None = None
+    ) -> None:
+        """`shown`: special tokens that print, and what."""
         self._backend, self._special_ids, self._pieces = backend, special_ids, pieces
+        self._shown = shown or {}
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often one word, empty in the middle of a character."""
+        if token_id in self._shown:
+            return self._pieces.literal(self._shown[token_id])
         token = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
         return "" if token is None else self._pieces.push(token)
 

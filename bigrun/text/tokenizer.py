@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,14 @@ class Tokenizer:
         text: str = self._backend.decode(printed, skip_special_tokens=True)
         return text
 
-    def stream(self) -> TextStream:
-        """A decoder to be fed one id at a time; its pieces joined are `decode` of them all."""
-        return TextStream(self._backend, self._special_ids, self._new_pieces())
+    def stream(self, shown: Collection[str] = ()) -> TextStream:
+        """A decoder to be fed one id at a time; its pieces joined are `decode` of them all.
+
+        Special tokens that the texts `shown` are made of, as the marks of a model's thoughts are, print as themselves.
+        """
+        texts = {index: self.token(index) for index in self._special_ids} if shown else {}
+        printed = {index: text for index, text in texts.items() if text and any(text in some for some in shown)}
+        return TextStream(self._backend, self._special_ids, self._new_pieces(), printed)
 
     def render_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation. Raises CallError if the model has no template or it refuses the messages."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -47,6 +49,6 @@ def tokenizer_of(backend: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer(backend, named={}, add_bos=False, stop_ids=[], chat_template=None)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
-    stream = tokenizer.stream()
+def streamed(tokenizer: Tokenizer, ids: list[int], shown: Collection[str] = ()) -> str:
+    stream = tokenizer.stream(shown)
     return "".join([stream.push(index) for index in ids]) + stream.finish()
