@@ -13,7 +13,7 @@ import pytest
 
 import bigrun.execute.sampling as sampling_module
 from bigrun.errors import CallError, RunError
-from bigrun.execute.sampling import Sampling, choose
+from bigrun.execute.sampling import Sampling, candidates, choose, seen_tokens
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,6 +101,56 @@ def test_top_p_counts_within_what_top_k_left() -> None:
     assert support(Sampling(temperature=1.0, top_p=0.55), logits) == {0, 1}
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7}, {"temperature": 1.3, "top_k": 12}, {"temperature": 0.9, "top_p": 0.8},
+        {"temperature": 1.5, "min_p": 0.2}, {"temperature": 1.0, "min_p": 1.0}, {"temperature": 1.0, "repetition_penalty": 1.4},
+        {"temperature": 0.8, "repetition_penalty": 0.7}, {"temperature": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.05},
+        {"temperature": 0.6, "top_k": 30, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_candidates_and_their_probabilities_are_transformers(settings: dict[str, Any], seed: int) -> None:
+    """The same settings, as its `generate` applies them: every candidate, and what it is drawn with."""
+    torch = pytest.importorskip("torch")
+    from transformers import generation
+
+    random = np.random.default_rng(seed)
+    logits, ids = random.normal(0, 4, 200).astype(np.float32), random.integers(0, 200, 30)
+    wanted = Sampling(**settings)
+    scores, said = torch.tensor(logits)[None], torch.tensor(ids)[None]
+    if wanted.repetition_penalty != 1:
+        scores = generation.RepetitionPenaltyLogitsProcessor(wanted.repetition_penalty)(said, scores)
+    scores = generation.TemperatureLogitsWarper(wanted.temperature)(said, scores)
+    if wanted.top_k:
+        scores = generation.TopKLogitsWarper(wanted.top_k)(said, scores)
+    if wanted.top_p < 1:
+        scores = generation.TopPLogitsWarper(wanted.top_p)(said, scores)
+    if wanted.min_p:
+        scores = generation.MinPLogitsWarper(wanted.min_p)(said, scores)
+    theirs = torch.softmax(scores.double(), -1)[0].numpy()
+
+    ours = np.zeros(200)
+    penalised = sampling_module._penalised(logits, seen_tokens(ids.tolist(), 200), wanted.repetition_penalty)
+    kept, weights = candidates(penalised, wanted)
+    ours[kept] = weights / weights.sum()
+    assert np.array_equal(ours > 0, theirs > 0)
+    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_a_penalty_is_for_greedy_choices_too_and_leaves_the_logits_as_they_are() -> None:
+    logits = np.array([2.0, 1.5, -0.1, -3.0], np.float32)
+    seen = seen_tokens([0, 2], 4)
+    for penalty, best in ((1.0, 0), (1.2, 0), (1.4, 1), (0.01, 0)):
+        assert choose(logits, Sampling(repetition_penalty=penalty), 0, 0, seen) == best
+    assert choose(-logits, Sampling(repetition_penalty=0.001), 0, 0, seen_tokens([0, 1], 4)) == 3
+    assert logits.tolist() == pytest.approx([2.0, 1.5, -0.1, -3.0])
+    with pytest.raises(RunError, match="inf"):
+        choose(np.array([1e30, 0], np.float32), Sampling(repetition_penalty=1e-30), 0, 0, seen_tokens([0], 2))
+
+
 def test_the_draw_depends_on_seed_sequence_and_position_alone() -> None:
     logits = np.zeros(1 << 16, np.float32)
     draw = {
@@ -161,6 +211,8 @@ def test_logits_of_no_use_are_an_error() -> None:
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
         ("temperature", True), ("top_k", -1), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
+        ("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan), ("min_p", "0"), ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0), ("repetition_penalty", math.inf), ("repetition_penalty", True),
         ("seed", -1), ("seed", 1 << 64), ("seed", 0.5),
     ],
 )  # fmt: skip

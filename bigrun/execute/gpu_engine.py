@@ -73,7 +73,7 @@ class GpuEngine:
 
     @property
     def repeatable(self) -> bool:
-        return False  # decode has kernels of its own, and tiles follow from the tokens of a step: sums differ in their last bits
+        return False  # decode has its own kernels, and tiles follow from a step's tokens: last bits differ
 
     @property
     def x(self) -> Tensor:

@@ -71,19 +71,25 @@ def choose(
             fail(math.inf, best, sequence, position)
     if sampling.temperature == 0:
         return best
+    kept, weights = candidates(logits, sampling)
+    sums = np.cumsum(weights)
+    # Strictly below the total, whatever the rounding, so that a token of weight 0 is never drawn.
+    drawn = min(uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
+    return int(kept[np.searchsorted(sums, drawn, side="right")])
+
+
+def candidates(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The tokens that are drawn from, and the weight of each: its probability over that of the likeliest."""
     kept = _top_k(logits, sampling.top_k)
     with np.errstate(over="ignore"):  # a tiny temperature sends the losers to -inf, which is right
-        scaled = (logits[kept].astype(np.float64) - float(logits[best])) / sampling.temperature
+        scaled = (logits[kept].astype(np.float64) - float(logits.max())) / sampling.temperature
     weights = np.exp(scaled)
     if sampling.top_p < 1:
         kept, weights = _top_p(kept, weights, sampling.top_p)
     if sampling.min_p > 0:
         likely = weights >= sampling.min_p  # the likeliest one's is 1
         kept, weights = kept[likely], weights[likely]
-    sums = np.cumsum(weights)
-    # Strictly below the total, whatever the rounding, so that a token of weight 0 is never drawn.
-    drawn = min(uniform(sampling.seed, sequence, position) * sums[-1], np.nextafter(sums[-1], 0))
-    return int(kept[np.searchsorted(sums, drawn, side="right")])
+    return kept, weights
 
 
 def seen_tokens(ids: Sequence[int], vocabulary: int) -> NDArray[np.bool_]:

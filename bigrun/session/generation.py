@@ -20,8 +20,7 @@ class Stats:
     prefill_seconds: float  # from the prompt to the first token
     decode_seconds: float  # from the first token to the last
     seed: int | None = None  # of the noise that tokens were drawn with; None: greedy, nothing was drawn
-    # by "stop_token", "stop_text", "max_new_tokens" or "context" (which was full); None: not at its end
-    ended: str | None = None
+    ended: str | None = None  # by "stop_token", "stop_text", "max_new_tokens" or "context" (full); None: not at its end
     reused_tokens: int = 0  # of the prompt's, taken up from the request before, which shares them
 
     @property

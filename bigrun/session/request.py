@@ -38,7 +38,11 @@ class Growing:
         self.request, self.limit = request, min(wanted, room)
         self.ended: str | None = None
         self._at_limit = "max_new_tokens" if request.max_new_tokens is not None and wanted <= room else "context"
-        self._text, self._stops, self._stop_ids = tokenizer.stream(), StopTexts(request.stop), tokenizer.stop_ids
+        self._text, self._stops, self._stop_ids = (
+            tokenizer.stream(request.shown),
+            StopTexts(request.stop),
+            tokenizer.stop_ids,
+        )
 
     def take(self, token: int) -> str:
         """The text that a token completes, "" for none; with the last one comes what was held back."""

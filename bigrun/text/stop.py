@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bigrun.errors import CallError
 
@@ -50,7 +50,15 @@ class StopTexts:
 
 def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts of a request's `stop`, checked: one text, several, or none; CallError for what is no text, or an empty one."""
-    texts = (stop,) if isinstance(stop, str) else () if stop is None else tuple(stop)
+    texts = (
+        (stop,)
+        if isinstance(stop, str)
+        else ()
+        if stop is None
+        else tuple(stop)
+        if isinstance(stop, Iterable)
+        else (stop,)
+    )
     for text in texts:
         if not isinstance(text, str) or not text:
             raise CallError(f"--stop {text!r:.40}: it must be a text of at least one character")

@@ -14,6 +14,7 @@ from bigrun.text import chat
 from bigrun.text.added_tokens import add_tokens
 from bigrun.text.gguf_vocabulary import vocabulary
 from bigrun.text.stream import TextStream, pieces_of
+from bigrun.text.template_args import check_arguments
 from bigrun.text.untrusted import default_template, field, read_object, read_text, token_ids, token_text
 
 # Tokens that end a turn or a document, by name: checkpoints often mark only one of them as their end of sequence.
@@ -155,13 +156,22 @@ class Tokenizer:
         printed = {index: text for index, text in texts.items() if text and any(text in some for some in shown)}
         return TextStream(self._backend, self._special_ids, self._new_pieces(), printed)
 
-    def render_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt for a conversation. Raises CallError if the model has no template or it refuses the messages."""
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for a conversation; `arguments` are the template's own variables, like `enable_thinking`.
+
+        Raises CallError if the model has no template, or it refuses the messages or does not read an argument.
+        """
         if self.chat_template is None:
             raise CallError(
                 "this model has no chat template: it was not trained to chat; give it a plain prompt (--raw)"
             )
-        return chat.render(self.chat_template, messages, add_generation_prompt, **self._named)
+        checked = check_arguments(self.chat_template, arguments or {})
+        return chat.render(self.chat_template, messages, add_generation_prompt, checked, **self._named)
 
     def _id_named(self, name: str) -> int | None:
         if name not in self._named:

@@ -1,0 +1,49 @@
+"""Messages of a conversation, from a file or a caller: checked, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bigrun.errors import CallError
+
+FORM = 'messages are a list like [{"role": "user", "content": "Hello"}]'
+
+
+def checked_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
+    """Messages with a role and a content that are texts. CallError for anything else."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise CallError(f"{type(messages).__name__} is no conversation: {FORM}")
+    checked = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping):
+            raise CallError(f"message {number} is no object: {FORM}")
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                raise CallError(f"message {number} has no {name} that is a text: {FORM}")
+        unknown = [name for name in message if not isinstance(name, str)]
+        if unknown:
+            raise CallError(f"message {number} has the key {unknown[0]!r:.40}, which is no text")
+        checked.append(dict(message))
+    return checked
+
+
+def messages_from_json(text: str, where: str) -> list[dict[str, Any]]:
+    """The messages of a file: a JSON list of them, or an object that has it as "messages". CallError says `where`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CallError(f"{where}: not JSON: {error}; {FORM}") from error
+    if isinstance(value, dict) and "messages" in value:
+        value = value["messages"]
+    try:
+        return checked_messages(value)
+    except CallError as error:
+        raise CallError(f"{where}: {error}") from error
+
+
+def messages_as_json(messages: Iterable[Mapping[str, Any]]) -> str:
+    """Messages as a JSON list, one a line."""
+    lines = (json.dumps(dict(message), ensure_ascii=False) for message in messages)
+    return "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]\n"

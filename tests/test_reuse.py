@@ -1,0 +1,212 @@
+"""What a request takes up from the one before: never another token than a fresh Runner's, and as much as can be."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bigrun import Runner
+from bigrun.execute.kept import Kept
+from bigrun.execute.kv_cache import PageTables
+from bigrun.model.buffers import PAGE_TOKENS
+from support.checkpoints import llama
+
+CONTEXT = 1200  # two whole chunks of a prompt, and some
+KINDS: dict[str, dict[str, Any]] = {
+    "cpu": {"gpus": "none"},
+    "int8 pages, three sequences": {"gpus": "none", "kv": "int8", "batch": 3},
+    "virtual": {"gpus": "2x8MB", "virtual": True},
+    "llm.int8": {"gpus": "none", "mode": "llm.int8"},
+    "gpu": {"gpus": "1x100MB", "kernels": "reference"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    llama(path, context=CONTEXT, tokenizer=True)
+    return path
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, model: Path) -> Iterator[tuple[Runner, Callable[..., Any]]]:
+    """(a Runner that lives on, what asks one whose sequences were forgotten)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIGRUN_GPU", "emulate")
+        options = {"cpu": "100MB", "context": CONTEXT, "progress": False, **KINDS[request.param]}
+        with Runner(str(model), **options) as runner, Runner(str(model), **options) as other:
+
+            def fresh(*args: Any, **kwargs: Any) -> Any:
+                for sequence in range(other.plan.batch):
+                    other.executor.clear(sequence)
+                return other.generate(*args, **kwargs)
+
+            yield runner, fresh
+
+
+token = st.integers(3, 319)
+turn = st.tuples(
+    st.floats(0, 1.2),  # where it parts from what was said before; from 1 on it does not
+    st.one_of(st.lists(token, min_size=1, max_size=40), st.integers(1, 620)),  # what is said then, or how much of it
+    st.integers(1, 12),
+    st.sampled_from([{}, {"temperature": 1.5, "seed": 3}, {"repetition_penalty": 1.3}]),
+)
+
+
+def prompt_after(said: list[int], at: float, more: Any) -> list[int]:
+    added = more if isinstance(more, list) else np.random.default_rng(more).integers(3, 320, more).tolist()
+    return [*said[: int(at * len(said)) if at < 1 else len(said)], *added][: CONTEXT - 20]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(turn, min_size=2, max_size=5))
+def test_every_turn_is_a_fresh_runner_s(pair: tuple[Runner, Callable[..., Any]], turns: list[Any]) -> None:
+    runner, fresh = pair
+    said: list[int] = []
+    for at, more, new, sampling in turns:
+        prompt = prompt_after(said, at, more)
+        answer = runner.generate(prompt, new, **sampling)
+        assert answer.token_ids == fresh(prompt, new, **sampling).token_ids
+        assert 0 <= answer.stats.reused_tokens < len(prompt) == answer.stats.prompt_tokens
+        said = [*prompt, *answer.token_ids]
+
+
+def long_prompt(length: int) -> list[int]:
+    return np.random.default_rng(length).integers(3, 320, length).tolist()
+
+
+def test_as_much_is_taken_up_as_a_fresh_runner_would_have_computed_so(
+    pair: tuple[Runner, Callable[..., Any]], request: pytest.FixtureRequest
+) -> None:
+    """Everything but the last token where a token's arithmetic is its own; else whole chunks of what was a prompt."""
+    runner, _ = pair
+    chunk = runner.plan.prefill_chunk_tokens
+    assert chunk == 512
+    whole = runner.executor.repeatable
+    assert whole == (request.node.callspec.params["pair"] not in ("llm.int8", "gpu"))
+    runner.executor.clear(0)
+    prompt = long_prompt(1040)
+    first = runner.generate(prompt, 8)
+    assert first.stats.reused_tokens == 0
+    assert runner.generate(prompt, 8).stats.reused_tokens == (1039 if whole else 1024)
+    said = [*prompt, *first.token_ids]
+    assert runner.generate([*said, 5, 6], 3).stats.reused_tokens == (len(said) - 1 if whole else 1024)
+    assert runner.generate([*prompt[:700], 5, 6], 3).stats.reused_tokens == (700 if whole else 512)
+    assert runner.generate([4, *prompt[1:]], 1).stats.reused_tokens == (0 if prompt[0] != 4 else 1039)
+
+
+def test_what_was_an_answer_is_computed_as_a_prompt_where_the_phases_differ(model: Path) -> None:
+    """A short prompt's answer crosses the end of a chunk: nothing of that chunk may stay."""
+    with Runner(str(model), gpus="none", cpu="100MB", context=CONTEXT, mode="llm.int8", progress=False) as runner:
+        prompt = long_prompt(500)
+        answer = runner.generate(prompt, 40)
+        said = [*prompt, *answer.token_ids]
+        follow = runner.generate([*said, 7], 10)
+        assert follow.stats.reused_tokens == 0
+        runner.executor.clear(0)
+        assert runner.generate([*said, 7], 10).token_ids == follow.token_ids
+
+
+def test_an_answer_that_was_broken_off_leaves_what_was_computed(pair: tuple[Runner, Callable[..., Any]]) -> None:
+    runner, fresh = pair
+    runner.executor.clear(0)
+    prompt = long_prompt(60)
+    stream = runner.stream(prompt, 30)
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    longer = [*prompt, *stream.token_ids, 9]
+    answer = runner.generate(longer, 6)
+    assert answer.token_ids == fresh(longer, 6).token_ids
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_step_that_fails_leaves_nothing_behind(
+    pair: tuple[Runner, Callable[..., Any]], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does in the middle of a prompt: its second chunk is not computed, or computed and not noted."""
+    runner, fresh = pair
+    runner.executor.clear(0)
+    step, calls = runner.executor.step, []
+
+    def failing(batch: Any) -> Any:
+        calls.append(len(batch.ids))
+        if len(calls) == 2 and where == "before":
+            raise KeyboardInterrupt
+        logits = step(batch)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return logits
+
+    prompt = long_prompt(700)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.executor, "step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            runner.generate(prompt, 5)
+    answer = runner.generate(prompt, 5)
+    assert answer.stats.reused_tokens == 512
+    assert answer.token_ids == fresh(prompt, 5).token_ids
+
+
+def test_logits_and_prompts_between_turns_change_nothing(pair: tuple[Runner, Callable[..., Any]]) -> None:
+    runner, fresh = pair
+    prompt = long_prompt(50)
+    first = runner.generate(prompt, 5)
+    runner.logits([prompt[:20]])
+    assert runner.generate(prompt, 5).token_ids == first.token_ids == fresh(prompt, 5).token_ids
+
+
+# The books
+
+
+def test_a_sequence_that_is_cut_gives_back_whole_pages() -> None:
+    pages = PageTables(PAGE_TOKENS * 4, 2)
+    _, slots = pages.extend(0, PAGE_TOKENS * 3 + 1)
+    pages.cut(0, PAGE_TOKENS * 2 + 1)
+    assert pages.lengths[0] == PAGE_TOKENS * 2 + 1
+    positions, again = pages.extend(0, PAGE_TOKENS)
+    assert positions[0] == PAGE_TOKENS * 2 + 1
+    assert np.array_equal(again[: PAGE_TOKENS - 1], slots[PAGE_TOKENS * 2 + 1 : PAGE_TOKENS * 3]), (
+        "the page that was kept"
+    )
+    pages.cut(0, PAGE_TOKENS * 10)
+    assert pages.lengths[0] == PAGE_TOKENS * 3 + 1, "it cannot grow so"
+    pages.cut(0, 0)
+    for sequence in (0, 1):
+        pages.extend(sequence, PAGE_TOKENS * 4)
+    assert sorted(pages.tables.ravel()) == list(range(8)), "every page is there once"
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 1), st.booleans(), st.integers(0, PAGE_TOKENS * 3)), max_size=30))
+def test_no_page_is_lost_or_shared(moves: list[tuple[int, bool, int]]) -> None:
+    pages = PageTables(PAGE_TOKENS * 3, 2)
+    lengths = [0, 0]
+    for sequence, grows, count in moves:
+        if grows:
+            count = min(count, PAGE_TOKENS * 3 - lengths[sequence])
+            pages.extend(sequence, count)
+            lengths[sequence] += count
+        else:
+            lengths[sequence] = min(lengths[sequence], count)
+            pages.cut(sequence, lengths[sequence])
+        owned = [pages.tables[s, : -(-lengths[s] // PAGE_TOKENS)].tolist() for s in (0, 1)]
+        assert pages.lengths.tolist() == lengths
+        assert sorted([*owned[0], *owned[1], *pages._free]) == list(range(6))
+
+
+def test_kept_tokens_are_shared_up_to_where_they_part() -> None:
+    kept = Kept()
+    kept.took([1, 2, 3, 4], as_prompt=True)
+    kept.took([5], as_prompt=False)
+    kept.took([6, 7], as_prompt=True)  # after an answer it is no prompt's beginning
+    assert (kept.ids, kept.prompt) == ([1, 2, 3, 4, 5, 6, 7], 4)
+    cases = [([1, 2, 3], 2), ([1, 2, 9, 4], 2), ([9], 0), ([1], 0), ([1, 2, 3, 4, 5, 6, 7], 6), (list(range(1, 12)), 7)]
+    assert [kept.shared(ids, 3, True) for ids, _ in cases] == [shared for _, shared in cases]
+    assert [kept.shared(ids, 3, False) for ids, _ in cases] == [0, 0, 0, 0, 3, 3]
+    kept.cut(2)
+    assert (kept.ids, kept.prompt) == ([1, 2], 2)
