@@ -69,10 +69,15 @@ def test_plan_takes_every_option_of_a_plan_and_no_other() -> None:
     assert taken == {name: default(name) for name in taken}
 
 
-@pytest.mark.parametrize("command", ["plan", "generate", "bench"])
+@pytest.mark.parametrize("command", ["plan", "generate", "bench", "chat"])
 def test_commands_have_a_flag_for_every_option(command: str) -> None:
     missing = flat_fields().keys() - flags(command).keys() - {"progress"}  # which --quiet turns off
-    expected = {"plan": RUN_ONLY - {"progress"}, "generate": {"prompt_tokens"}, "bench": {"plan"}}
+    expected = {
+        "plan": RUN_ONLY - {"progress"},
+        "generate": {"prompt_tokens"},
+        "chat": {"prompt_tokens"},
+        "bench": {"plan"},
+    }
     assert missing == expected[command]
     for name, param in flags(command).items():
         if name in flat_fields() and name not in ("model", "skip", "prompt_tokens"):
@@ -81,7 +86,7 @@ def test_commands_have_a_flag_for_every_option(command: str) -> None:
 
 
 def test_parsing_no_flags_gives_the_options_of_python() -> None:
-    for command in ("plan", "generate"):
+    for command in ("plan", "generate", "chat"):
         names = flat_fields().keys() | {"quiet", "debug"}
         values = {name: plain(param) for name, param in flags(command).items() if name in names}
         assert cli_options.parse(values) == Options(model=Options().model_id)

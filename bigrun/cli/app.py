@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bigrun.cli.chat import chat
 from bigrun.cli.complete import FILE
 from bigrun.cli.demo import demo
 from bigrun.cli.encoding import readable_json
@@ -17,8 +18,10 @@ from bigrun.cli.group import Group
 from bigrun.cli.help import Commands
 from bigrun.cli.lists import cards, models
 from bigrun.cli.options import as_json, parse, rig_options, run_options
-from bigrun.cli.plan import measured_once, plan_command
+from bigrun.cli.plan import plan_command
 from bigrun.cli.prompt import read_prompt
+from bigrun.cli.running import check_instruction_set
+from bigrun.cli.running import open_runner as _runner
 from bigrun.errors import CallError
 from bigrun.version import __version__
 
@@ -175,35 +178,13 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     """What this rig is, and what it measures of itself now: memory, arithmetic, disk, copies. Kept for later plans."""
     from bigrun.measure.info import describe, gather
 
-    _check_instruction_set()
+    check_instruction_set()
     report = gather(host)
     print(json.dumps(report) if as_json else describe(report))
 
 
-for command in (plan_command, convert, cache, inspect_command, autotune, models, cards, demo):
+for command in (chat, plan_command, convert, cache, inspect_command, autotune, models, cards, demo):
     main.add_command(command)
-
-
-def _runner(options: Any, text_check: Any = None, text: bool = True) -> Any:
-    from bigrun.session.runner import Runner
-
-    _check_instruction_set()
-    if options.plan is None:  # which has its predictions
-        from bigrun.model.resolve import resolve
-
-        resolve(options.model_id)  # a wrong name is said at once
-        measured_once(options, run=True)
-    return Runner.from_options(options, text_check, text)
-
-
-def _check_instruction_set() -> None:
-    """CallError where BIGRUN_ISA names none; commands that compute nothing do not look at it."""
-    from bigrun_kernels.cpu import isa
-
-    try:
-        isa.current()
-    except ValueError as error:
-        raise CallError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def plan_command(
         more = {**({"accelerate": other} if compare else {}), **({"programs": steps} if programs else {})}
         print(json.dumps({**made.to_dict(), **more}, indent=1))
     else:
-        _print(made, other)
+        print_plan(made, other)
         if steps is not None:
             from bigrun.planning.programs import programs_text
 
@@ -111,7 +111,7 @@ def measured_once(options: Any, run: bool = False) -> bool:
     return ensure_host(options.rig, options.progress, run)
 
 
-def _print(made: Any, other: Any) -> None:
+def print_plan(made: Any, other: Any = None) -> None:
     """The plan as a person reads it. What is missing of one that does not fit is left to the error, which is said next."""
     from rich.console import Console
 

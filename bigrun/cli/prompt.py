@@ -22,7 +22,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
     if prompt is None:
         if file is None and (sys.stdin is None or sys.stdin.isatty()):
             raise CallError(f"no prompt: {HOW}")
-        prompt = _standard_input() if file in (None, "-") else _file(str(file))
+        prompt = _standard_input() if file in (None, "-") else read_file(str(file), f"--prompt-file {file}")
     if not prompt.strip():
         raise CallError(f"the prompt is empty: {HOW}")
     return prompt
@@ -32,21 +32,22 @@ def _standard_input() -> str:
     if sys.stdin is None:
         raise CallError(f"standard input is closed: {HOW}")
     try:
-        return _read(sys.stdin.buffer, "standard input")
+        return read_utf8(sys.stdin.buffer, "standard input")
     except OSError as error:  # its terminal or device is gone
         raise CallError(f"standard input: cannot be read: {error.strerror}") from error
 
 
-def _file(file: str) -> str:
-    where = f"--prompt-file {file}"
+def read_file(file: str, where: str) -> str:
+    """The text of a file, as `read_utf8` reads it; ~ is the user's home."""
     try:
         with Path(file).expanduser().open("rb") as stream:
-            return _read(stream, where)
+            return read_utf8(stream, where)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a user that is not there
         raise CallError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _read(stream: BinaryIO, where: str) -> str:
+def read_utf8(stream: BinaryIO, where: str) -> str:
+    """What a stream holds, without its byte-order mark and its last line's end; `where` names it in a CallError."""
     data = stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise CallError(f"{where}: more than {MOST_BYTES // 1024**2} MiB: no context holds that")

@@ -130,10 +130,14 @@ def default_path() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return NOWHERE if is_none(None) else Path(named)
+    folder = cache_folder()
+    return NOWHERE if folder is None else folder / "host.json"
+
+
+def cache_folder() -> Path | None:
+    """bigrun's folder in the user's cache folder, which need not be there; None for a user without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if cache.startswith("~"):  # this user has no home
-        return NOWHERE
-    return Path(cache) / "bigrun" / "host.json"
+    return None if cache.startswith("~") else Path(cache) / "bigrun"
 
 
 def learning_path(host: str | Path | None) -> Path:
