@@ -37,9 +37,7 @@ def single(model: Path) -> Iterator[Runner]:
 
 
 words = st.lists(
-    st.sampled_from(["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog;", "then"]),
-    min_size=1,
-    max_size=25,
+    st.sampled_from(["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog;", "then"]), min_size=1, max_size=25
 ).map(" ".join)
 
 

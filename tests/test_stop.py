@@ -1,5 +1,6 @@
 """Stop texts: where an answer ends does not depend on the pieces in which it came."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def streamed(pieces: list[str], stops: list[str]) -> tuple[list[str], str | None
 
 def cut(text: str, places: list[int]) -> list[str]:
     edges = sorted({0, len(text), *(place for place in places if place < len(text))})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 @given(letters, texts, st.lists(st.integers(0, 29), max_size=10))

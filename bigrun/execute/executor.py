@@ -99,26 +99,26 @@ class Executor:
         """Tokens of a step at most."""
         return max(self.plan.prefill_chunk_tokens, self.plan.batch)
 
-    def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, sequence: int = 0) -> Iterator[int]:
-        """At most `limit` tokens that follow a prompt in a sequence of its own. Of what is in it, the beginning that the prompt
-        shares is taken up.
+    def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, noise: int = 0) -> Iterator[int]:
+        """At most `limit` tokens that follow a prompt, in sequence 0. Of what is in it, the beginning that the prompt shares is
+        taken up. `noise`: the number of the sequence whose noise it gets.
 
         Where one GPU holds the whole model, it chooses the tokens after the first itself, one ahead of the one given out.
         """
         seen = None if sampling.repetition_penalty == 1 else seen_tokens(ids, self.spec.vocab)
-        logits = self.forward({sequence: ids[self.take_up(ids, sequence) :]}, phase="prefill")[sequence]
+        logits = self.forward({0: ids[self.take_up(ids) :]}, phase="prefill")[0]
         for i in range(limit):
-            token = choose(logits, sampling, sequence, int(self.pages.lengths[sequence]), seen)
+            token = choose(logits, sampling, noise, int(self.pages.lengths[0]), seen)
             yield token
-            if i == 0 and sequence == 0 and (engine := self._choosing_engine(sampling)) is not None:
-                yield from self._generate_on(engine, token, sampling, limit - 1)
+            if i == 0 and (engine := self._choosing_engine(sampling)) is not None:
+                yield from self._generate_on(engine, token, sampling, limit - 1, noise)
                 return
             if i + 1 < limit:
                 if seen is not None:
                     seen[token] = True
-                logits = self.forward({sequence: [token]}, phase="decode")[sequence]
+                logits = self.forward({0: [token]}, phase="decode")[0]
 
-    def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int) -> Iterator[int]:
+    def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int, noise: int) -> Iterator[int]:
         """The `limit` tokens after `token`, which was chosen for the end of sequence 0 and is fed first."""
         position = int(self.pages.lengths[0])
         begun = done = 0
@@ -129,7 +129,7 @@ class Executor:
                 engine.embed()
                 engine.run(0, len(self.spec.blocks))
                 begun += 1
-                engine.choose(sampling, position + begun, begun)
+                engine.choose(sampling, noise, position + begun, begun)
             if done == begun:
                 raise RunError(f"the context of {self.plan.context_tokens} tokens is full: give a larger --context")
             done += 1

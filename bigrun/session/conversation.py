@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigrun.errors import CallError
 from bigrun.session.generation import Stats, Stream
 from bigrun.session.messages import checked_messages
+from bigrun.session.prompts import rendered
 from bigrun.text.chat import REASONING
 from bigrun.text.thinking import Piece, Thinking, begins_inside, marks_of
 
@@ -124,7 +125,7 @@ class Conversation:
         """Go on from other messages. CallError, and these stay, where they are none or the template refuses them."""
         checked = checked_messages(messages)
         if checked:
-            self.runner.tokenizer.render_chat(self._seen(checked), arguments=self.template_args)
+            rendered(self.runner.tokenizer, self._seen(checked), self.template_args)
         self.messages = checked
 
     def _answer(self, messages: list[dict[str, Any]]) -> Answer:
@@ -136,7 +137,7 @@ class Conversation:
         )
         inside = False
         if marks is not None:
-            inside = begins_inside(self.runner.tokenizer.render_chat(seen, arguments=self.template_args), marks)
+            inside = begins_inside(rendered(self.runner.tokenizer, seen, self.template_args), marks)
         before, self.messages = self.messages, messages
         return Answer(self, Stream(self.runner, request), Thinking(marks, inside), before)
 

@@ -87,7 +87,7 @@ class Stream:
         runner.use_threads()
         started = time.perf_counter()
         reused = runner.executor.take_up(request.prompt_ids)
-        tokens = runner.executor.generate(request.prompt_ids, request.sampling, answer.limit)
+        tokens = runner.executor.generate(request.prompt_ids, request.sampling, answer.limit, request.sequence)
         token = next(tokens)
         self.stats = replace(self.stats, reused_tokens=reused, prefill_seconds=time.perf_counter() - started)
         started = time.perf_counter()

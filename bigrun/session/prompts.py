@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError
+from bigrun.session.messages import checked_messages
 
 if TYPE_CHECKING:
     from bigrun.text.tokenizer import Tokenizer
@@ -63,11 +64,25 @@ def prompt_ids(
             )
         ids = tokenizer.encode(prompt)
     else:  # as transformers' apply_chat_template: a template writes its own BOS, or there is none
-        said = [{"role": "user", "content": prompt}] if messages is None else [dict(message) for message in messages]
-        ids = tokenizer.encode(tokenizer.render_chat(said, arguments=template_args), add_bos=False)
+        said = [{"role": "user", "content": prompt}] if messages is None else checked_messages(messages)
+        ids = tokenizer.encode(rendered(tokenizer, said, template_args), add_bos=False)
     if len(ids) >= context:
         raise CallError(f"the prompt has {len(ids)} tokens and the context {context}: shorten it, or give --context")
     return checked_ids(ids, table, context, tokenizer)
+
+
+def rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]], template_args: Mapping[str, Any] | None) -> str:
+    """A conversation as the text that the model's chat template makes of it. CallError where there is none, or it refuses the
+    messages or does not read one of the `template_args`."""
+    if not template_args or tokenizer.chat_template is None:
+        return tokenizer.render_chat(messages)
+    from bigrun.text.template_args import check_arguments
+
+    if not isinstance(template_args, Mapping):
+        raise CallError(
+            f"template_args: {type(template_args).__name__} is no dictionary, such as {{'enable_thinking': False}}"
+        )
+    return tokenizer.render_chat(messages, arguments=check_arguments(tokenizer.chat_template, template_args))
 
 
 def checked_ids(ids: Sequence[int] | Any, table: int, context: int, tokenizer: Tokenizer | None = None) -> list[int]:

@@ -360,6 +360,7 @@ class Runner:
             int8_cache.close()
 
     def __enter__(self) -> Runner:
+        self.check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
