@@ -6,6 +6,7 @@ with Terminal(*PROGRAM, "chat", "--model", folder) as terminal:
     terminal.type("Hello\\r")
 """
 
+import codecs
 import os
 import pty
 import re
@@ -27,6 +28,7 @@ from bigrun.session.generation import Stats
 from bigrun.text.thinking import Piece
 
 PIPE, TERMINAL, COLOURS = Screen(False, False), Screen(True, False), Screen(True, True)
+PROMPT = re.compile(r"(?m)^(\x1b\S*?)?>(\x08| )")  # which the line editor writes in its own way
 Script = list[str | Piece | Callable[[], None] | BaseException]
 
 
@@ -125,7 +127,7 @@ class Terminal:
     ):  # fmt: skip
         self.master, slave = pty.openpty()
         self.resize(columns, rows)
-        self.text = ""
+        self.text, self._unread, self._decoder = "", "", codecs.getincrementaldecoder("utf-8")("replace")
         errors = slave if stderr is None else os.open(stderr, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(
             [str(each) for each in command], stdin=slave, stdout=slave, stderr=errors,
@@ -149,24 +151,25 @@ class Terminal:
             self.process.send_signal(signal.SIGWINCH)
 
     def type(self, text: str) -> None:
-        data = text.encode()
+        data = text.encode(errors="surrogateescape")
         while data:
             data = data[os.write(self.master, data[:512]) :]
 
-    def until(self, expected: str, times: int = 1) -> str:
-        """Reads until the text came so many times since the last call, and returns it all, without escape sequences."""
-        began, seen = time.monotonic(), ""
-        while seen.count(expected) < times:
+    def until(self, expected: str | re.Pattern[str]) -> str:
+        """Reads until it comes, and returns all up to its end since the last call, without escape sequences."""
+        pattern = re.compile(re.escape(expected)) if isinstance(expected, str) else expected
+        began = time.monotonic()
+        while (match := pattern.search(self._unread)) is None:
             left = began + self.SECONDS - time.monotonic()
             ready, _, _ = select.select([self.master], [], [], max(left, 0))
-            assert ready, f"{expected!r} did not come, but {seen!r}"
             try:
-                data = os.read(self.master, 65536)
+                data = os.read(self.master, 65536) if ready else b""
             except OSError:  # the process ended
                 data = b""
-            assert data, f"{expected!r} did not come, but {seen!r}"
-            self.text += data.decode(errors="replace")
-            seen += data.decode(errors="replace")
+            assert data, f"{expected!r} did not come, but {self._unread!r}"
+            new = self._decoder.decode(data)
+            self.text, self._unread = self.text + new, self._unread + new
+        seen, self._unread = self._unread[: match.end()], self._unread[match.end() :]
         return plain(seen)
 
     def ended(self) -> int:
@@ -175,4 +178,4 @@ class Terminal:
 
 def plain(text: str) -> str:
     """A terminal's text without what moves its cursor or colours it."""
-    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>])", "", text)
+    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>])|\x08", "", text)
