@@ -99,6 +99,7 @@ def test_tab_shows_the_commands_and_an_unknown_one_is_not_sent(talking: Any) -> 
         shown = terminal.until("/stats")
         assert "/system" in shown
         assert "/save" in shown
+        terminal.until(PROMPT)
         terminal.type("zz\r")
         terminal.until("/szz: no such command")
         terminal.until(PROMPT)
