@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from bigrun import Runner
-from bigrun.cli import app
+from bigrun.cli import running
 from bigrun.cli.answer import notes
+from bigrun.session import generation
+from bigrun.session.asked import Asked
 from bigrun.session.generation import Stats
 from support.commands import run_command, run_process
 from support.long import LONG
@@ -24,18 +26,19 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that would be continued; nothing is loaded."""
     seen: list[str] = []
 
-    class Asked:
+    class Loaded:
         def __enter__(self) -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
             pass
 
-        def stream(self, prompt: str, *_: object, **__: object) -> Any:
-            seen.append(prompt)
-            raise KeyboardInterrupt
+    def request(_: Asked, __: Any, prompt: str) -> Any:
+        seen.append(prompt)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "_runner", lambda *_: Asked())
+    monkeypatch.setattr(Asked, "request", request)
+    monkeypatch.setattr(running, "open_runner", lambda *_: Loaded())
     return seen
 
 
@@ -89,9 +92,6 @@ class Answer:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def stream(self, *_: object, **__: object) -> "Answer":
-        return self
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.pieces)
 
@@ -102,7 +102,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
 
     def run(pieces: tuple[str, ...], new: int, ended: str, *more: str, seed: int | None = None) -> tuple[str, str]:
         answer = Answer(pieces, Stats(7, new, 1.0, 0.5, 2.0 if new else 0.0, seed, ended))
-        monkeypatch.setattr(app, "_runner", lambda *_: answer)
+        monkeypatch.setattr(running, "open_runner", lambda *_: answer)
+        monkeypatch.setattr(Asked, "request", lambda *_: None)
+        monkeypatch.setattr(generation, "Stream", lambda *_: answer)
         result = run_command("generate", "-p", "x", *more)
         assert result.exit_code == 0, result.stderr
         return result.stdout, result.stderr
@@ -111,12 +113,14 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
 
 
 SAID = {
-    "ended by itself": (("a", "b"), 2, "stop_token", "ab\n", ""),
+    "ended by itself": (("a", "b"), 2, "stop_token", "ab\n", "[7 + 2 tokens, 1.0 tokens/s]\n"),
     "no token": ((), 0, "stop_token", "", "[0 tokens: the model ended at once]\n"),
-    "no text": ((), 3, "stop_token", "", "[3 tokens, none of them text]\n"),
-    "cut by the limit": (("a",), 128, "max_new_tokens", "a\n", "[cut at 128 tokens; --max-new-tokens]\n"),
-    "cut at one": (("a",), 1, "max_new_tokens", "a\n", "[cut at 1 token; --max-new-tokens]\n"),
-    "cut by the context": (("a",), 9, "context", "a\n", "[cut at 9 tokens: the context is full; --context]\n"),
+    "no text": ((), 3, "stop_token", "", "[3 tokens, none of them text]\n[7 + 3 tokens, 1.5 tokens/s]\n"),
+    "cut by the limit": (("a",), 128, "max_new_tokens", "a\n", "[cut at 128 tokens; --max-new-tokens]\n[7 + 128 tokens, 63.5 tokens/s]\n"),
+    "cut at one": (("a",), 1, "max_new_tokens", "a\n", "[cut at 1 token; --max-new-tokens]\n[7 + 1 token]\n"),
+    "cut by the context": (("a",), 9, "context", "a\n", "[cut at 9 tokens: the context is full; --context]\n[7 + 9 tokens, 4.0 tokens/s]\n"),
+    "stopped": (("a",), 4, "stop_text", "a\n", "[7 + 4 tokens, 1.5 tokens/s]\n"),
+    "stopped at once": ((), 2, "stop_text", "", "[no text: the answer began with a --stop text]\n[7 + 2 tokens, 0.5 tokens/s]\n"),
 }  # fmt: skip
 
 
@@ -132,7 +136,7 @@ def test_what_became_of_an_answer_is_said_on_standard_error(
     assert (json.loads(made)["ended"], json.loads(made)["new_tokens"], said) == (ended, new, "")
 
 
-def test_verbose_tells_speeds_and_the_seed_where_nothing_is_a_terminal(
+def test_verbose_tells_speeds_and_the_seed_in_full(
     answered: Callable[..., tuple[str, str]],
 ) -> None:
     """7 tokens of prompt in half a second; after the first of five, four steps and that of the stop token in two seconds."""
@@ -141,7 +145,7 @@ def test_verbose_tells_speeds_and_the_seed_where_nothing_is_a_terminal(
     assert answered(("a",), 5, "stop_token", "-v", seed=11) == ("a\n", f"[{taken}; seed 11]\n")
 
 
-def test_a_terminal_gets_the_short_form_of_it() -> None:
+def test_without_it_comes_the_short_form() -> None:
     stats = Stats(7, 5, 1.0, 0.5, 2.0, None, "stop_token")
     assert notes(stats, True, True, False) == ["7 + 5 tokens, 2.5 tokens/s"]
     seeded = Stats(7, 1, 1.0, 0.5, 0.0, 3, "context")

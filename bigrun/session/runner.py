@@ -13,21 +13,17 @@ from bigrun.errors import CallError, RunError
 from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
-from bigrun.session.batch import generations
+from bigrun.session.asked import Asked
+from bigrun.session.batch import answers, whole
 from bigrun.session.calls import checked_call
 from bigrun.session.dry_run import plan
 from bigrun.session.findings import tokenizer_of
 from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.options import Options
-from bigrun.session.preflight import check_generation
 from bigrun.session.prompts import Message, TextCheck, checked_ids, prompt_ids, several
-from bigrun.session.request import Request
-from bigrun.text.stop import stop_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
 
     from bigrun.text.tokenizer import Tokenizer
 
@@ -172,9 +168,6 @@ class Runner:
         """
         if not isinstance(prompt, str) and several(prompt) is not None:
             raise CallError("encode takes one prompt: a text, or the messages of one conversation")
-        return self._encoded(prompt, raw, template_args)
-
-    def _encoded(self, prompt: Any, raw: bool, template_args: Mapping[str, Any] | None) -> list[int]:
         return prompt_ids(self.tokenizer, prompt, raw, self.spec.vocab, self.plan.context_tokens, template_args)
 
     @overload
@@ -216,29 +209,16 @@ class Runner:
         stop: a text, or several, before which the answer ends.
         template_args: variables for the chat template, as {"enable_thinking": False}.
         """
+        asked = Asked(
+            max_new_tokens, raw, stop, template_args,
+            {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty, "seed": seed},
+        )  # fmt: skip
         prompts = several(prompt)
-        sampling = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed,
-        }  # fmt: skip
-        more = max_new_tokens, raw, sampling, stop, template_args
         if prompts is None:
-            return self._whole(self.request(prompt, *more))
-        chosen = {**sampling, "seed": check_generation(max_new_tokens, sampling).seed}  # one for all
-        requests = []
-        for number, each in enumerate(prompts):
-            try:
-                requests.append(self.request(each, max_new_tokens, raw, chosen, stop, template_args, number))
-            except CallError as error:
-                raise CallError(f"prompt {number + 1} of {len(prompts)}: {error}") from error
-        if self.plan.batch == 1:
-            return [self._whole(request) for request in requests]
-        return generations(self, requests)
-
-    def _whole(self, request: Request) -> Generation:
-        stream = Stream(self, request)
-        text = "".join(stream)
-        return Generation(text, tuple(stream.token_ids), stream.stats)
+            return whole(self, asked.request(self, prompt))
+        ended = dict(answers(self, asked.requests(self, prompts)))
+        return [ended[number] for number in range(len(prompts))]
 
     @checked_call("Runner.stream")
     def stream(
@@ -263,42 +243,17 @@ class Runner:
         """
         if several(prompt) is not None:
             raise CallError("stream gives one answer: give one prompt, or the list to generate")
-        sampling = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed,
-        }  # fmt: skip
-        return Stream(self, self.request(prompt, max_new_tokens, raw, sampling, stop, template_args))
-
-    def request(
-        self, prompt: Any, max_new_tokens: int | None, raw: bool, sampling: Mapping[str, Any], stop: str | Sequence[str] = (),
-        template_args: Mapping[str, Any] | None = None, sequence: int = 0, shown: tuple[str, ...] = (),
-    ) -> Request:  # fmt: skip
-        """One prompt, checked: what `stream` and `generate` run.
-
-        prompt: text, token ids or messages.
-        max_new_tokens: tokens at most; None: as many as the context holds.
-        raw: a text as it is.
-        sampling: temperature, top_k, top_p, min_p, repetition_penalty and seed.
-        stop: texts that end the answer.
-        template_args: variables for the chat template.
-        sequence: its number among prompts that are given together: the noise is its own.
-        shown: special tokens that are text of the answer.
-        """
-        self.check_open()
-        chosen = check_generation(max_new_tokens, sampling)
-        text = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        if not text and template_args:
-            raise CallError("template_args: they are for a chat template, and token ids are taken as they are")
-        ids = self._encoded(prompt, raw, template_args) if text else self._checked(prompt)
-        return Request(ids, max_new_tokens, chosen, sequence, stop_texts(stop), shown)
+        asked = Asked(
+            max_new_tokens, raw, stop, template_args,
+            {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty, "seed": seed},
+        )  # fmt: skip
+        return Stream(self, asked.request(self, prompt))
 
     def check_open(self) -> None:
         """CallError where this Runner was closed."""
         if "executor" not in self.__dict__:
             raise CallError("this Runner is closed and its memory given back: make another one")
-
-    def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
-        return checked_ids(ids, self.spec.vocab, self.plan.context_tokens)
 
     @contextmanager
     def sole_use(self) -> Iterator[None]:
@@ -327,7 +282,7 @@ class Runner:
         rows = np.asarray(ids)
         if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.shape[1] == 0:
             raise CallError("logits: ids must be a whole-number array [batch, seq] with at least one token a row")
-        checked = [self._checked(row) for row in rows]
+        checked = [checked_ids(row, self.spec.vocab, self.plan.context_tokens) for row in rows]
         result = np.empty((*rows.shape, self.spec.vocab), np.float32)
         with self.sole_use():
             self.use_threads()
