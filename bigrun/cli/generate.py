@@ -134,11 +134,15 @@ def generate(
             _note(notes(stream.stats, bool(text), True, verbose))
 
 
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 class _Output:
     """Standard output for an answer: as it is, unless it is a terminal, which gets no control characters of it."""
 
     def __init__(self) -> None:
-        self._shown = Shown() if sys.stdout is not None and sys.stdout.isatty() else None
+        self._shown = Shown() if _is_terminal() else None
 
     def write(self, piece: str) -> None:
         """The next piece."""
