@@ -82,8 +82,10 @@ def chat(
             _greet(talk, sampling)
         for note in runner.tokenizer.sampling_defaults.notes:
             talk.note(note)
+        talk.note_unanswered()
         status = converse(talk, reader, debug)
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 def converse(talk: "Talk", reader: Reader, debug: bool = False) -> int:

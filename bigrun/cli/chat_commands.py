@@ -5,19 +5,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
 
 import click
 
-from bigrun.cli.answer import count
 from bigrun.cli.chat_options import THINKING
 from bigrun.cli.chat_talk import Talk
 from bigrun.cli.messages_file import read_messages, write_messages
 from bigrun.errors import CallError
 from bigrun.text.shown import shown
-
-if TYPE_CHECKING:
-    from bigrun.session.generation import Stats
 
 NOTHING = ('""', "''")  # what `/system` takes for no text at all
 
@@ -70,10 +65,10 @@ def _help(talk: Talk, _: str) -> None:
 def _system(talk: Talk, text: str) -> None:
     if not text:
         there = talk.conversation.system
-        print("no system message" if there is None else shown(there), flush=True)
+        print("none is set; the chat template may have one of its own" if there is None else shown(there), flush=True)
         return
     talk.conversation.system = None if text in NOTHING else text
-    talk.note("no system message from the next answer on" if text in NOTHING else "it holds from the next answer on")
+    talk.note("none is set from the next answer on" if text in NOTHING else "it holds from the next answer on")
 
 
 def _save(talk: Talk, file: str) -> None:
@@ -83,8 +78,13 @@ def _save(talk: Talk, file: str) -> None:
 
 
 def _load(talk: Talk, file: str) -> None:
-    talk.conversation.load(read_messages(file, f"/load {file}"))
-    talk.note(_messages(len(talk.conversation.messages)))
+    messages = read_messages(file, f"/load {file}")
+    try:
+        talk.conversation.load(messages)
+    except CallError as error:
+        raise CallError(f"/load {file}: {error}") from error
+    talk.note(_messages(len(messages)))
+    talk.note_unanswered()
 
 
 def _messages(number: int) -> str:
@@ -94,23 +94,7 @@ def _messages(number: int) -> str:
 def _stats(talk: Talk, _: str) -> None:
     if talk.conversation.last is None:
         raise CallError("/stats: there is no answer yet")
-    print("\n".join(stats_lines(talk.conversation.last, talk.runner.plan.context_tokens)), flush=True)
-
-
-def stats_lines(stats: "Stats", context: int) -> list[str]:
-    """What an answer took, in full."""
-    reused = f", {stats.reused_tokens} of them not computed again" if stats.reused_tokens else ""
-    ended = f"; ended by {stats.ended}" if stats.ended else "; stopped"
-    lines = [
-        f"prompt: {count(stats.prompt_tokens)}{reused}, {_took(stats.prefill_seconds, stats.prefill_tokens_per_s)}",
-        f"answer: {count(stats.new_tokens)}, {_took(stats.decode_seconds, stats.decode_tokens_per_s)}{ended}",
-        f"context: {stats.prompt_tokens + stats.new_tokens} of {count(context)}",
-    ]
-    return [*lines, *([] if stats.seed is None else [f"seed: {stats.seed}"])]
-
-
-def _took(seconds: float, rate: float | None) -> str:
-    return f"{seconds:.2f} s" + ("" if rate is None else f", {rate:.1f} tokens/s")
+    print("\n".join(talk.took(talk.conversation.last)), flush=True)
 
 
 def _plan(talk: Talk, _: str) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from bigrun.cli.answer import notes
+from bigrun.cli.answer import count, notes
 from bigrun.cli.chat_display import Display, Screen
 from bigrun.errors import BigrunError
 from bigrun.text.thinking import marks_of
 
 if TYPE_CHECKING:
     from bigrun.session.conversation import Answer, Conversation
+    from bigrun.session.generation import Stats
     from bigrun.session.runner import Runner
 
 
@@ -42,6 +43,11 @@ class Talk:
         """Another answer in place of the last one."""
         self._show(self.conversation.again)
 
+    def note_unanswered(self) -> None:
+        """Says it where a conversation that was loaded ends with a turn of the user's."""
+        if self.conversation.messages and self.conversation.messages[-1]["role"] == "user":
+            self.note("the last turn has no answer: /retry answers it")
+
     def note(self, text: str) -> None:
         """A line beside the conversation, on standard error."""
         if not self.quiet:
@@ -68,8 +74,26 @@ class Talk:
             return
         if display.thought and not display.said and self.thinking == "hide":
             self.note("the answer is thoughts alone: --thinking show")
-        for note in notes(answer.stats, display.said or display.thought, False, self.verbose):
+        for note in notes(answer.stats, display.said or display.thought, terminal=False, verbose=False):
             self.note(note)
+        if self.verbose:
+            self.note("; ".join(self.took(answer.stats)))
+
+    def took(self, stats: "Stats") -> list[str]:
+        """What an answer took, in full: a line each of its prompt, itself, the context and the seed."""
+        reused = f", {stats.reused_tokens} of them not computed again" if stats.reused_tokens else ""
+        held = stats.prompt_tokens + stats.new_tokens
+        lines = [
+            f"prompt: {count(stats.prompt_tokens)}{reused}, {_took(stats.prefill_seconds, stats.prefill_tokens_per_s)}",
+            f"answer: {count(stats.new_tokens)}, {_took(stats.decode_seconds, stats.decode_tokens_per_s)}, "
+            + ("stopped" if stats.ended is None else f"ended by {stats.ended}"),
+            f"context: {held:,} of {self.runner.plan.context_tokens:,} tokens",
+        ]
+        return [*lines, *([] if stats.seed is None else [f"seed: {stats.seed}"])]
+
+
+def _took(seconds: float, rate: float | None) -> str:
+    return f"{seconds:.2f} s" + ("" if rate is None else f", {rate:.1f} tokens/s")
 
 
 class _Interrupts:
