@@ -196,8 +196,7 @@ class Runner:
         prompt shares with the one before it is not computed again. CallError for what makes no sense; RunError where logits
         are no numbers.
 
-        prompt: text, token ids, which are taken as they are, or messages, [{"role": "user", "content": "Hello"}]; or a list of
-            texts, or of conversations.
+        prompt: text, token ids, or messages (dictionaries of role and content); or a list of texts, or of lists of messages.
         max_new_tokens: tokens at most, at least 1; None: as many as the context holds.
         raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
@@ -229,7 +228,7 @@ class Runner:
         """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
         where another has begun and not ended.
 
-        prompt: text, token ids, which are taken as they are, or messages, [{"role": "user", "content": "Hello"}].
+        prompt: text, token ids, which are taken as they are, or messages, dictionaries of role and content.
         max_new_tokens: tokens at most, at least 1; None: as many as the context holds.
         raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
         temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
