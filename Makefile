@@ -1,6 +1,6 @@
 # The two commands: `make run` and `make test`. Re-running either is quick: each step leaves a stamp in .venv.
-# torch is the build that the machine needs, where pip can tell: with an NVIDIA driver the default one, which on Linux has CUDA; without, it
-# does as well and takes some GB more than the CPU build, which TORCH_INDEX (the index that pytorch.org names for it) gets instead.
+# torch is pip's default, which on Linux has CUDA: with an NVIDIA card the right one; without, it does as well and takes some GB more than the
+# CPU build, which TORCH_INDEX (the index that pytorch.org names for it) gets instead. That index need have nothing but torch.
 # `make test-long` has what takes longer: all architectures, long texts, a kill at every call, thousands of damaged files.
 PYTHON ?= python3
 VENV := .venv
@@ -31,12 +31,14 @@ lint: $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 
 $(VENV)/.install: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing torch 2.13.0 and bigrun into $(VENV), 1 to 3 GB of disk with torch's CPU build, some GB more with CUDA"
+	@echo "installing torch 2.13.0 and bigrun into $(VENV): 2.1 GB of disk with torch's CPU build, 5.2 GB with CUDA (docs/install.md)"
 	@test -n "$(TORCH_INDEX)" || command -v nvidia-smi > /dev/null || \
 	  echo "no NVIDIA driver here: torch's CPU build would do; TORCH_INDEX=URL takes it from the index that pytorch.org names"
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) install -c constraints.txt -e .
+	$(if $(TORCH_INDEX),$(PIP) install -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch==2.13.0)
+	$(PIP) install -c constraints.txt torch==2.13.0 -e .
 	@$(BIN)/python -c "import torch; print('torch', torch.__version__, 'with' if torch.version.cuda else 'without', 'CUDA')"
+	@command -v nvidia-smi > /dev/null && ! $(BIN)/python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null && \
+	  echo "an NVIDIA driver is here, and this torch does not see a card: docs/install.md says which torch does" || true
 	@touch $@
 
 # The demo model is a file inside a package. The package's own dependencies would compile for minutes and are not used.

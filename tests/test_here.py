@@ -130,9 +130,9 @@ def test_plans_that_say_nothing_of_warnings_are_read(host: Any) -> None:
 def test_the_memory_of_a_host_is_all_of_it_or_what_its_control_group_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
-    monkeypatch.setattr(probe, "_groups", lambda root: [])
+    monkeypatch.setattr(probe, "_limits", lambda root: [])
     assert host_memory() == psutil.virtual_memory().total
-    monkeypatch.setattr(probe, "_groups", lambda root: [(5000, 1), (9000, 2)])
+    monkeypatch.setattr(probe, "_limits", lambda root: [(5000, 1), (9000, 2)])
     assert host_memory() == 5000
 
 

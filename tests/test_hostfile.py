@@ -172,6 +172,7 @@ def test_what_is_learned_goes_to_the_named_file_or_the_default_and_never_to_none
 
 
 def test_this_machine_is_its_cpu_and_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigrun_kernels.cpu.cgroups.cpu_quota", lambda root: None)
     name, cores = machine()
     assert name.strip()
     assert cores == len(os.sched_getaffinity(0))

@@ -54,6 +54,7 @@ class Cores:
         self.file, self.now, self.own = folder / "stat", 50.0, 3.0
         self.ticks = {core: [1000, 20, 300, 90_000, 40, 5, 6, 7, 0, 0] for core in range(4)}
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        monkeypatch.setattr(noise, "usable_cpus", lambda: 2)
         monkeypatch.setattr(os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
         monkeypatch.setattr(noise.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(noise.time, "process_time", lambda: self.own)
@@ -91,6 +92,19 @@ def test_what_others_used_is_what_our_cores_worked_less_what_we_did(
     cores.now, cores.own = cores.now + 2.0, cores.own + own
     for work in works:
         cores.work(*work)
+    assert seen() == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("theirs", "share"), [(0.5, 0.0), (1.0, 0.0), (1.5, 0.5), (2.0, 1.0)])
+def test_of_cores_that_a_quota_keeps_from_this_process_others_may_use_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: float, share: float
+) -> None:
+    cores = Cores(tmp_path, monkeypatch)
+    monkeypatch.setattr(noise, "usable_cpus", lambda: 1)  # of two
+    seen = watch_others(cores.file)
+    cores.now += 2.0
+    for core in (0, 1):
+        cores.work(core, 0, theirs)  # in two seconds: so many of the two cores
     assert seen() == pytest.approx(share)
 
 
@@ -208,7 +222,7 @@ def test_a_plan_that_the_cpu_has_no_part_in_does_not_doubt_the_cpu() -> None:
 def test_a_cpu_that_was_not_measured_is_taken_for_a_slow_one_of_its_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr("bigrun.devices.make_rig.usable_cpus", lambda: cores)
     rig = make_rig(RigOptions("none", cpu="8GB"))
     rates = rig.device("cpu").rates
     assert rates == low_rates(cores)

@@ -152,7 +152,7 @@ def test_messages_name_the_flag_on_the_command_line_and_the_parameter_in_python(
 
 def test_every_parameter_that_is_a_flag_is_named_as_one() -> None:
     sampling = {each.name for each in fields(Sampling)}
-    assert flat_fields().keys() | QUESTIONS | sampling | {"max_new_tokens", "raw"} == PARAMETERS
+    assert flat_fields().keys() | QUESTIONS | sampling | {"max_new_tokens", "raw", "stop"} == PARAMETERS
 
 
 def test_text_that_looks_like_a_flag_stays_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""What is free here, and no more: within the control groups, on the cards, through the slots that the driver tells."""
+"""What is free here, and no more: on the host, on the cards, through the slots that the driver tells."""
 
 import subprocess
 import sys
@@ -12,174 +12,11 @@ import pytest
 from bigrun.devices import probe
 from bigrun.devices.cards import Card, card
 from bigrun.devices.links import LINKS
-from bigrun.devices.probe import available_memory, cgroup_headroom, driver_slots, probe_gpus, read_slots
+from bigrun.devices.make_rig import RigOptions, make_rig
+from bigrun.devices.probe import available_memory, driver_slots, probe_gpus, read_slots, why_no_gpu
 from bigrun.errors import BigrunError, RunError
 
 GB = 10**9
-NO_LIMIT = 9223372036854771712  # what version 1 writes: 2^63 less a page
-V2 = ("memory.max", "memory.current", "inactive_file")
-V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-Membership = Callable[[str], None]
-
-
-@pytest.fixture
-def member(monkeypatch: pytest.MonkeyPatch) -> Membership:
-    """Says which control groups this process is in: the text of /proc/self/cgroup."""
-    real, said = Path.read_text, [""]
-
-    def read_text(path: Path, *args: Any, **kwargs: Any) -> str:
-        return said[0] if str(path) == "/proc/self/cgroup" else real(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-
-    def say(text: str) -> None:
-        said[0] = text
-
-    return say
-
-
-def make_group(
-    folder: Path, files: tuple[str, str, str], limit: object, used: object, cached: int | None = None
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / files[0]).write_text(f"{limit}\n")
-    (folder / files[1]).write_text(f"{used}\n")
-    if cached is not None:
-        (folder / "memory.stat").write_text(f"anon 5\nactive_file 9\n{files[2]} {cached}\nunevictable 0\n")
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "left"), [("1000\n", "300\n", 700), ("1000", "1200", 0), ("max\n", "3", None), ("0", "0", 0)]
-)
-def test_headroom_of_a_control_group(
-    tmp_path: Path, member: Membership, limit: str, used: str, left: int | None
-) -> None:
-    member("4:memory:/elsewhere\n0::/job/step\n")
-    make_group(tmp_path / "job" / "step", V2, limit, used)
-    assert cgroup_headroom(str(tmp_path)) == left
-
-
-def test_no_control_group_means_no_limit(tmp_path: Path, member: Membership) -> None:
-    member("4:memory:/elsewhere\n0::/job/step\n")
-    assert cgroup_headroom(str(tmp_path)) is None
-    (tmp_path / "job" / "step").mkdir(parents=True)
-    assert cgroup_headroom(str(tmp_path)) is None
-    (tmp_path / "job" / "step" / "memory.max").write_text("not a number")
-    assert cgroup_headroom(str(tmp_path)) is None
-
-
-def test_a_limit_on_a_parent_group_counts(tmp_path: Path, member: Membership) -> None:
-    member("0::/job/step\n")
-    make_group(tmp_path / "job" / "step", V2, "max", 300)
-    make_group(tmp_path / "job", V2, 1000, 300)
-    assert cgroup_headroom(str(tmp_path)) == 700
-
-
-def test_the_tightest_of_the_groups_above_counts_less_what_its_other_members_took(
-    tmp_path: Path, member: Membership
-) -> None:
-    member("0::/a/b/c\n")
-    make_group(tmp_path / "a" / "b" / "c", V2, 900, 100)
-    make_group(tmp_path / "a" / "b", V2, 1000, 650)
-    make_group(tmp_path / "a", V2, 5000, 1000)
-    assert cgroup_headroom(str(tmp_path)) == 350
-
-
-def test_a_group_outside_the_hierarchy_is_not_asked(tmp_path: Path, member: Membership) -> None:
-    member("0::/job\n")
-    make_group(tmp_path, V2, 10, 5)
-    root = tmp_path / "cgroup"
-    make_group(root / "job", V2, 1000, 300)
-    assert cgroup_headroom(str(root)) == 700
-
-
-@pytest.mark.parametrize(("files", "line", "folder"), [(V2, "0::/job", "job"), (V1, "9:memory:/job", "memory/job")])
-def test_a_groups_file_cache_is_free_to_take(
-    tmp_path: Path, member: Membership, files: tuple[str, str, str], line: str, folder: str
-) -> None:
-    member(f"{line}\n")
-    make_group(tmp_path / folder, files, 1000, 700, cached=400)
-    assert cgroup_headroom(str(tmp_path)) == 700
-    make_group(tmp_path / folder, files, 1000, 700, cached=4000)  # the counters are read one after the other
-    assert cgroup_headroom(str(tmp_path)) == 1000
-    (tmp_path / folder / "memory.stat").write_text(f"{files[2]}\n{files[2]} many\n")
-    assert cgroup_headroom(str(tmp_path)) == 300
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "left"),
-    [(1000, 300, 700), (1000, 1200, 0), (NO_LIMIT, 300, None), (2**63 - 65536, 300, None), (-1, 300, None)],
-    ids=["limited", "exceeded", "unlimited", "unlimited with pages of 64 KiB", "unlimited as it is written"],
-)
-def test_headroom_of_a_group_of_version_1(
-    tmp_path: Path, member: Membership, limit: int, used: int, left: int | None
-) -> None:
-    member("12:cpu,cpuacct:/other\n5:devices:/job\n4:memory:/job/step\n1:name=systemd:/job\n")
-    make_group(tmp_path / "memory" / "job" / "step", V1, limit, used)
-    assert cgroup_headroom(str(tmp_path)) == left
-
-
-def test_an_unlimited_group_of_version_1_is_within_its_limited_parent(tmp_path: Path, member: Membership) -> None:
-    member("4:memory:/job/step\n")
-    make_group(tmp_path / "memory" / "job" / "step", V1, NO_LIMIT, 100)
-    make_group(tmp_path / "memory" / "job", V1, 1000, 100)
-    make_group(tmp_path / "memory", V1, NO_LIMIT, 10**9)
-    assert cgroup_headroom(str(tmp_path)) == 900
-
-
-def test_a_container_that_sees_its_own_group_as_the_root_is_limited_by_it(tmp_path: Path, member: Membership) -> None:
-    member("4:memory:/docker/0123abcd\n0::/docker/0123abcd\n")
-    make_group(tmp_path / "memory", V1, 1000, 100)
-    assert cgroup_headroom(str(tmp_path)) == 900
-
-
-def test_memory_beside_other_controllers_of_version_1_is_found(tmp_path: Path, member: Membership) -> None:
-    member("3:hugetlb,memory,pids:/job\n")
-    make_group(tmp_path / "memory" / "job", V1, 1000, 100)
-    assert cgroup_headroom(str(tmp_path)) == 900
-
-
-@pytest.mark.parametrize(("old", "new", "left"), [(1000, 2000, 900), (2000, 1000, 900), (NO_LIMIT, "max", None)])
-def test_of_a_hybrid_hierarchy_the_tighter_version_counts(
-    tmp_path: Path, member: Membership, old: int, new: object, left: int | None
-) -> None:
-    member("4:memory:/job\n1:name=systemd:/job\n0::/job\n")
-    make_group(tmp_path / "memory" / "job", V1, old, 100)
-    make_group(tmp_path / "job", V2, new, 100)
-    assert cgroup_headroom(str(tmp_path)) == left
-
-
-def test_a_group_of_another_controller_does_not_limit_memory(tmp_path: Path, member: Membership) -> None:
-    member("4:memoryless:/job\n5:pids:/job\n1:name=memory:/job\n")
-    make_group(tmp_path / "memory" / "job", V1, 1000, 100)
-    make_group(tmp_path / "job", V2, 1000, 100)
-    assert cgroup_headroom(str(tmp_path)) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "\n\n", "nonsense", "0", "0:", "0::", "::", "4:memory", "0::relative", "0::/../..", "0::/a:b/c", ":::::"],
-    ids=repr,
-)
-def test_a_list_of_groups_that_makes_no_sense_is_no_limit(tmp_path: Path, member: Membership, text: str) -> None:
-    member(text)
-    assert cgroup_headroom(str(tmp_path / "cgroup")) is None
-
-
-def test_a_group_with_a_colon_in_its_name_is_found(tmp_path: Path, member: Membership) -> None:
-    member("0::/machine/qemu:vm 1\n")
-    make_group(tmp_path / "machine" / "qemu:vm 1", V2, 1000, 100)
-    assert cgroup_headroom(str(tmp_path)) == 900
-
-
-def test_where_the_kernel_has_no_control_groups_there_is_no_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def read_text(path: Path, *args: Any, **kwargs: Any) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert cgroup_headroom(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -423,6 +260,53 @@ def test_a_torch_that_does_not_tell_the_uuid_leaves_the_slot_unknown(driver: Cal
     torch.cuda.get_device_properties = lambda number: SimpleNamespace(name="NVIDIA RTX A4000", total_memory=16 * GB)
     driver(torch, f"GPU-{UUID}, NVIDIA RTX A4000, 4, 16\n")
     assert probe_gpus() == ((int(9.5 * GB), card("RTXA4000"), None),)
+
+
+WITHOUT = "is built without CUDA; install one that has it (docs/install.md)"
+OLDER = "cannot use it, most often because the driver is older than its CUDA 13.0: update the driver"
+
+
+@pytest.mark.parametrize(
+    ("smi", "cuda", "available", "hidden", "says"),
+    [
+        ("24576\n", None, False, None, f"1 NVIDIA card is here and not used: torch 2.13.0 {WITHOUT}"),
+        ("24576\n12288\n", None, False, "0", f"2 NVIDIA cards are here and not used: torch 2.13.0 {WITHOUT}"),
+        ("24576\n", "13.0", False, None, f"1 NVIDIA card is here and not used: torch 2.13.0 {OLDER}"),
+        ("24576\n", "13.0", True, None, ""),
+        ("24576\n", None, False, "", ""),
+        ("24576\n", "13.0", False, "-1", ""),
+        ("No devices were found\n", None, False, None, ""),
+        ("", "13.0", False, None, ""),
+    ],
+    ids=["CPU build", "two cards", "old driver", "seen", "hidden", "hidden by -1", "no card", "no nvidia-smi"],
+)
+def test_a_card_that_torch_does_not_see_is_not_passed_over_in_silence(
+    driver: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    smi: str,
+    cuda: str | None,
+    available: bool,
+    hidden: str | None,
+    says: str,
+) -> None:
+    torch = fake_torch([("NVIDIA GeForce RTX 3090", UUID, 24, 24)], available)
+    torch.__version__, torch.version = "2.13.0", SimpleNamespace(cuda=cuda)
+    driver(torch, smi)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert why_no_gpu().startswith(says)
+    assert bool(why_no_gpu()) == bool(says)
+    if not available:
+        assert any(line == why_no_gpu() for line in make_rig(RigOptions(cpu="8GB")).assumptions) == bool(says)
+        assert not any("not used" in line for line in make_rig(RigOptions("none", cpu="8GB")).assumptions)
+
+
+def test_without_a_driver_nobody_asks_torch_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.os.path, "exists", lambda path: False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it would raise
+    assert why_no_gpu() == ""
 
 
 def test_a_card_that_another_process_holds_is_an_explained_failure(driver: Callable[..., None]) -> None:

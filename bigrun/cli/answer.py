@@ -1,14 +1,18 @@
 """What `bigrun generate` says of an answer, beside it: why it ended where it did, and what it took."""
 
+from collections.abc import Sequence
+
 from bigrun.session.generation import Stats
 
 
-def notes(stats: Stats, has_text: bool, terminal: bool, verbose: bool) -> list[str]:
-    """Lines for standard error: that an answer is empty or was cut off, always; what it took on a `terminal` (briefly) or if
-    `verbose` (in full)."""
+def notes(stats: Stats, has_text: bool, brief: bool, verbose: bool) -> list[str]:
+    """Lines for standard error: that an answer is empty or was cut off, always; what it took if `brief` or, in full, if
+    `verbose`."""
     lines = []
     if stats.ended == "stop_token" and not stats.new_tokens:
         lines.append("0 tokens: the model ended at once")
+    elif stats.ended == "stop_text" and not has_text:
+        lines.append("no text: the answer began with a --stop text")
     elif not has_text:
         lines.append(f"{count(stats.new_tokens)}, none of them text")
     if stats.ended == "max_new_tokens":
@@ -17,11 +21,18 @@ def notes(stats: Stats, has_text: bool, terminal: bool, verbose: bool) -> list[s
         lines.append(f"cut at {count(stats.new_tokens)}: the context is full; --context")
     if verbose:
         lines.append(_in_full(stats))
-    elif terminal and stats.new_tokens:
+    elif brief and stats.new_tokens:
         lines.append(
             f"{stats.prompt_tokens} + {count(stats.new_tokens)}{_speed(stats.decode_tokens_per_s)}{_seed(stats)}"
         )
     return lines
+
+
+def together(all_stats: Sequence[Stats]) -> str:
+    """What several answers took together, which were computed at the same time or one after another."""
+    new = sum(stats.new_tokens for stats in all_stats)
+    prompts = sum(stats.prompt_tokens for stats in all_stats)
+    return f"{len(all_stats)} answers: {prompts} + {count(new)}{_seed(all_stats[0])}"
 
 
 def count(tokens: int) -> str:

@@ -1,7 +1,6 @@
 """The command line: parse, call one function, print. torch is not imported here, nor by `plan`."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,15 @@ from typing import Any
 import click
 
 from bigrun.cli.chat import chat
-from bigrun.cli.complete import FILE
 from bigrun.cli.demo import demo
-from bigrun.cli.encoding import readable_json
 from bigrun.cli.files import cache, convert, inspect_command
+from bigrun.cli.generate import generate
 from bigrun.cli.gpu import autotune
 from bigrun.cli.group import Group
 from bigrun.cli.help import Commands
 from bigrun.cli.lists import cards, models
 from bigrun.cli.options import as_json, parse, rig_options, run_options
 from bigrun.cli.plan import plan_command
-from bigrun.cli.prompt import read_prompt
 from bigrun.cli.running import check_instruction_set
 from bigrun.cli.running import open_runner as _runner
 from bigrun.errors import CallError
@@ -30,67 +27,6 @@ from bigrun.version import __version__
 @click.version_option(__version__, prog_name="bigrun")
 def main() -> None:
     """Run language models that are too big for your GPUs, in int8, straight from their checkpoint."""
-
-
-@main.command()
-@rig_options
-@run_options
-@as_json
-@click.option("--plan", type=FILE, metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it.")
-@click.option("-p", "--prompt", metavar="TEXT", help="What to continue. Default: standard input.")
-@click.option(
-    "--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input."
-)
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most.")
-@click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token.")
-@click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all.")
-@click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P.")
-@click.option(
-    "--seed", type=int, metavar="S", help="The same seed draws the same text. Default: a random one, which -v tells."
-)
-@click.option("-v", "--verbose", is_flag=True, help="Tokens, seconds and speeds after the answer, on standard error.")
-def generate(
-    as_json: bool,
-    prompt: str | None,
-    prompt_file: str | None,
-    max_new_tokens: int,
-    raw: bool,
-    verbose: bool,
-    **flags: Any,
-) -> None:
-    """Continue a prompt; the text streams as it comes.
-
-    One line's end at the end of a file or of standard input is no part of the prompt.
-    """
-    sampling = {name: flags.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
-    text = read_prompt(prompt, prompt_file)
-    from bigrun.session.preflight import check_generation
-    from bigrun.session.prompts import prompt_ids
-
-    check_generation(max_new_tokens, sampling)  # before a long load, not after it
-
-    def text_check(tokenizer: Any, table: int, context: int) -> None:
-        prompt_ids(tokenizer, text, raw, table, context)
-
-    with _runner(parse(flags), text_check) as runner:
-        stream = runner.stream(text, max_new_tokens, raw, **sampling)
-        pieces = []
-        for piece in stream:
-            pieces.append(piece)
-            if not as_json:
-                print(piece, end="", flush=True)
-        text = "".join(pieces)
-        if as_json:
-            print(readable_json({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}))
-            return
-        if text:
-            print(flush=True)
-        if not flags["quiet"]:
-            from bigrun.cli.answer import notes
-
-            for note in notes(stream.stats, bool(text), sys.stderr.isatty(), verbose):
-                print(f"[{note}]", file=sys.stderr)
 
 
 @main.command()
@@ -183,7 +119,7 @@ def info(as_json: bool, host: Path | None, debug: bool) -> None:
     print(json.dumps(report) if as_json else describe(report))
 
 
-for command in (chat, plan_command, convert, cache, inspect_command, autotune, models, cards, demo):
+for command in (generate, chat, plan_command, convert, cache, inspect_command, autotune, models, cards, demo):
     main.add_command(command)
 
 

@@ -70,7 +70,7 @@ def chat(
     screen = Screen.here()
     reader = _reader(screen, quiet)
     with open_runner(options, _text_check(said, arguments)) as runner:
-        sampling = {**runner.sampling_defaults.values, **given}
+        sampling = {**runner.tokenizer.sampling_defaults.values, **given}
         conversation = Conversation(
             runner, said, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, template_args=arguments
         )
@@ -80,7 +80,7 @@ def chat(
         )  # fmt: skip
         if reader.interactive:
             _greet(talk, sampling)
-        for note in runner.sampling_defaults.notes:
+        for note in runner.tokenizer.sampling_defaults.notes:
             talk.note(note)
         talk.note_unanswered()
         status = converse(talk, reader, debug)
@@ -141,6 +141,7 @@ def _text_check(said: list[dict[str, Any]], arguments: Mapping[str, Any]) -> "Te
                 "this model has no chat template: it was not trained to chat; `bigrun generate --raw` continues a text"
             )
         check_arguments(tokenizer.chat_template, arguments)
+        _ = tokenizer.sampling_defaults  # which may be wrong
         turn = [] if said and said[-1]["role"] == "user" else [{"role": "user", "content": "Hi"}]
         prompt_ids(tokenizer, [*said, *turn], False, table, context, arguments)
 

@@ -74,7 +74,7 @@ class Talk:
             return
         if display.thought and not display.said and self.thinking == "hide":
             self.note("the answer is thoughts alone: --thinking show")
-        for note in notes(answer.stats, display.said or display.thought, terminal=False, verbose=False):
+        for note in notes(answer.stats, display.said or display.thought, brief=False, verbose=False):
             self.note(note)
         if self.verbose:
             self.note("; ".join(self.took(answer.stats)))

@@ -5,7 +5,7 @@ import click
 # Section → the parameters that it shows, in the order in which a command declares them.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Prompt and answer": (
-        "prompt", "prompt_file", "raw", "system", "messages", "template_args", "thinking", "max_new_tokens", "temperature",
+        "prompts", "prompt_file", "raw", "system", "messages", "template_args", "thinking", "max_new_tokens", "temperature",
         "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
     ),
     "Measurement": ("text", "window", "tokens", "against", "learn"),

@@ -37,7 +37,7 @@ model = click.option(
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 quiet = click.option("--quiet", is_flag=True, help="No progress, no notes.")
 debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-threads = click.option("--threads", type=int, metavar="N", help="CPU threads. Default: all cores.")
+threads = click.option("--threads", type=int, metavar="N", help="CPU threads. Default: as many as it may use.")
 head = click.option(
     "--head",
     default="int8",

@@ -24,7 +24,6 @@ from bigrun.cli.reference_source import (
 JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "None": "null", "Any": "any"}
 DUMPS = ("json.dumps", "readable_json")
 # Where the JSON of each command is made: classes whose fields it has, and functions that build or print the object.
-CLI = "bigrun.cli.app"
 JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "plan": (
         "`unplaced` and `hint` are there only where the model does not fit, `answer` only with a question, "
@@ -43,7 +42,10 @@ JSON: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     ),
     "models": ("", (("bigrun.cli.lists", "list_models"),)),
     "cards": ("", (("bigrun.cli.lists", "list_cards"),)),
-    "generate": ("", ((CLI, "generate"), (GENERATION, "Stats"))),
+    "generate": (
+        'Of several prompts it is `{"answers": [...]}`, a list of such objects in their order.',
+        (("bigrun.cli.generate", "generate"), (GENERATION, "Stats")),
+    ),
     "bench": ("", (("bigrun.measure.bench", "measure"),)),
     "eval perplexity": ("", (("bigrun.measure.evaluate", "perplexity"),)),
     "info": ("", (("bigrun.measure.info", "gather"),)),

@@ -21,6 +21,7 @@ from typing import Any
 from bigrun.devices.noise import Noise
 from bigrun.devices.rates import ASSUMED_LOADS, Rates, bounded, cpu_rates, low_roofs
 from bigrun.errors import CallError
+from bigrun_kernels.cpu.cgroups import usable_cpus
 
 VERSION, OLDEST = 2, 1
 LARGEST = 2**20
@@ -160,7 +161,7 @@ def machine() -> tuple[str, int]:
             name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.machine()
-    return name, len(os.sched_getaffinity(0))
+    return name, usable_cpus()
 
 
 def find_host(path: str | Path | None = None) -> tuple[Host | None, str]:

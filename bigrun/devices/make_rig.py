@@ -1,6 +1,5 @@
 """The rig of the user's options: described, read from a file, or probed from this host."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,12 +8,13 @@ from pathlib import Path
 from bigrun.devices.cards import GB
 from bigrun.devices.host_file import BUSY, Host, find_host
 from bigrun.devices.notes import FOUND, GUESSED, SIZED, Note, disk_speed, reached
-from bigrun.devices.probe import available_memory, probe_gpus
+from bigrun.devices.probe import available_memory, probe_gpus, why_no_gpu
 from bigrun.devices.rates import ASSUMED_CPU, ASSUMED_DISK, ASSUMED_GPU, ASSUMED_START, gpu_rates, low_rates
 from bigrun.devices.rig import MOST_GPUS, Device, Loading, Rig, disk_rates, parse_gpus
 from bigrun.devices.rig_file import read_rig
 from bigrun.errors import CallError
 from bigrun.sizes import format_size, parse_size
+from bigrun_kernels.cpu.cgroups import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def make_rig(options: RigOptions) -> Rig:
     gpus, cpu, disk, max_memory = options.gpus, options.cpu, options.disk, options.max_memory
     rig, virtual = options.rig, options.virtual
     host, note = find_host(options.host)
-    cores = len(os.sched_getaffinity(0)) if options.of_this_host else 0
+    cores = usable_cpus() if options.of_this_host else 0
     if rig is not None:
         if any(option is not None for option in (gpus, cpu, disk, max_memory)):
             raise CallError("--rig already describes every device; leave out --gpus, --cpu, --disk and --max-memory")
@@ -61,12 +61,14 @@ def make_rig(options: RigOptions) -> Rig:
         if virtual:
             raise CallError("--virtual needs --gpus: say which GPUs to imagine, as in --gpus 2x60MB --virtual")
         gpu_devices = _probed()
+        if not gpu_devices and (why := why_no_gpu()):
+            cpu_notes = (Note("assumed", why, True),)
     else:
         gpu_devices = parse_gpus(gpus, virtual)
     if cpu is None:
         budget, reserve = available_memory()
         what = f"cpu: {format_size(budget)}, this host's available memory less {format_size(reserve)} (--cpu sets it)"
-        cpu_notes = (Note("assumed", what, True),)
+        cpu_notes = (*cpu_notes, Note("assumed", what, True))
     else:
         budget = parse_size(cpu, "--cpu")
     devices = [*gpu_devices, Device("cpu", "cpu", budget, ASSUMED_CPU, notes=cpu_notes)]

@@ -77,7 +77,7 @@ def warm(wide: bool) -> None:
     """Compiles, or loads, the kernels that measure, and starts their threads: nothing of that is measured then."""
     from bigrun_kernels.cpu import isa, threads
 
-    threads.start()
+    threads.use(None)
     import numpy as np
 
     from bigrun_kernels.cpu.roof import multiply, read_all

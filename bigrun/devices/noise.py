@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigrun_kernels.cpu.cgroups import usable_cpus
+
 MOST_FOREIGN = 0.10  # of this process's cores that others may use in a quiet minute
 MOST_SPREAD = 0.15  # by which the median of the repeats may fall short of the best of them
 STAT = Path("/proc/stat")
@@ -43,9 +45,11 @@ def why_busy(foreign: float, spread: float = 0.0) -> str:
 def watch_others(stat: Path = STAT) -> Callable[[], float]:
     """Starts to watch; the returned function says what share of this process's cores others have used since.
 
-    Others are other processes and, on a virtual machine, its neighbours (`steal`). 0 where the system does not tell.
+    Others are other processes and, on a virtual machine, its neighbours (`steal`). 0 where the system does not tell. What a
+    control group's quota keeps from this process is free for others to use.
     """
     cores = os.sched_getaffinity(0)
+    ours_to_use = usable_cpus()
     began, ours, all_of = time.monotonic(), time.process_time(), _busy_seconds(stat, cores)
 
     def seen() -> float:
@@ -53,7 +57,8 @@ def watch_others(stat: Path = STAT) -> Callable[[], float]:
         total = _busy_seconds(stat, cores)
         if all_of is None or total is None or passed <= 0:
             return 0.0
-        return min(1.0, max(0.0, (total - all_of - own) / (passed * len(cores))))
+        others = (total - all_of - own) / passed  # in cores
+        return min(1.0, max(0.0, (others - (len(cores) - ours_to_use)) / ours_to_use))
 
     return seen
 

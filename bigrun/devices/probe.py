@@ -9,11 +9,18 @@ from typing import Any
 from bigrun.devices.cards import GB, Card, find
 from bigrun.devices.links import LINKS
 from bigrun.errors import RunError
+from bigrun_kernels.cpu import cgroups
 
 GPU_SHARE = 0.95  # of a card's free memory: the driver and other processes take a little more at any time
 HOST_RESERVE = 2 * GB  # kept from the host's available memory, or a tenth of it if that is less
 QUERY = ("uuid", "name", "pcie.link.gen.max", "pcie.link.width.current")
 UNLIMITED = 2**60  # version 1 of control groups writes a number of this size where there is no limit
+# version → limits, what is taken, and the line of memory.stat about files. Beyond memory.high a group is slowed down until it
+# has given back what is more.
+MEMORY_FILES = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file "),
+    2: (("memory.max", "memory.high"), "memory.current", "inactive_file "),
+}
 
 
 def available_memory() -> tuple[int, int]:
@@ -32,52 +39,40 @@ def host_memory() -> int:
     """Bytes of memory that this host has, or that its control group may take of it."""
     import psutil
 
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups("/sys/fs/cgroup"))])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits(cgroups.ROOT))])
 
 
-def cgroup_headroom(root: str = "/sys/fs/cgroup") -> int | None:
+def cgroup_headroom(root: str = cgroups.ROOT) -> int | None:
     """Bytes that this process may still take under its control group and those above it; None if unlimited.
 
     A group's file cache is counted as free: it goes when memory is asked for.
     """
-    return max(0, min(room)) if (room := [left for _, left in _groups(root)]) else None
+    return max(0, min(room)) if (room := [left for _, left in _limits(root)]) else None
 
 
-def _groups(root: str) -> list[tuple[int, int]]:
-    """(limit, what is left of it) of this process's control group and of each above it that has a limit.
-
-    Versions 2 and 1 (Linux, Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
-    """
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    rooms = []
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            rooms += _rooms(Path(root), path.strip(), ("memory.max", "memory.current", "inactive_file "))
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-            rooms += _rooms(Path(root, "memory"), path.strip(), names)
-    return rooms
-
-
-def _rooms(root: Path, path: str, names: tuple[str, str, str]) -> list[tuple[int, int]]:
-    rooms = []
-    folder = Path(f"{root}{path}")
-    for group in (folder, *folder.parents):
-        if not group.is_relative_to(root):
-            break
+def _limits(root: str) -> list[tuple[int, int]]:
+    """(limit, what is left of it) of this process's control group and of each above it that has a limit."""
+    limits = []
+    for version, group in cgroups.folders("memory", root):
+        names, used_name, cached_name = MEMORY_FILES[version]
         try:
-            limit = (group / names[0]).read_text().strip()
-            used = int((group / names[1]).read_text())
+            used = int((group / used_name).read_text())
         except (OSError, ValueError):
             continue
-        if limit.isdigit() and int(limit) < UNLIMITED:
-            rooms.append((int(limit), int(limit) - max(0, used - _cached(group, names[2]))))
-    return rooms
+        for name in names:
+            limit = _number(group / name)
+            if limit is not None and limit < UNLIMITED:
+                limits.append((limit, limit - max(0, used - _cached(group, cached_name))))
+    return limits
+
+
+def _number(path: Path) -> int | None:
+    """The whole number that a file holds; None where it holds another thing ("max"; -1), or is not there."""
+    try:
+        text = path.read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _cached(group: Path, name: str) -> int:
@@ -123,6 +118,24 @@ def probe_gpus() -> tuple[tuple[int, Card | None, float | None], ...]:
         link = slots.get(str(getattr(properties, "uuid", "")))
         gpus.append((int(free * GPU_SHARE), find(properties.name, properties.total_memory), link))
     return tuple(gpus)
+
+
+def why_no_gpu() -> str:
+    """Why torch sees none of the NVIDIA cards that the driver tells of; "" where it sees one, there is none, or they are hidden
+    on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1") or not (count := len(gpu_memories())):
+        return ""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    what = f"{count} NVIDIA {'card is' if count == 1 else 'cards are'} here and not used: torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{what} is built without CUDA; install one that has it (docs/install.md)"
+    return (
+        f"{what} cannot use {'it' if count == 1 else 'them'}, most often because the driver is older than its CUDA "
+        f"{torch.version.cuda}: update the driver, or install a torch of an older CUDA (docs/install.md)"
+    )
 
 
 def driver_slots() -> Mapping[str, float]:

@@ -1,6 +1,5 @@
 """`bigrun info`: what this rig is, and what it measured of itself, kept for plans in the host file."""
 
-import os
 import platform
 import time
 from dataclasses import asdict
@@ -8,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from bigrun.devices.host_file import NOWHERE, VARIABLE, default_path, is_none, write
-from bigrun.devices.probe import available_memory, probe_gpus
+from bigrun.devices.probe import available_memory, host_memory, probe_gpus, why_no_gpu
 from bigrun.measure.host import measure_host
 from bigrun.sizes import format_size
 from bigrun.version import __version__
+from bigrun_kernels.cpu.cgroups import usable_cpus
 
 
 def gather(path: Path | None = None) -> dict[str, Any]:
     """Facts of this host, with figures measured now and written to the host file."""
     import numba
-    import psutil
 
     from bigrun_kernels.cpu import threads
 
@@ -43,13 +42,14 @@ def gather(path: Path | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "numba": numba.__version__,
         "cpu": host.cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cpus(),
         "kernels": host.kernels,
         "thread_pool": threads.layer(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": host_memory(),
         "budget_bytes": budget,
         "reserve_bytes": reserve,
         "gpus": gpus,
+        "why_no_gpu": "" if gpus else why_no_gpu(),
         "measured": {
             "read_bytes_per_s": host.read_bytes_per_s,
             "int8_products_per_s": host.int8_products_per_s,
@@ -83,7 +83,7 @@ def describe(report: dict[str, Any]) -> str:
         "cpu": f"{report['cpu']}, {report['cores']} cores",
         "kernels": f"{report['kernels']}, {report['thread_pool']} threads",
         "memory": f"{format_size(report['memory_bytes'])}, of which bigrun would use {format_size(report['budget_bytes'])}",
-        "gpus": ", ".join(gpus) or "none found",
+        "gpus": ", ".join(gpus) or report["why_no_gpu"] or "none found",
         "reads": f"{measured['read_bytes_per_s'] / 1e9:.1f} GB/s of memory{assumed}, "
         f"{measured['disk_bytes_per_s'] / 1e9:.2f} GB/s of disk",
         "computes": f"{measured['int8_products_per_s'] / 1e9:.0f} G multiply-adds/s with int8 weights, "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bigrun.session.generation import Generation, Stats, stats_at_start
+from bigrun.session.generation import Generation, Stats, Stream, stats_at_start
 from bigrun.session.request import Growing, Request
 
 if TYPE_CHECKING:
@@ -28,15 +28,22 @@ class _Answer:
     token: int = 0  # the last one, to be fed
 
 
-def generations(
-    runner: Any, requests: Sequence[Request], done: Callable[[int], None] = lambda _: None
-) -> list[Generation]:
-    """What each request gives, in their order: as many at a time as the plan has sequences, and the next when one ends.
+def whole(runner: Any, request: Request) -> Generation:
+    """What one request gives."""
+    stream = Stream(runner, request)
+    text = "".join(stream)
+    return Generation(text, tuple(stream.token_ids), stream.stats)
+
+
+def answers(runner: Any, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+    """(number, what the request gives) as they end: as many at a time as the plan has sequences, the next when one ends.
 
     The tokens are those of each request alone, except in llm.int8 with a threshold, whose outliers are found for all the tokens
-    of a step together, and on a real GPU, whose sums depend on the size of a step. `done` is told each request that has ended.
+    of a step together, and on a real GPU, whose sums depend on the size of a step.
     """
-    results: list[Generation | None] = [None] * len(requests)
+    if runner.plan.batch == 1:  # a GPU that has everything chooses the tokens of one sequence itself
+        yield from ((number, whole(runner, request)) for number, request in enumerate(requests))
+        return
     with runner.sole_use():
         runner.use_threads()
         waiting = deque(enumerate(requests))
@@ -48,17 +55,15 @@ def generations(
                 number, request = waiting.popleft()
                 fresh[_closest(runner.executor, request.prompt_ids, free)] = number, _begin(runner, request)
             # prompts first, so that all go on together
-            taken = _prompts(runner, fresh) if fresh else _next_tokens(runner, active)
+            logits = _prompts(runner, fresh) if fresh else _next_tokens(runner, active)
             active.update(fresh)
-            for sequence, logits in taken.items():
+            for sequence, row in logits.items():
                 number, answer = active[sequence]
-                _take(runner, sequence, answer, logits)
+                _take(runner, sequence, answer, row)
                 if answer.growing.ended is not None:
-                    results[number] = Generation(answer.text, tuple(answer.request.token_ids), answer.stats)
                     free.append(sequence)
                     del active[sequence]
-                    done(number)
-    return [result for result in results if result is not None]
+                    yield number, Generation(answer.text, tuple(answer.request.token_ids), answer.stats)
 
 
 def _closest(executor: Any, ids: list[int], free: deque[int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigrun.errors import CallError
+from bigrun.session.asked import Asked
 from bigrun.session.generation import Stats, Stream
 from bigrun.session.messages import checked_messages
 from bigrun.session.prompts import rendered
@@ -132,9 +133,8 @@ class Conversation:
         marks = self._marks
         seen = self._seen(messages)
         shown = tuple(mark for mark in marks or () if mark)
-        request = self.runner.request(
-            seen, self.max_new_tokens, False, self.sampling, self.stop, self.template_args, shown=shown
-        )
+        asked = Asked(self.max_new_tokens, False, self.stop, self.template_args, self.sampling, shown)
+        request = asked.request(self.runner, seen)
         inside = False
         if marks is not None:
             inside = begins_inside(rendered(self.runner.tokenizer, seen, self.template_args), marks)

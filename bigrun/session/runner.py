@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
 
-from bigrun.errors import CallError, RunError
 from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
-from bigrun.session.batch import generations
+from bigrun.session.answering import Answering
 from bigrun.session.calls import checked_call
 from bigrun.session.dry_run import plan
-from bigrun.session.findings import tokenizer_of
 from bigrun.session.generation import Generation, Stats, Stream
 from bigrun.session.options import Options
-from bigrun.session.preflight import check_generation
-from bigrun.session.prompts import Message, TextCheck, checked_ids, prompt_ids, several
-from bigrun.session.request import Request
-from bigrun.text.stop import stop_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-
-    from bigrun.text.tokenizer import Tokenizer
+from bigrun.session.prompts import TextCheck
 
 
-class Runner:
+class Runner(Answering):
     """A model, loaded. A context manager; `close()` gives its memory back.
 
     One Runner serves one caller at a time; several can live in a process. Loads on construction: CallError where options
@@ -120,7 +105,7 @@ class Runner:
         from bigrun.devices.measure import host_bytes
 
         started, self.start_bytes = time.perf_counter(), host_bytes()
-        self.options, self._in_use = options, False
+        self.options = options
         self.model = steps.resolve(options)
         planned = steps.plan(options, self.model)
         opened = steps.open_files(options, planned, text_check, text)
@@ -139,12 +124,6 @@ class Runner:
         self.notes = (*loaded.notes, *report.notes)
         self.load_seconds = time.perf_counter() - started
 
-    def use_threads(self) -> None:
-        """Have the CPU's kernels use this Runner's number of threads: another's may have set its own."""
-        from bigrun_kernels.cpu import threads
-
-        threads.use(self.options.arithmetic.threads)
-
     @property
     def kernels(self) -> str:
         """The kernels in use, for reports."""
@@ -154,194 +133,6 @@ class Runner:
         on_gpus = {engines[name].ops.name: None for name in engines if self.memories[name].is_gpu}
         on_host = len(on_gpus) == 0 or any(not self.memories[name].is_gpu for name in engines)
         return " and ".join([*on_gpus, *([isa.describe()] if on_host else [])]) + " kernels"
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, read when it is first asked for."""
-        return tokenizer_of(self.files)
-
-    @checked_call("Runner.encode")
-    def encode(
-        self, prompt: str | Sequence[Message], raw: bool = False, *, template_args: Mapping[str, Any] | None = None
-    ) -> list[int]:
-        """Token ids of a prompt. CallError where it is empty, or does not leave room in the context for an answer.
-
-        prompt: text, or messages, each with its role and content.
-        raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
-        template_args: variables for the chat template, as {"enable_thinking": False}.
-        """
-        if not isinstance(prompt, str) and several(prompt) is not None:
-            raise CallError("encode takes one prompt: a text, or the messages of one conversation")
-        return self._encoded(prompt, raw, template_args)
-
-    def _encoded(self, prompt: Any, raw: bool, template_args: Mapping[str, Any] | None) -> list[int]:
-        return prompt_ids(self.tokenizer, prompt, raw, self.spec.vocab, self.plan.context_tokens, template_args)
-
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int] | Sequence[Message], max_new_tokens: int | None = 128, raw: bool = False, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
-        seed: int | None = None, stop: str | Sequence[str] = (), template_args: Mapping[str, Any] | None = None,
-    ) -> Generation: ...  # fmt: skip
-
-    @overload
-    def generate(
-        self, prompt: list[str] | list[list[Message]], max_new_tokens: int | None = 128, raw: bool = False, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
-        seed: int | None = None, stop: str | Sequence[str] = (), template_args: Mapping[str, Any] | None = None,
-    ) -> list[Generation]: ...  # fmt: skip
-
-    @checked_call("Runner.generate")
-    def generate(
-        self, prompt: Any, max_new_tokens: int | None = 128, raw: bool = False, *, temperature: float = 0.0, top_k: int = 0,
-        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int | None = None,
-        stop: str | Sequence[str] = (), template_args: Mapping[str, Any] | None = None,
-    ) -> Generation | list[Generation]:  # fmt: skip
-        """The continuation of a prompt, whole; of a list of prompts, a list of them, computed `batch` at a time (the Runner's).
-
-        Each stops at the model's end token, at a text of `stop`, at `max_new_tokens`, or where the context is full. What a
-        prompt shares with the one before it is not computed again. CallError for what makes no sense; RunError where logits
-        are no numbers.
-
-        prompt: text, token ids, which are taken as they are, or messages, [{"role": "user", "content": "Hello"}]; or a list of
-            texts, or of conversations.
-        max_new_tokens: tokens at most, at least 1; None: as many as the context holds.
-        raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
-        top_k: draw from the likeliest so many; 0: from all.
-        top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        min_p: draw from tokens of at least this share of the likeliest one's probability; 0: from all.
-        repetition_penalty: above 1, tokens that the prompt or the answer has are less likely; 1: no penalty.
-        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
-        stop: a text, or several, before which the answer ends.
-        template_args: variables for the chat template, as {"enable_thinking": False}.
-        """
-        prompts = several(prompt)
-        sampling = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed,
-        }  # fmt: skip
-        more = max_new_tokens, raw, sampling, stop, template_args
-        if prompts is None:
-            return self._whole(self.request(prompt, *more))
-        chosen = {**sampling, "seed": check_generation(max_new_tokens, sampling).seed}  # one for all
-        requests = []
-        for number, each in enumerate(prompts):
-            try:
-                requests.append(self.request(each, max_new_tokens, raw, chosen, stop, template_args, number))
-            except CallError as error:
-                raise CallError(f"prompt {number + 1} of {len(prompts)}: {error}") from error
-        if self.plan.batch == 1:
-            return [self._whole(request) for request in requests]
-        return generations(self, requests)
-
-    def _whole(self, request: Request) -> Generation:
-        stream = Stream(self, request)
-        text = "".join(stream)
-        return Generation(text, tuple(stream.token_ids), stream.stats)
-
-    @checked_call("Runner.stream")
-    def stream(
-        self, prompt: str | Sequence[int] | Sequence[Message], max_new_tokens: int | None = 128, raw: bool = False, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
-        seed: int | None = None, stop: str | Sequence[str] = (), template_args: Mapping[str, Any] | None = None,
-    ) -> Stream:  # fmt: skip
-        """The continuation of a prompt as an iterator over pieces of text, as they come. A Runner has one at a time: CallError
-        where another has begun and not ended.
-
-        prompt: text, token ids, which are taken as they are, or messages, [{"role": "user", "content": "Hello"}].
-        max_new_tokens: tokens at most, at least 1; None: as many as the context holds.
-        raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from logits divided by it.
-        top_k: draw from the likeliest so many; 0: from all.
-        top_p: draw from the likeliest tokens that make up this probability, above 0 and at most 1.
-        min_p: draw from tokens of at least this share of the likeliest one's probability; 0: from all.
-        repetition_penalty: above 1, tokens that the prompt or the answer has are less likely; 1: no penalty.
-        seed: of the noise: the same seed draws the same tokens; None: a random one, which `stats.seed` tells.
-        stop: a text, or several, before which the answer ends. What may still become one is held back.
-        template_args: variables for the chat template, as {"enable_thinking": False}.
-        """
-        if several(prompt) is not None:
-            raise CallError("stream gives one answer: give one prompt, or the list to generate")
-        sampling = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty, "seed": seed,
-        }  # fmt: skip
-        return Stream(self, self.request(prompt, max_new_tokens, raw, sampling, stop, template_args))
-
-    def request(
-        self, prompt: Any, max_new_tokens: int | None, raw: bool, sampling: Mapping[str, Any], stop: str | Sequence[str] = (),
-        template_args: Mapping[str, Any] | None = None, sequence: int = 0, shown: tuple[str, ...] = (),
-    ) -> Request:  # fmt: skip
-        """One prompt, checked: what `stream` and `generate` run.
-
-        prompt: text, token ids or messages.
-        max_new_tokens: tokens at most; None: as many as the context holds.
-        raw: a text as it is.
-        sampling: temperature, top_k, top_p, min_p, repetition_penalty and seed.
-        stop: texts that end the answer.
-        template_args: variables for the chat template.
-        sequence: its number among prompts that are given together: the noise is its own.
-        shown: special tokens that are text of the answer.
-        """
-        self.check_open()
-        chosen = check_generation(max_new_tokens, sampling)
-        text = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        if not text and template_args:
-            raise CallError("template_args: they are for a chat template, and token ids are taken as they are")
-        ids = self._encoded(prompt, raw, template_args) if text else self._checked(prompt)
-        return Request(ids, max_new_tokens, chosen, sequence, stop_texts(stop), shown)
-
-    def check_open(self) -> None:
-        """CallError where this Runner was closed."""
-        if "executor" not in self.__dict__:
-            raise CallError("this Runner is closed and its memory given back: make another one")
-
-    def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
-        return checked_ids(ids, self.spec.vocab, self.plan.context_tokens)
-
-    @contextmanager
-    def sole_use(self) -> Iterator[None]:
-        """Reserves this Runner's one sequence; CallError while another stream has it."""
-        self.check_open()
-        if self._in_use:
-            raise CallError(
-                "another stream of this Runner is not at its end: read it to the end or close() it, or make a second Runner"
-            )
-        self._in_use = True
-        try:
-            yield
-        finally:
-            self._in_use = False
-
-    @checked_call("Runner.logits")
-    def logits(self, ids: Any) -> Any:
-        """Logits of every position, [batch, seq, vocab] float32: a torch tensor of one, else a NumPy array.
-
-        RunError where they are no numbers.
-
-        ids: token ids, whole numbers [batch, seq], at most the context in a row; each row is a sequence of its own.
-        """
-        import numpy as np
-
-        rows = np.asarray(ids)
-        if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.shape[1] == 0:
-            raise CallError("logits: ids must be a whole-number array [batch, seq] with at least one token a row")
-        checked = [self._checked(row) for row in rows]
-        result = np.empty((*rows.shape, self.spec.vocab), np.float32)
-        with self.sole_use():
-            self.use_threads()
-            for i, row in enumerate(checked):
-                self.executor.clear(0)
-                result[i] = self.executor.forward({0: row}, every=True)[0]
-            self.executor.clear(0)
-        if not np.isfinite(result).all():
-            raise RunError(f"{self.spec.name}: logits are no numbers: its weights, or this mode, go beyond float32")
-        if type(ids).__module__.startswith("torch"):
-            import torch
-
-            return torch.from_numpy(result)
-        return result
 
     def __repr__(self) -> str:
         """One line for a notebook: which model, in which form, where."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tokenizers
 
 from bigrun.errors import CallError, TokenizerError
 from bigrun.text import chat
+from bigrun.text import sampling_defaults as recommended
 from bigrun.text.added_tokens import add_tokens
 from bigrun.text.gguf_vocabulary import vocabulary
 from bigrun.text.stream import TextStream, pieces_of
@@ -64,6 +66,7 @@ class Tokenizer:
         self.stop_ids: frozenset[int] = frozenset(ends.union(stop_ids, [] if eos_id is None else [eos_id]))
         self.vocab_size: int = backend.get_vocab_size()
         self.chat_template = chat_template
+        self._defaults: Callable[[], recommended.Defaults] = recommended.Defaults
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
@@ -89,7 +92,7 @@ class Tokenizer:
         add_tokens(backend, config, special)
         named = {name: text for name in _NAMED if (text := token_text(special, name) or token_text(config, name))}
         template = read_text(path / "chat_template.jinja")
-        return cls(
+        made = cls(
             backend,
             named=named,
             add_bos=field(config, "add_bos_token", bool),
@@ -97,6 +100,8 @@ class Tokenizer:
             chat_template=default_template(config) if template is None else template,
             split_special_tokens=field(config, "split_special_tokens", bool) or False,
         )
+        made._defaults = partial(recommended.from_folder, path)
+        return made
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -104,7 +109,15 @@ class Tokenizer:
 
         Byte-level BPE (`model` "gpt2") and SentencePiece's ("llama"). Raises TokenizerError.
         """
-        return cls(**vocabulary(fields))
+        made = cls(**vocabulary(fields))
+        said = {name: value for name, value in fields.items() if name.startswith(recommended.GGUF)}
+        made._defaults = partial(recommended.from_gguf, said)
+        return made
+
+    @cached_property
+    def sampling_defaults(self) -> recommended.Defaults:
+        """How the model asks to be sampled. Raises TokenizerError for what it cannot mean."""
+        return self._defaults()
 
     @property
     def adds_bos(self) -> bool:

@@ -10,6 +10,8 @@ import os
 from contextlib import nullcontext
 from functools import cache
 
+from bigrun_kernels.cpu.cgroups import usable_cpus
+
 
 @cache
 def _open_tbb() -> bool:
@@ -52,12 +54,15 @@ def start() -> None:
 
 
 def use(count: int | None) -> int:
-    """Run this thread's kernels on `count` threads (None: all cores); more than there are is all. Returns the number."""
+    """Run this thread's kernels on `count` threads; more than there are cores is all of them. None: one for each CPU that this
+    process may use, or NUMBA_NUM_THREADS. Returns the number."""
     import numba
 
     start()
     most = numba.config.NUMBA_NUM_THREADS
-    chosen = most if count is None else max(1, min(count, most))
+    if count is None:
+        count = most if os.environ.get("NUMBA_NUM_THREADS") else usable_cpus()
+    chosen = max(1, min(count, most))
     numba.set_num_threads(chosen)
     return chosen
 

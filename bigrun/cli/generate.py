@@ -1,0 +1,238 @@
+"""`bigrun generate`: the answers to one prompt or several, from flags, files or standard input."""
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from bigrun.cli.answer import notes
+from bigrun.cli.chat_options import read_arguments
+from bigrun.cli.complete import FILE
+from bigrun.cli.encoding import readable_json
+from bigrun.cli.help import Command
+from bigrun.cli.options import as_json, options, parse, rig_options, run_options
+from bigrun.cli.prompt import read_prompt
+from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
+from bigrun.text.shown import Shown
+
+if TYPE_CHECKING:
+    from bigrun.session.asked import Asked
+    from bigrun.session.generation import Generation
+    from bigrun.session.runner import Runner
+
+MOST_AT_A_TIME = 8  # prompts, unless --batch says otherwise
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+generate_options = options(
+    click.option("--plan", type=FILE, metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it."),
+    click.option(
+        "-p",
+        "--prompt",
+        "prompts",
+        multiple=True,
+        metavar="TEXT",
+        help="What to continue. Default: standard input. Repeated: several prompts, computed together.",
+    ),
+    click.option(
+        "--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input."
+    ),
+    click.option("--system", metavar="TEXT", help="The system message: what the model is to be and to heed."),
+    click.option(
+        "--messages",
+        type=FILE,
+        metavar="FILE",
+        help="Go on with the conversation of this JSON file, as `chat` saves one.",
+    ),
+    click.option(
+        "--template-arg",
+        "template_args",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="For the chat template: enable_thinking=false. Can be repeated.",
+    ),
+    click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template."),
+    click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text. Can be repeated."),
+    click.option(
+        "--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0: the likeliest token."
+    ),
+    click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P."
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="Sample from tokens of at least P of the likeliest one's probability; 0: all.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="Above 1: tokens that came before are less likely.",
+    ),
+    click.option(
+        "--seed", type=int, metavar="S", help="The same seed draws the same text. Default: a random one, which is told."
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say in full what each answer took, on standard error."),
+)
+
+
+@click.command("generate", cls=Command)
+@rig_options
+@run_options
+@as_json
+@generate_options
+@click.pass_context
+def generate(
+    ctx: click.Context, as_json: bool, prompts: tuple[str, ...], prompt_file: str | None, system: str | None,
+    messages: str | None, template_args: tuple[str, ...], max_new_tokens: int, raw: bool, stop: tuple[str, ...],
+    verbose: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Continue a prompt, or several; the text streams as it comes.
+
+    The likeliest token is taken, unless a temperature is given; `bigrun chat` samples as the model's generation_config.json
+    says. One line's end at the end of a file or of standard input is no part of the prompt.
+    """
+    sampling = {name: flags.pop(name) for name in SAMPLING}
+    given = _prompts(prompts, prompt_file, system, messages, raw)
+    arguments = read_arguments(template_args)
+    from bigrun.session.asked import Asked
+    from bigrun.session.generation import Stream
+    from bigrun.session.preflight import check_generation
+    from bigrun.session.prompts import prompt_ids
+    from bigrun.text.stop import stop_texts
+
+    check_generation(max_new_tokens, sampling)  # before a long load, not after it
+    stop_texts(stop)
+
+    def text_check(tokenizer: Any, table: int, context: int) -> None:
+        for each in given:
+            prompt_ids(tokenizer, each, raw, table, context, arguments)
+
+    asked = Asked(max_new_tokens, raw, stop, arguments or None, sampling)
+    with _runner(ctx, flags, len(given), text_check) as runner:
+        if len(given) > 1:
+            _several(runner, given, asked, as_json, verbose, flags["quiet"])
+            return
+        stream, pieces, output = Stream(runner, asked.request(runner, given[0])), [], _Output()
+        for piece in stream:
+            pieces.append(piece)
+            if not as_json:
+                output.write(piece)
+        text = "".join(pieces)
+        if as_json:
+            print(readable_json({"text": text, "token_ids": stream.token_ids, **vars(stream.stats)}))
+            return
+        output.end(bool(text))
+        if not flags["quiet"]:
+            _note(notes(stream.stats, bool(text), True, verbose))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+class _Output:
+    """Standard output for an answer: as it is, unless it is a terminal, which gets no control characters of it."""
+
+    def __init__(self) -> None:
+        self._shown = Shown() if _is_terminal() else None
+
+    def write(self, piece: str) -> None:
+        """The next piece."""
+        print(piece if self._shown is None else self._shown.push(piece), end="", flush=True)
+
+    def end(self, has_text: bool) -> None:
+        """The answer is over; one that has text ends its line."""
+        if has_text:
+            print("" if self._shown is None else self._shown.finish(), flush=True)
+
+
+def _prompts(
+    prompts: tuple[str, ...], prompt_file: str | None, system: str | None, messages: str | None, raw: bool
+) -> list[Any]:
+    """The prompts: texts, or conversations where there is a system message or a file of messages."""
+    if raw and (system is not None or messages is not None):
+        what = "--system" if messages is None else "--messages"
+        raise CallError(f"{what}: it is for the chat template, and --raw does without: leave one of them out")
+    said: list[dict[str, Any]] = []
+    if messages is not None:
+        from bigrun.cli.messages_file import read_messages
+
+        said = list(read_messages(messages, f"--messages {messages}"))
+    if system is not None:
+        if not system.strip():
+            raise CallError("--system: it is empty: leave it out")
+        if any(message["role"] == "system" for message in said):
+            raise CallError(f"--system: --messages {messages} has a system message: leave one of them out")
+        said = [{"role": "system", "content": system}, *said]
+    if messages is not None and not prompts and prompt_file is None:
+        if not said or said[-1]["role"] == "assistant":
+            raise CallError(f"--messages {messages}: there is no turn to answer at its end: add one with --prompt")
+        return [said]
+    if len(prompts) > 1:
+        if prompt_file is not None:
+            raise CallError("--prompt and --prompt-file: give one of them")
+        texts = [read_prompt(prompt, None) for prompt in prompts]
+    else:
+        texts = [read_prompt(prompts[0] if prompts else None, prompt_file)]
+    return [[*said, {"role": "user", "content": text}] for text in texts] if said else list(texts)
+
+
+def _runner(ctx: click.Context, flags: dict[str, Any], count: int, text_check: Any) -> "Runner":
+    """The model, with a sequence for each of the prompts that are computed together."""
+    from bigrun.cli.running import open_runner
+
+    chosen = parse(flags)
+    given = ctx.get_parameter_source("batch") is not ParameterSource.DEFAULT
+    if given and count == 1 and chosen.batch > 1 and not flags["quiet"]:
+        _note([f"--batch {chosen.batch}: there is one prompt, and one answer; give --prompt several times"])
+    if count == 1 or given or chosen.plan is not None:
+        return open_runner(chosen, text_check)
+    try:
+        return open_runner(replace(chosen, batch=min(count, MOST_AT_A_TIME)), text_check)
+    except PlanDoesNotFit as error:
+        raise PlanDoesNotFit(f"{error}; or --batch 1, one prompt after another") from error
+
+
+def _several(runner: "Runner", prompts: list[Any], asked: "Asked", as_json: bool, verbose: bool, quiet: bool) -> None:
+    """The answers to several prompts, each under its prompt, in their order and as soon as those before it are there."""
+    from bigrun.cli.answer import together
+    from bigrun.session.batch import answers
+
+    waiting: dict[int, Generation] = {}
+    printed: list[Generation] = []
+    for number, answer in answers(runner, asked.requests(runner, prompts)):
+        waiting[number] = answer
+        while (following := len(printed)) in waiting:
+            each = waiting.pop(following)
+            printed.append(each)
+            if not as_json:
+                _print_answer(following, prompts, each)
+                if not quiet:
+                    _note(notes(each.stats, bool(each.text), verbose, verbose))
+    if as_json:
+        listed = [{"text": each.text, "token_ids": list(each.token_ids), **vars(each.stats)} for each in printed]
+        print(readable_json({"answers": listed}))
+    elif not quiet:
+        _note([together([each.stats for each in printed])])
+
+
+def _print_answer(number: int, prompts: list[Any], answer: "Generation") -> None:
+    prompt = prompts[number] if isinstance(prompts[number], str) else prompts[number][-1]["content"]
+    first = BigrunError(" ".join(prompt.split()))  # escapes what a terminal would obey
+    print(f"{'' if number == 0 else chr(10)}--- {number + 1} of {len(prompts)}: {first!s:.80}")
+    output = _Output()
+    output.write(answer.text)
+    output.end(bool(answer.text))
+
+
+def _note(lines: list[str]) -> None:
+    for line in lines:
+        print(f"[{line}]", file=sys.stderr, flush=True)
