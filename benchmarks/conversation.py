@@ -18,7 +18,7 @@ import numpy as np
 
 from bigrun import Runner
 from bigrun.execute.sampling import Sampling
-from bigrun.session.batch import answers
+from bigrun.session.batch import run_requests
 from bigrun.session.request import Request
 
 ANSWER = 32  # tokens of the first turn's answer, and of each answer of a batch
@@ -71,7 +71,7 @@ def tokens_per_s(runner: Runner, count: int, seed: int) -> float:
         runner.executor.clear(sequence)
     requests = [Request(ids(seed + i, PROMPT, runner.spec.vocab), ANSWER, Sampling(), i) for i in range(count)]
     started = time.perf_counter()
-    given = [answer for _, answer in answers(runner, requests)]
+    given = [answer for _, answer in run_requests(runner, requests)]
     return sum(len(answer.token_ids) for answer in given) / (time.perf_counter() - started)
 
 

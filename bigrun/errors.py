@@ -34,6 +34,19 @@ def _named(flag: "re.Match[str]") -> str:
     return name if name in PARAMETERS else flag[0]
 
 
+def shortly(value: object) -> str:
+    """The repr of a wrong value, cut, for a message; its type where that cannot be made."""
+    try:
+        return f"{value!r:.40}"
+    except ValueError:  # a whole number of thousands of digits
+        return f"{type(value).__name__} too large to write"
+
+
+def escaped(text: str) -> str:
+    """A text on one line, for a message: whatever is not printable is spelled out, like \\x1b."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class BigrunError(Exception):
     """Any failure that bigrun explains; anything else that escapes is a bug."""
 
@@ -41,7 +54,7 @@ class BigrunError(Exception):
 
     def __init__(self, message: str):
         """Escapes control characters: names quoted in a message may hold anything."""
-        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        message = escaped(message)
         super().__init__(message if _on_command_line else _FLAG.sub(_named, message))
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigrun import CallError, Runner
-from bigrun.session import answering
+from bigrun.session import inference
 from support.checkpoints import llama
 
 OPTIONS: dict[str, Any] = {"gpus": "none", "cpu": "100MB", "context": 128, "progress": False}
@@ -110,7 +110,7 @@ def test_full_contexts_and_stops_end_one_answer_and_not_the_others(runner: Runne
 
 
 def test_one_bad_prompt_is_named_and_nothing_is_computed(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "answers", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(inference, "run_requests", lambda *_: pytest.fail("computed"))
     with pytest.raises(CallError, match=r"^prompt 2 of 3: the prompt has \d+ tokens and the context 128"):
         runner.generate(["a", "dog " * 200, "b"], raw=True)
     with pytest.raises(CallError, match=r"^prompt 3 of 3: the prompt is empty"):

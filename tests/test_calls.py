@@ -1,6 +1,8 @@
 """Calls of the Python API that cannot be meant: bigrun's own error, which says what to write."""
 
+import gc
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,42 @@ def test_a_prompt_is_text_ids_or_messages(runner: Runner) -> None:
     assert runner.generate(torch.tensor(ids), 5).token_ids == answer.token_ids
 
 
+def test_a_prompt_and_stops_may_be_read_once(runner: Runner) -> None:
+    """What is gone through to see what it is is what is used."""
+    ids = runner.encode("the fox")
+    answer = runner.generate(ids, 5)
+    for once in (iter(ids), dict.fromkeys(ids).keys() if len(set(ids)) == len(ids) else iter(ids), iter([USER])):
+        assert runner.generate(once, 5).token_ids == answer.token_ids
+    assert runner.encode(message for message in [USER]) == ids
+    lists = iter([iter([USER]), [USER]])
+    assert [each.token_ids for each in runner.generate(lists, 5)] == [answer.token_ids] * 2
+    stop = runner.generate("the fox", 12).text[4:6]
+    ended = runner.generate(["the fox", "the fox"], 12, stop=(each for each in ["never", stop]))
+    assert [each.stats.ended for each in ended] == ["stop_text"] * 2
+
+
+def test_numbers_of_numpy_are_numbers(runner: Runner) -> None:
+    plain = runner.generate("the fox", 5, temperature=0.5, top_k=3, seed=4)
+    numpy = runner.generate("the fox", np.int64(5), temperature=np.float32(0.5), top_k=np.int32(3), seed=np.uint64(4))
+    assert numpy.token_ids == plain.token_ids
+
+
+def test_numbers_that_python_does_not_write_are_refused_all_the_same(runner: Runner) -> None:
+    with pytest.raises(CallError, match="token id int too large to write is outside"):
+        runner.generate([10**5000])
+    with pytest.raises(CallError, match="max_new_tokens int too large to write"):
+        runner.generate("the fox", -(10**5000))
+
+
+def test_a_template_gets_no_objects(runner: Runner) -> None:
+    class Thing:
+        def __str__(self) -> str:
+            return "thing"
+
+    with pytest.raises(CallError, match="message 1: what it has as 'tool' is not JSON"):
+        runner.generate([{**USER, "tool": Thing()}])
+
+
 def test_messages_are_all_given_to_the_template(runner: Runner) -> None:
     talk = [
         {"role": "system", "content": "a dog"},
@@ -76,6 +114,8 @@ def test_messages_are_all_given_to_the_template(runner: Runner) -> None:
         ([5.5, 6.5], "list of float is no prompt"),
         ([True], "list of bool is no prompt"),
         ([None], "list of NoneType is no prompt"),
+        (np.array(5), "ndarray is no prompt"),
+        (object(), "object is no prompt"),
         (["the fox", 5], "one kind, and this one has text and token"),
         ([USER, "the fox"], "one kind, and this one has message and text"),
         ([USER, [USER]], "one kind, and this one has message and messages"),
@@ -99,9 +139,9 @@ def test_what_is_no_prompt_is_refused_with_what_to_give(runner: Runner, prompt: 
 
 
 def test_a_stream_and_encode_are_of_one_prompt(runner: Runner) -> None:
-    with pytest.raises(CallError, match="stream gives one answer: give one prompt, or the list to generate"):
+    with pytest.raises(CallError, match=r"one prompt is taken here: .* generate takes several"):
         runner.stream(["the fox", "a dog"])  # type: ignore[arg-type]
-    with pytest.raises(CallError, match="encode takes one prompt"):
+    with pytest.raises(CallError, match="one prompt is taken here"):
         runner.encode(["the fox", "a dog"])  # type: ignore[list-item]
 
 
@@ -141,6 +181,7 @@ def test_template_arguments_are_for_a_template_that_reads_them(runner: Runner) -
         ({"max_new_tokens": "12"}, "max_new_tokens '12': give a whole number"),
         ({"max_new_tokens": 2.0}, "max_new_tokens 2.0"),
         ({"max_new_tokens": True}, "max_new_tokens True"),
+        ({"template_args": 5}, "int is no dictionary"),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_p": 0}, "top_p is 0"),
@@ -217,6 +258,40 @@ def test_what_a_keyword_is_told_to_be_is_a_parameter() -> None:
 
 
 # Closed, and short
+
+
+def test_a_stream_that_is_dropped_lets_the_runner_go(runner: Runner) -> None:
+    gc.disable()
+    try:
+        for _ in runner.stream("the fox", 20):
+            break
+        assert runner.generate("a dog", 2).text is not None
+    finally:
+        gc.enable()
+
+
+def test_streams_end_with_their_runner(model: Path) -> None:
+    with Runner(str(model), **OPTIONS) as runner:
+        stream = runner.stream("the fox", 20)
+        first = next(stream)
+        memory = runner.memories["cpu"]
+    assert (first, memory.used_bytes) == (first, 0)
+    with pytest.raises(CallError, match="is closed"):
+        next(stream)
+    with pytest.raises(CallError, match="is closed"):
+        _ = runner.kernels
+
+
+def test_decode_seconds_are_the_model_s_and_not_the_reader_s(runner: Runner) -> None:
+    stream = runner.stream("the fox", 12)
+    for _ in stream:
+        time.sleep(0.05)
+    assert stream.stats.decode_seconds < 12 * 0.05 / 2
+
+
+def test_rows_of_logits_are_of_one_length(runner: Runner) -> None:
+    with pytest.raises(CallError, match="rows of one length"):
+        runner.logits([[5], [5, 6]])
 
 
 def test_a_closed_runner_says_so(model: Path) -> None:

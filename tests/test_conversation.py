@@ -103,7 +103,7 @@ def test_an_answer_can_be_asked_for_again(runner: Runner) -> None:
     assert talk.last.reused_tokens == talk.last.prompt_tokens - 1, "the prompt is the same"
 
 
-@pytest.mark.parametrize("pieces", [0, 1, 3])
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_an_answer_that_is_ended_is_kept_as_far_as_it_came(runner: Runner, pieces: int) -> None:
     talk = Conversation(runner, max_new_tokens=40)
     answer = talk.say("the fox")
@@ -113,6 +113,69 @@ def test_an_answer_that_is_ended_is_kept_as_far_as_it_came(runner: Runner, piece
     assert talk.messages[-1] == {"role": "assistant", "content": text}
     said(talk.say("a dog"))
     assert len(talk.messages) == 4
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_of_which_nothing_came_was_not_asked_for(
+    runner: Runner, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Conversation(runner, max_new_tokens=8)
+    text = said(talk.say("the fox"))
+    before = list(talk.messages)
+    monkeypatch.setattr(runner.executor, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for ask in (lambda: talk.say("a dog"), talk.again):
+        answer = ask()
+        if begun:
+            with pytest.raises(KeyboardInterrupt):
+                said(answer)
+        answer.close()
+        assert talk.messages == before, "also the answer that was to be replaced"
+    assert talk.messages[-1]["content"] == text
+
+
+def test_what_is_done_next_ends_an_answer_that_is_not_at_its_end(runner: Runner) -> None:
+    talk = Conversation(runner, max_new_tokens=8)
+    first = talk.say("the fox")
+    came = next(iter(first)).text
+    second = said(talk.say("a dog"))
+    assert [message["content"] for message in talk.messages] == ["the fox", came, "a dog", second]
+    first.close()
+    assert said(first) == ""
+    assert len(talk.messages) == 4, "it is over for the conversation"
+    third = talk.say("then")
+    next(iter(third))
+    talk.clear()
+    third.close()
+    assert talk.messages == []
+
+
+def test_stop_texts_are_looked_for_in_the_answer_and_not_in_thoughts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(tmp_path, THINKS) as runner:
+        model = Says(runner, monkeypatch)
+        talk = Conversation(runner, stop=["END", "hm"])
+        model.text = "<think>hm, END?</think>It jumps. EN EN"
+        assert said(talk.say("the fox")) == "hm, END?It jumps. EN EN"
+        model.text = "<think>hm</think>It jumps. END of it"
+        answer = talk.say("the fox")
+        assert said(answer) == "hmIt jumps. "
+        assert answer.stats.ended == "stop_text"
+        assert talk.messages[-1]["content"] == "It jumps. "
+        model.text = "ENDE"
+        assert said(talk.say("the fox")) == ""
+        assert talk.messages[-1] == {"role": "assistant", "content": ""}, "which the model meant"
+
+
+def test_a_conversation_s_own_arguments_are_checked(runner: Runner) -> None:
+    with pytest.raises(CallError, match="sampling has no temp; it has temperature"):
+        Conversation(runner, sampling={"temp": 1})
+    talk = Conversation(runner)
+    for wrong in (5, b"a"):
+        with pytest.raises(CallError, match="content that is a text"):
+            talk.system = wrong  # type: ignore[assignment]
+        with pytest.raises(CallError, match="content that is a text"):
+            talk.say(wrong)  # type: ignore[arg-type]
 
 
 def test_ctrl_c_within_an_answer_keeps_what_came(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +246,7 @@ class Says:
             yield from self.text
 
         monkeypatch.setattr(runner.tokenizer, "encode", encode)
-        monkeypatch.setattr("bigrun.session.generation.Stream._generate", stream)
+        monkeypatch.setattr("bigrun.session.generation._generate", stream)
 
 
 def test_thoughts_are_told_apart_and_left_to_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

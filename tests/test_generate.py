@@ -14,8 +14,8 @@ from bigrun.cli import running
 from bigrun.cli.answer import notes
 from bigrun.errors import PlanDoesNotFit
 from bigrun.session import generation
-from bigrun.session.asked import Asked
 from bigrun.session.generation import Stats
+from bigrun.session.request_options import RequestOptions
 from support.checkpoints import llama
 from support.commands import run_command, run_process
 from support.long import LONG
@@ -35,11 +35,11 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *_: object) -> None:
             pass
 
-    def request(_: Asked, __: Any, prompt: str) -> Any:
+    def request(_: RequestOptions, __: Any, prompt: str) -> Any:
         seen.append(prompt)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Asked, "request", request)
+    monkeypatch.setattr(RequestOptions, "request", request)
     monkeypatch.setattr(running, "open_runner", lambda *_: Loaded())
     return seen
 
@@ -105,7 +105,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     def run(pieces: tuple[str, ...], new: int, ended: str, *more: str, seed: int | None = None) -> tuple[str, str]:
         answer = Answer(pieces, Stats(7, new, 1.0, 0.5, 2.0 if new else 0.0, seed, ended))
         monkeypatch.setattr(running, "open_runner", lambda *_: answer)
-        monkeypatch.setattr(Asked, "request", lambda *_: None)
+        monkeypatch.setattr(RequestOptions, "request", lambda *_: None)
         monkeypatch.setattr(generation, "Stream", lambda *_: answer)
         result = run_command("generate", "-p", "x", *more)
         assert result.exit_code == 0, result.stderr
@@ -233,7 +233,9 @@ def test_several_prompts_are_several_answers(chat: Path) -> None:
     )
     assert shown.stdout == expected
     new = sum(each["new_tokens"] for each in alone)
-    assert f"[3 answers: {sum(each['prompt_tokens'] for each in alone)} + {new} tokens]" in shown.stderr
+    assert f"[3 answers: {sum(each['prompt_tokens'] for each in alone)} + {new} tokens in " in shown.stderr
+    assert shown.stderr.endswith(" tokens/s]\n")
+    assert "[2: cut at 6 tokens; --max-new-tokens]" in shown.stderr
     assert run(chat, *flags, "--quiet").stderr == ""
 
 

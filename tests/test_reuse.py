@@ -10,9 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigrun import Runner
-from bigrun.execute.kept import Kept
 from bigrun.execute.kv_cache import PageTables
+from bigrun.execute.prefix import CachedSequence
+from bigrun.execute.sampling import Sampling
 from bigrun.model.buffers import PAGE_TOKENS
+from bigrun.session.batch import run_requests
+from bigrun.session.request import Request
 from support.checkpoints import llama
 
 CONTEXT = 1200  # two whole chunks of a prompt, and some
@@ -163,19 +166,30 @@ def test_logits_and_prompts_between_turns_change_nothing(pair: tuple[Runner, Cal
 # The books
 
 
-def test_a_sequence_that_is_cut_gives_back_whole_pages() -> None:
+def test_an_interrupt_loses_no_page_and_gives_none_twice() -> None:
+    pages = PageTables(PAGE_TOKENS * 4, 2)
+    pages.extend(0, PAGE_TOKENS * 3)
+    pages._free.pop()  # taken, and not yet in a table, when Ctrl-C came
+    pages.truncate(0, PAGE_TOKENS)
+    assert sorted(pages._free) == sorted(set(range(8)) - {int(pages.tables[0, 0])})
+    pages._free += [int(pages.tables[0, 0])]  # as if given back while it is owned
+    pages.truncate(0, PAGE_TOKENS)
+    assert len(pages._free) == len(set(pages._free)) == 7
+
+
+def test_a_sequence_that_is_truncated_gives_back_whole_pages() -> None:
     pages = PageTables(PAGE_TOKENS * 4, 2)
     _, slots = pages.extend(0, PAGE_TOKENS * 3 + 1)
-    pages.cut(0, PAGE_TOKENS * 2 + 1)
+    pages.truncate(0, PAGE_TOKENS * 2 + 1)
     assert pages.lengths[0] == PAGE_TOKENS * 2 + 1
     positions, again = pages.extend(0, PAGE_TOKENS)
     assert positions[0] == PAGE_TOKENS * 2 + 1
     assert np.array_equal(again[: PAGE_TOKENS - 1], slots[PAGE_TOKENS * 2 + 1 : PAGE_TOKENS * 3]), (
         "the page that was kept"
     )
-    pages.cut(0, PAGE_TOKENS * 10)
+    pages.truncate(0, PAGE_TOKENS * 10)
     assert pages.lengths[0] == PAGE_TOKENS * 3 + 1, "it cannot grow so"
-    pages.cut(0, 0)
+    pages.truncate(0, 0)
     for sequence in (0, 1):
         pages.extend(sequence, PAGE_TOKENS * 4)
     assert sorted(pages.tables.ravel()) == list(range(8)), "every page is there once"
@@ -193,20 +207,61 @@ def test_no_page_is_lost_or_shared(moves: list[tuple[int, bool, int]]) -> None:
             lengths[sequence] += count
         else:
             lengths[sequence] = min(lengths[sequence], count)
-            pages.cut(sequence, lengths[sequence])
+            pages.truncate(sequence, lengths[sequence])
         owned = [pages.tables[s, : -(-lengths[s] // PAGE_TOKENS)].tolist() for s in (0, 1)]
         assert pages.lengths.tolist() == lengths
         assert sorted([*owned[0], *owned[1], *pages._free]) == list(range(6))
 
 
-def test_kept_tokens_are_shared_up_to_where_they_part() -> None:
-    kept = Kept()
-    kept.took([1, 2, 3, 4], as_prompt=True)
-    kept.took([5], as_prompt=False)
-    kept.took([6, 7], as_prompt=True)  # after an answer it is no prompt's beginning
-    assert (kept.ids, kept.prompt) == ([1, 2, 3, 4, 5, 6, 7], 4)
+def test_cached_tokens_are_reused_up_to_where_they_part() -> None:
+    cached = CachedSequence()
+    cached.append([1, 2, 3, 4], as_prompt=True)
+    cached.append([5], as_prompt=False)
+    cached.append([6, 7], as_prompt=True)  # after an answer it is no prompt's beginning
+    assert (cached.ids, cached.prompt) == ([1, 2, 3, 4, 5, 6, 7], 4)
     cases = [([1, 2, 3], 2), ([1, 2, 9, 4], 2), ([9], 0), ([1], 0), ([1, 2, 3, 4, 5, 6, 7], 6), (list(range(1, 12)), 7)]
-    assert [kept.shared(ids, 3, True) for ids, _ in cases] == [shared for _, shared in cases]
-    assert [kept.shared(ids, 3, False) for ids, _ in cases] == [0, 0, 0, 0, 3, 3]
-    kept.cut(2)
-    assert (kept.ids, kept.prompt) == ([1, 2], 2)
+    assert [cached.reusable(ids, 3, True) for ids, _ in cases] == [shared for _, shared in cases]
+    assert [cached.reusable(ids, 3, False) for ids, _ in cases] == [0, 0, 0, 0, 3, 3]
+    cached.truncate(2)
+    assert (cached.ids, cached.prompt) == ([1, 2], 2)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rounds=st.lists(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(1, 700)), min_size=1, max_size=4), min_size=1, max_size=3
+    )
+)
+@pytest.mark.parametrize("kind", ["cpu", "llm.int8", "gpu"])
+def test_lists_of_prompts_reuse_what_any_sequence_has(
+    model: Path, kind: str, rounds: list[list[tuple[int, int]]]
+) -> None:
+    """The first token of each, which depends on its prompt alone, also where decode's depend on the batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIGRUN_GPU", "emulate")
+        options = {"cpu": "100MB", "context": CONTEXT, "progress": False, **KINDS[kind], "batch": 3}
+        beginnings = [long_prompt(600 + seed) for seed in range(3)]
+        with Runner(str(model), **options) as runner:
+            for prompts in rounds:
+                asked = [[*beginnings[which], *long_prompt(more)][: 300 + more] for which, more in prompts]
+                requests = [Request(ids, 1, Sampling(), number) for number, ids in enumerate(asked)]
+                together = dict(run_requests(runner, requests))
+                for number, ids in enumerate(asked):
+                    for sequence in range(3):
+                        runner.executor.clear(sequence)
+                    assert together[number].token_ids == runner.generate(ids, 1).token_ids
+
+
+def test_a_list_gives_each_prompt_the_sequence_that_has_most_of_it(model: Path) -> None:
+    a, b = long_prompt(40), long_prompt(50)
+    with Runner(str(model), gpus="none", cpu="100MB", context=CONTEXT, batch=2, progress=False) as runner:
+
+        def reused(*prompts: list[int]) -> list[int]:
+            requests = [Request(ids, 1, Sampling(), number) for number, ids in enumerate(prompts)]
+            ended = dict(run_requests(runner, requests))
+            return [ended[number].stats.reused_tokens for number in range(len(prompts))]
+
+        assert reused(a, b) == [0, 0]
+        assert reused(b, a) == [49, 39]
+        assert reused([3, 4, 5], a) == [0, 39]
+        assert reused(a[:10], [*a, 7])[1] == 40, "the one with most to reuse first"

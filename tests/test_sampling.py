@@ -148,7 +148,7 @@ def test_a_penalty_is_for_greedy_choices_too_and_leaves_the_logits_as_they_are()
     assert choose(-logits, Sampling(repetition_penalty=0.001), 0, 0, seen_tokens([0, 1], 4)) == 3
     assert logits.tolist() == pytest.approx([2.0, 1.5, -0.1, -3.0])
     with pytest.raises(RunError, match="inf"):
-        choose(np.array([1e30, 0], np.float32), Sampling(repetition_penalty=1e-30), 0, 0, seen_tokens([0], 2))
+        choose(np.array([1e37, 0], np.float32), Sampling(repetition_penalty=1e-6), 0, 0, seen_tokens([0], 2))
 
 
 def test_the_draw_depends_on_seed_sequence_and_position_alone() -> None:
@@ -212,13 +212,19 @@ def test_logits_of_no_use_are_an_error() -> None:
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
         ("temperature", True), ("top_k", -1), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
         ("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan), ("min_p", "0"), ("repetition_penalty", 0.0),
-        ("repetition_penalty", -1.0), ("repetition_penalty", math.inf), ("repetition_penalty", True),
+        ("repetition_penalty", -1.0), ("repetition_penalty", math.inf), ("repetition_penalty", 1e-7),
+        ("repetition_penalty", 10**400), ("temperature", 10**400), ("repetition_penalty", True),
         ("seed", -1), ("seed", 1 << 64), ("seed", 0.5),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_the_callers_error(name: str, value: Any) -> None:
     with pytest.raises(CallError, match=name):
         Sampling(**{name: value})
+
+
+def test_a_number_that_python_does_not_write_is_refused_all_the_same() -> None:
+    with pytest.raises(CallError, match="seed is int too large to write"):
+        Sampling(seed=10**5000)
 
 
 def test_a_small_top_k_does_not_sort_the_vocabulary() -> None:

@@ -28,11 +28,12 @@ def notes(stats: Stats, has_text: bool, brief: bool, verbose: bool) -> list[str]
     return lines
 
 
-def together(all_stats: Sequence[Stats]) -> str:
-    """What several answers took together, which were computed at the same time or one after another."""
+def together(all_stats: Sequence[Stats], seconds: float) -> str:
+    """What several answers took together, prompts included."""
     new = sum(stats.new_tokens for stats in all_stats)
     prompts = sum(stats.prompt_tokens for stats in all_stats)
-    return f"{len(all_stats)} answers: {prompts} + {count(new)}{_seed(all_stats[0])}"
+    rate = f" in {seconds:.1f} s{_speed(new / seconds if seconds > 0 else None)}"
+    return f"{len(all_stats)} answers: {prompts} + {count(new)}{rate}{_seed(all_stats[0])}"
 
 
 def count(tokens: int) -> str:

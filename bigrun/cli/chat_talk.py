@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigrun.cli.answer import count, notes
 from bigrun.cli.chat_display import Display, Screen
-from bigrun.errors import BigrunError
+from bigrun.errors import escaped
 from bigrun.text.thinking import marks_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Talk:
     def note(self, text: str) -> None:
         """A line beside the conversation, on standard error."""
         if not self.quiet:
-            print(f"[{BigrunError(text)}]", file=sys.stderr, flush=True)
+            print(f"[{escaped(text)}]", file=sys.stderr, flush=True)
 
     def _show(self, begin: Callable[[], "Answer"]) -> None:
         display = Display(self.screen, self.thinking, self._marks)

@@ -1,6 +1,7 @@
 """`bigrun generate`: the answers to one prompt or several, from flags, files or standard input."""
 
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from bigrun.cli.encoding import readable_json
 from bigrun.cli.help import Command
 from bigrun.cli.options import as_json, options, parse, rig_options, run_options
 from bigrun.cli.prompt import read_prompt
-from bigrun.errors import BigrunError, CallError, PlanDoesNotFit
+from bigrun.errors import CallError, PlanDoesNotFit, escaped
 from bigrun.text.shown import Shown
 
 if TYPE_CHECKING:
-    from bigrun.session.asked import Asked
     from bigrun.session.generation import Generation
+    from bigrun.session.request_options import RequestOptions
     from bigrun.session.runner import Runner
 
 MOST_AT_A_TIME = 8  # prompts, unless --batch says otherwise
@@ -43,7 +44,7 @@ generate_options = options(
         "--messages",
         type=FILE,
         metavar="FILE",
-        help="Go on with the conversation of this JSON file, as `chat` saves one.",
+        help="Answer the last turn of the conversation in this JSON file, as `chat` saves one, or --prompt after it.",
     ),
     click.option(
         "--template-arg",
@@ -77,7 +78,10 @@ generate_options = options(
         help="Above 1: tokens that came before are less likely.",
     ),
     click.option(
-        "--seed", type=int, metavar="S", help="The same seed draws the same text. Default: a random one, which is told."
+        "--seed",
+        type=int,
+        metavar="S",
+        help="The same seed draws the same text. Default: a random one, shown with the speeds.",
     ),
     click.option("-v", "--verbose", is_flag=True, help="Say in full what each answer took, on standard error."),
 )
@@ -102,25 +106,22 @@ def generate(
     sampling = {name: flags.pop(name) for name in SAMPLING}
     given = _prompts(prompts, prompt_file, system, messages, raw)
     arguments = read_arguments(template_args)
-    from bigrun.session.asked import Asked
     from bigrun.session.generation import Stream
-    from bigrun.session.preflight import check_generation
     from bigrun.session.prompts import prompt_ids
-    from bigrun.text.stop import stop_texts
+    from bigrun.session.request_options import RequestOptions
 
-    check_generation(max_new_tokens, sampling)  # before a long load, not after it
-    stop_texts(stop)
+    # checked before a long load, not after it
+    options = RequestOptions(max_new_tokens, raw, stop, arguments or None, sampling)
 
     def text_check(tokenizer: Any, table: int, context: int) -> None:
         for each in given:
             prompt_ids(tokenizer, each, raw, table, context, arguments)
 
-    asked = Asked(max_new_tokens, raw, stop, arguments or None, sampling)
     with _runner(ctx, flags, len(given), text_check) as runner:
         if len(given) > 1:
-            _several(runner, given, asked, as_json, verbose, flags["quiet"])
+            _several(runner, given, options, as_json, verbose, flags["quiet"])
             return
-        stream, pieces, output = Stream(runner, asked.request(runner, given[0])), [], _Output()
+        stream, pieces, output = Stream(runner, options.request(runner, given[0])), [], _Output()
         for piece in stream:
             pieces.append(piece)
             if not as_json:
@@ -201,14 +202,17 @@ def _runner(ctx: click.Context, flags: dict[str, Any], count: int, text_check: A
         raise PlanDoesNotFit(f"{error}; or --batch 1, one prompt after another") from error
 
 
-def _several(runner: "Runner", prompts: list[Any], asked: "Asked", as_json: bool, verbose: bool, quiet: bool) -> None:
+def _several(
+    runner: "Runner", prompts: list[Any], options: "RequestOptions", as_json: bool, verbose: bool, quiet: bool
+) -> None:
     """The answers to several prompts, each under its prompt, in their order and as soon as those before it are there."""
     from bigrun.cli.answer import together
-    from bigrun.session.batch import answers
+    from bigrun.session.batch import run_requests
 
+    started = time.perf_counter()
     waiting: dict[int, Generation] = {}
     printed: list[Generation] = []
-    for number, answer in answers(runner, asked.requests(runner, prompts)):
+    for number, answer in run_requests(runner, options.requests(runner, prompts)):
         waiting[number] = answer
         while (following := len(printed)) in waiting:
             each = waiting.pop(following)
@@ -216,18 +220,19 @@ def _several(runner: "Runner", prompts: list[Any], asked: "Asked", as_json: bool
             if not as_json:
                 _print_answer(following, prompts, each)
                 if not quiet:
-                    _note(notes(each.stats, bool(each.text), verbose, verbose))
+                    lines = notes(each.stats, bool(each.text), verbose, verbose)
+                    _note([f"{following + 1}: {line}" for line in lines])
     if as_json:
         listed = [{"text": each.text, "token_ids": list(each.token_ids), **vars(each.stats)} for each in printed]
         print(readable_json({"answers": listed}))
     elif not quiet:
-        _note([together([each.stats for each in printed])])
+        _note([together([each.stats for each in printed], time.perf_counter() - started)])
 
 
 def _print_answer(number: int, prompts: list[Any], answer: "Generation") -> None:
     prompt = prompts[number] if isinstance(prompts[number], str) else prompts[number][-1]["content"]
-    first = BigrunError(" ".join(prompt.split()))  # escapes what a terminal would obey
-    print(f"{'' if number == 0 else chr(10)}--- {number + 1} of {len(prompts)}: {first!s:.80}")
+    between = "" if number == 0 else "\n"
+    print(f"{between}--- {number + 1} of {len(prompts)}: {escaped(' '.join(prompt.split())):.80}")
     output = _Output()
     output.write(answer.text)
     output.end(bool(answer.text))

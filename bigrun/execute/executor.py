@@ -11,8 +11,8 @@ from bigrun.errors import RunError
 from bigrun.execute.cpu_engine import CpuEngine
 from bigrun.execute.engine import Arithmetic, Batch, Engine, embedding_and_head, place_blocks, runs_of
 from bigrun.execute.forward import alibi_slopes
-from bigrun.execute.kept import Kept
 from bigrun.execute.kv_cache import PageTables
+from bigrun.execute.prefix import CachedSequence
 from bigrun.execute.sampling import Sampling, choose, seen_tokens
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.loader import LoadedPart
@@ -42,7 +42,7 @@ class Executor:
             raise RunError(f"{spec.name}: cannot be executed: {why}")
         self.spec, self.plan, self.memories, self.ops, self.arithmetic = spec, plan, memories, ops, arithmetic
         self.pages = PageTables(plan.context_tokens, plan.batch)
-        self.kept = [Kept() for _ in range(plan.batch)]
+        self.cached = [CachedSequence() for _ in range(plan.batch)]
         self.parts = {part.part.name: part for part in parts}
         self.runs = runs_of([plan.placement(f"blocks.{i}").decode_on for i in range(len(spec.blocks))])
         self.engines: dict[str, Engine] = {}
@@ -79,15 +79,15 @@ class Executor:
             here.run(first, stop)
         return _hop(here, self._head).logits()
 
-    def take_up(self, ids: Sequence[int], sequence: int = 0) -> int:
-        """Forget of a sequence what is no beginning of `ids`; how many of them need not be computed again."""
-        shared = self.shared(ids, sequence)
-        self._cut(sequence, shared)
-        return shared
+    def reuse_prefix(self, ids: Sequence[int], sequence: int = 0) -> int:
+        """Keep of a sequence what a prompt begins with, and forget the rest; how many tokens need not be computed again."""
+        count = self.reusable_prefix(ids, sequence)
+        self._truncate(sequence, count)
+        return count
 
-    def shared(self, ids: Sequence[int], sequence: int) -> int:
-        """How many of a prompt's tokens `take_up` would leave in a sequence."""
-        return self.kept[sequence].shared(ids, self._chunk, self.repeatable)
+    def reusable_prefix(self, ids: Sequence[int], sequence: int) -> int:
+        """How many of a prompt's tokens `reuse_prefix` would keep of a sequence."""
+        return self.cached[sequence].reusable(ids, self._chunk, self.repeatable)
 
     @cached_property
     def repeatable(self) -> bool:
@@ -99,26 +99,27 @@ class Executor:
         """Tokens of a step at most."""
         return max(self.plan.prefill_chunk_tokens, self.plan.batch)
 
-    def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, noise: int = 0) -> Iterator[int]:
-        """At most `limit` tokens that follow a prompt, in sequence 0. Of what is in it, the beginning that the prompt shares is
-        taken up. `noise`: the number of the sequence whose noise it gets.
+    def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, noise_stream: int = 0) -> Iterator[int]:
+        """At most `limit` tokens that follow a prompt, in sequence 0, of which the beginning that the prompt shares is reused.
+        `noise_stream`: the number of the prompt among several, which has noise of its own.
 
-        Where one GPU holds the whole model, it chooses the tokens after the first itself, one ahead of the one given out.
+        Where one GPU holds the whole model, it chooses the tokens after the first itself, one ahead of the one given out, if it
+        can make such choices (execute/gpu_sampling.py).
         """
         seen = None if sampling.repetition_penalty == 1 else seen_tokens(ids, self.spec.vocab)
-        logits = self.forward({0: ids[self.take_up(ids) :]}, phase="prefill")[0]
+        logits = self.forward({0: ids[self.reuse_prefix(ids) :]}, phase="prefill")[0]
         for i in range(limit):
-            token = choose(logits, sampling, noise, int(self.pages.lengths[0]), seen)
+            token = choose(logits, sampling, noise_stream, int(self.pages.lengths[0]), seen)
             yield token
             if i == 0 and (engine := self._choosing_engine(sampling)) is not None:
-                yield from self._generate_on(engine, token, sampling, limit - 1, noise)
+                yield from self._generate_on(engine, token, sampling, limit - 1, noise_stream)
                 return
             if i + 1 < limit:
                 if seen is not None:
                     seen[token] = True
                 logits = self.forward({0: [token]}, phase="decode")[0]
 
-    def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int, noise: int) -> Iterator[int]:
+    def _generate_on(self, engine: Any, token: int, sampling: Sampling, limit: int, noise_stream: int) -> Iterator[int]:
         """The `limit` tokens after `token`, which was chosen for the end of sequence 0 and is fed first."""
         position = int(self.pages.lengths[0])
         begun = done = 0
@@ -129,7 +130,7 @@ class Executor:
                 engine.embed()
                 engine.run(0, len(self.spec.blocks))
                 begun += 1
-                engine.choose(sampling, noise, position + begun, begun)
+                engine.choose(sampling, noise_stream, position + begun, begun)
             if done == begun:
                 raise RunError(f"the context of {self.plan.context_tokens} tokens is full: give a larger --context")
             done += 1
@@ -171,9 +172,9 @@ class Executor:
             batch = self._batch(taken, every, phase)
             logits = self.step(batch)
             for sequence, ids, _ in taken:
-                kept = self.kept[sequence]
-                alone = phase == "prefill" and len(taken) == 1 and len(kept.ids) % self._chunk == 0
-                kept.took(ids.tolist(), alone)
+                cached = self.cached[sequence]
+                as_prompt = phase == "prefill" and len(taken) == 1 and len(cached.ids) % self._chunk == 0
+                cached.append(ids.tolist(), as_prompt)
             for row, sequence in zip(logits, batch.sequences[batch.logit_rows], strict=True):
                 results[int(sequence)].append(row)
         return {s: np.stack(rows) if every else rows[-1] for s, rows in results.items()}
@@ -198,11 +199,11 @@ class Executor:
 
     def clear(self, sequence: int) -> None:
         """Forget a sequence; its pages are free for others."""
-        self._cut(sequence, 0)
+        self._truncate(sequence, 0)
 
-    def _cut(self, sequence: int, length: int) -> None:
-        self.kept[sequence].cut(length)
-        self.pages.cut(sequence, length)
+    def _truncate(self, sequence: int, length: int) -> None:
+        self.cached[sequence].truncate(length)
+        self.pages.truncate(sequence, length)
 
 
 def _slopes(block: Block) -> np.ndarray:

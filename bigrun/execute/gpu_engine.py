@@ -181,14 +181,14 @@ class GpuEngine:
                 result[start : start + len(some)] = self._head(len(some)).cpu().numpy()
         return result
 
-    def choose(self, sampling: Sampling, noise: int, position: int, number: int) -> None:
+    def choose(self, sampling: Sampling, noise_stream: int, position: int, number: int) -> None:
         """The next token of the one sequence in the step, chosen on the device: it is the next step's id there, and on its way
         to the host as the `number`th of those under way."""
         with device_errors(self.name, "choosing a token"):
             self.work["head_input"][:1].copy_(self.x[:1])
             logits = self._head(1)[0]
             choice = self.work["chosen"][number % AHEAD]
-            chosen_on_device(logits, sampling, noise, position, choice)
+            chosen_on_device(logits, sampling, noise_stream, position, choice)
             self.work["ids"][:1].copy_(choice[:1])
             self._tokens_on_host[number % AHEAD].copy_(choice, non_blocking=True)
             if self.memory.device.type == "cuda":

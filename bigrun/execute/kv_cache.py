@@ -7,7 +7,7 @@ from bigrun.model.buffers import PAGE_TOKENS, pages_per_sequence
 
 
 class PageTables:
-    """Pages of `batch` sequences of at most `context` tokens. A sequence takes pages as it grows; cut, it returns them.
+    """Pages of `batch` sequences of at most `context` tokens. A sequence takes pages as it grows; truncated, it returns them.
 
     tables int32 [batch, pages of a sequence]: the page that holds each run of PAGE_TOKENS positions.
     """
@@ -35,9 +35,12 @@ class PageTables:
         slots = self.tables[sequence, positions // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + positions % PAGE_TOKENS
         return positions, slots
 
-    def cut(self, sequence: int, length: int) -> None:
+    def truncate(self, sequence: int, length: int) -> None:
         """Forget a sequence's tokens from `length` on; pages that are then without one are free for others."""
-        needed = -(-length // PAGE_TOKENS)
-        self._free += self.tables[sequence, needed : self._owned[sequence]].tolist()
-        self._owned[sequence] = min(int(self._owned[sequence]), needed)
         self.lengths[sequence] = min(int(self.lengths[sequence]), length)
+        needed = -(-length // PAGE_TOKENS)
+        self._owned[sequence] = min(int(self._owned[sequence]), needed)
+        if len(self._free) + self._owned.sum() != self.tables.size:
+            # made anew, so that an interrupt in the middle of anything here neither loses a page nor gives it twice
+            taken = {page for row, count in zip(self.tables, self._owned, strict=True) for page in row[:count].tolist()}
+            self._free = [page for page in reversed(range(self.tables.size)) if page not in taken]

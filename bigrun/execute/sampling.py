@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigrun.errors import CallError, RunError
+from bigrun.errors import CallError, RunError, shortly
+
+MOST = 1e6  # of a penalty: beyond any use, and what float32 can compute with
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,37 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise CallError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or a positive number")
-        if not _is_integer(self.top_k) or self.top_k < 0:
-            raise CallError(f"top_k is {self.top_k!r}; it must be a whole number, 0 for no limit")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise CallError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1")
-        if not _is_number(self.min_p) or not 0 <= self.min_p <= 1:
-            raise CallError(f"min_p is {self.min_p!r}; it must be from 0 (no limit) to 1")
-        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
-            raise CallError(
-                f"repetition_penalty is {self.repetition_penalty!r}; it must be a positive number, 1 for no penalty"
-            )
-        if not _is_integer(self.seed) or not 0 <= self.seed < 1 << 64:
-            raise CallError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2**64 - 1")
+        temperature, penalty = self._number("temperature"), self._number("repetition_penalty")
+        self._check("temperature", "0 (greedy) or a positive number", 0 <= temperature < math.inf)
+        self._check("top_k", "a whole number, 0 for no limit", self._whole("top_k") >= 0)
+        self._check("top_p", "above 0 and at most 1", 0 < self._number("top_p") <= 1)
+        self._check("min_p", "from 0 (no limit) to 1", 0 <= self._number("min_p") <= 1)
+        form = "from a millionth to a million, 1 for no penalty"
+        self._check("repetition_penalty", form, 1 / MOST <= penalty <= MOST)
+        self._check("seed", "a whole number from 0 to 2**64 - 1", 0 <= self._whole("seed") < 1 << 64)
+
+    def _number(self, name: str) -> float:
+        """A field as Python's own number, which it becomes; NaN for what is none."""
+        value = getattr(self, name)
+        try:
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        except OverflowError:
+            number = math.nan
+        if type(value) not in (int, float) and number == number:  # NumPy's
+            object.__setattr__(self, name, number)
+        return number
+
+    def _whole(self, name: str) -> int:
+        """A field as Python's own whole number, which it becomes; -1 for what is none."""
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            return -1
+        object.__setattr__(self, name, int(value))
+        return int(value)
+
+    def _check(self, name: str, form: str, is_so: bool) -> None:
+        if not is_so:
+            raise CallError(f"{name} is {shortly(getattr(self, name))}; it must be {form}")
 
 
 def choose(
@@ -148,11 +168,3 @@ def uniform(seed: int, sequence: int, position: int) -> float:
     counter, key = np.array([0, position, 0, 0], np.uint64), np.array([seed, sequence], np.uint64)
     bits = np.random.Philox(counter=counter, key=key).random_raw()
     return (int(bits) >> 11) * 2.0**-53
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

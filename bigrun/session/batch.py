@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bigrun.session.generation import Generation, Stats, Stream, stats_at_start
-from bigrun.session.request import Growing, Request
+from bigrun.session.generation import Generation, Stats, run_request, stats_at_start
+from bigrun.session.request import Continuation, Request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 @dataclass
-class _Answer:
+class _Running:
     """A request under way, in a sequence of the KV cache that is its own until it ends."""
 
+    number: int
     request: Request
-    growing: Growing
+    continuation: Continuation
     stats: Stats
     seen: Any  # bool [vocabulary]: for a penalty; else None
     started: float
@@ -28,67 +28,69 @@ class _Answer:
     token: int = 0  # the last one, to be fed
 
 
-def whole(runner: Any, request: Request) -> Generation:
-    """What one request gives."""
-    stream = Stream(runner, request)
-    text = "".join(stream)
-    return Generation(text, tuple(stream.token_ids), stream.stats)
-
-
-def answers(runner: Any, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+def run_requests(runner: Any, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
     """(number, what the request gives) as they end: as many at a time as the plan has sequences, the next when one ends.
 
     The tokens are those of each request alone, except in llm.int8 with a threshold, whose outliers are found for all the tokens
     of a step together, and on a real GPU, whose sums depend on the size of a step.
     """
     if runner.plan.batch == 1:  # a GPU that has everything chooses the tokens of one sequence itself
-        yield from ((number, whole(runner, request)) for number, request in enumerate(requests))
+        yield from ((number, run_request(runner, request)) for number, request in enumerate(requests))
         return
     with runner.sole_use():
-        runner.use_threads()
-        waiting = deque(enumerate(requests))
-        free = deque(range(runner.plan.batch))
-        active: dict[int, tuple[int, _Answer]] = {}
-        while waiting or active:
-            fresh: dict[int, tuple[int, _Answer]] = {}
-            while waiting and free:
-                number, request = waiting.popleft()
-                fresh[_closest(runner.executor, request.prompt_ids, free)] = number, _begin(runner, request)
+        waiting, free = list(enumerate(requests)), list(range(runner.plan.batch))
+        running: dict[int, _Running] = {}
+        while waiting or running:
+            runner.check_open()
+            runner.use_threads()
+            fresh = _assigned(runner, waiting, free)
+            running |= fresh
             # prompts first, so that all go on together
-            logits = _prompts(runner, fresh) if fresh else _next_tokens(runner, active)
-            active.update(fresh)
+            logits = _prompts(runner, fresh) if fresh else _next_tokens(runner, running)
+            ended: list[_Running] = []
             for sequence, row in logits.items():
-                number, answer = active[sequence]
-                _take(runner, sequence, answer, row)
-                if answer.growing.ended is not None:
+                each = running[sequence]
+                _append(runner, sequence, each, row)
+                if each.continuation.ended is not None:
                     free.append(sequence)
-                    del active[sequence]
-                    yield number, Generation(answer.text, tuple(answer.request.token_ids), answer.stats)
+                    ended.append(running.pop(sequence))
+            for each in ended:
+                yield each.number, Generation(each.text, tuple(each.request.token_ids), each.stats)
 
 
-def _closest(executor: Any, ids: list[int], free: deque[int]) -> int:
-    """The free sequence that has most of a prompt, taken out of `free`."""
-    chosen = max(free, key=lambda sequence: executor.shared(ids, sequence))
-    free.remove(chosen)
-    return chosen
+def _assigned(runner: Any, waiting: list[tuple[int, Request]], free: list[int]) -> dict[int, _Running]:
+    """The requests that begin now, by their sequences, taken out of both lists: each prompt in the sequence that has most of
+    it, the one with most to reuse first."""
+    begin = waiting[: len(free)]
+    del waiting[: len(begin)]
+    fresh: dict[int, _Running] = {}
+    while begin:
+        pairs = [(request, number, sequence) for number, request in begin for sequence in free]
+        request, number, sequence = max(
+            pairs, key=lambda pair: runner.executor.reusable_prefix(pair[0].prompt_ids, pair[2])
+        )
+        begin.remove((number, request))
+        free.remove(sequence)
+        fresh[sequence] = _begin(runner, number, request)
+    return fresh
 
 
-def _begin(runner: Any, request: Request) -> _Answer:
+def _begin(runner: Any, number: int, request: Request) -> _Running:
     from bigrun.execute.sampling import seen_tokens
 
     penalised = request.sampling.repetition_penalty != 1
     seen = seen_tokens(request.prompt_ids, runner.spec.vocab) if penalised else None
-    growing = Growing(request, runner.tokenizer, runner.plan.context_tokens)
-    return _Answer(request, growing, stats_at_start(runner, request), seen, time.perf_counter())
+    continuation = Continuation(request, runner.tokenizer, runner.plan.context_tokens)
+    return _Running(number, request, continuation, stats_at_start(runner, request), seen, time.perf_counter())
 
 
-def _prompts(runner: Any, fresh: dict[int, tuple[int, _Answer]]) -> dict[int, NDArray[Any]]:
+def _prompts(runner: Any, fresh: dict[int, _Running]) -> dict[int, NDArray[Any]]:
     """Logits after each new request's prompt: in shared steps where that changes nothing, else one prompt after another."""
     left = {}
-    for sequence, (_, answer) in fresh.items():
-        ids = answer.request.prompt_ids
-        reused = runner.executor.take_up(ids, sequence)
-        answer.stats = replace(answer.stats, reused_tokens=reused)
+    for sequence, each in fresh.items():
+        ids = each.request.prompt_ids
+        reused = runner.executor.reuse_prefix(ids, sequence)
+        each.stats = replace(each.stats, reused_tokens=reused)
         left[sequence] = ids[reused:]
     groups = [left] if runner.executor.repeatable else [{sequence: ids} for sequence, ids in left.items()]
     logits: dict[int, NDArray[Any]] = {}
@@ -97,30 +99,26 @@ def _prompts(runner: Any, fresh: dict[int, tuple[int, _Answer]]) -> dict[int, ND
     return logits
 
 
-def _next_tokens(runner: Any, active: dict[int, tuple[int, _Answer]]) -> dict[int, NDArray[Any]]:
+def _next_tokens(runner: Any, running: dict[int, _Running]) -> dict[int, NDArray[Any]]:
     logits: dict[int, NDArray[Any]] = runner.executor.forward(
-        {sequence: [answer.token] for sequence, (_, answer) in active.items()}, phase="decode"
+        {sequence: [each.token] for sequence, each in running.items()}, phase="decode"
     )
     return logits
 
 
-def _take(runner: Any, sequence: int, answer: _Answer, logits: NDArray[Any]) -> None:
-    """Choose an answer's next token."""
+def _append(runner: Any, sequence: int, each: _Running, logits: NDArray[Any]) -> None:
+    """Choose a request's next token."""
     from bigrun.execute.sampling import choose
 
-    request, position = answer.request, int(runner.executor.pages.lengths[sequence])
-    answer.token = choose(logits, request.sampling, request.sequence, position, answer.seen)
-    if answer.seen is not None:
-        answer.seen[answer.token] = True
-    first = not answer.request.token_ids
-    answer.text += answer.growing.take(answer.token)
+    request, position = each.request, int(runner.executor.pages.lengths[sequence])
+    first = not request.token_ids
+    each.token = choose(logits, request.sampling, request.noise_stream, position, each.seen)
+    if each.seen is not None:
+        each.seen[each.token] = True
+    each.text += each.continuation.append(each.token)
     now = time.perf_counter()
     if first:
-        answer.stats = replace(answer.stats, prefill_seconds=now - answer.started)
-        answer.started = now
-    answer.stats = replace(
-        answer.stats,
-        new_tokens=len(request.token_ids),
-        decode_seconds=now - answer.started,
-        ended=answer.growing.ended,
-    )
+        each.stats = replace(each.stats, prefill_seconds=now - each.started)
+        each.started = now
+    new, ended = len(request.token_ids), each.continuation.ended
+    each.stats = replace(each.stats, new_tokens=new, decode_seconds=now - each.started, ended=ended)

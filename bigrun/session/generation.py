@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bigrun.session.request import Growing, Request
+from bigrun.session.request import Continuation, Request
 
 SHOWN = 60  # characters of an answer in its repr
 
@@ -17,11 +17,11 @@ class Stats:
     prompt_tokens: int  # of the prompt, with the chat template's
     new_tokens: int  # generated, the stop token not among them
     load_seconds: float  # from the Runner's construction until it could run: the same for all its requests
-    prefill_seconds: float  # from the prompt to the first token
-    decode_seconds: float  # from the first token to the last
+    prefill_seconds: float  # from the prompt to the first token; of a list, with the prompts that share its steps
+    decode_seconds: float  # from the first token to the last, without what the reader of a stream takes
     seed: int | None = None  # of the noise that tokens were drawn with; None: greedy, nothing was drawn
     ended: str | None = None  # by "stop_token", "stop_text", "max_new_tokens" or "context" (full); None: not at its end
-    reused_tokens: int = 0  # of the prompt's, taken up from the request before, which shares them
+    reused_tokens: int = 0  # of the prompt's, kept from the request before, which begins with them too
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -50,13 +50,25 @@ class Generation:
         return f"Generation({text!r}, {len(self.token_ids)} tokens, ended by {self.stats.ended})"
 
 
+@dataclass
+class _Progress:
+    """What a stream and the generator behind it share: neither holds the other, so that a dropped stream ends at once."""
+
+    stats: Stats
+
+
 class Stream:
     """Pieces of text as they come; `token_ids` grows with them and `stats` tells what it has taken so far."""
 
     def __init__(self, runner: Any, request: Request):
-        self.stats = stats_at_start(runner, request)
-        self._request = request
-        self._pieces: Generator[str, None, None] = self._run(runner, request)
+        self._runner, self._request, self._progress = runner, request, _Progress(stats_at_start(runner, request))
+        self._pieces, self._closed = _run(runner, request, self._progress), False
+        runner.live_streams.add(self._pieces)
+
+    @property
+    def stats(self) -> Stats:
+        """What it has taken so far."""
+        return self._progress.stats
 
     @property
     def token_ids(self) -> list[int]:
@@ -64,9 +76,12 @@ class Stream:
         return self._request.token_ids
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
+        """The next piece. CallError where the Runner was closed meanwhile, or another stream has it."""
+        if self.stats.ended is None and not self._closed:
+            self._runner.check_open()
         return next(self._pieces)
 
     def __repr__(self) -> str:
@@ -76,35 +91,46 @@ class Stream:
 
     def close(self) -> None:
         """End the stream where it is: the Runner is free for another."""
+        self._closed = True
         self._pieces.close()
 
-    def _run(self, runner: Any, request: Request) -> Generator[str, None, None]:
-        with runner.sole_use():
-            yield from self._generate(runner, request)
 
-    def _generate(self, runner: Any, request: Request) -> Iterator[str]:
-        answer = Growing(request, runner.tokenizer, runner.plan.context_tokens)
-        runner.use_threads()
+def _run(runner: Any, request: Request, progress: _Progress) -> Generator[str, None, None]:
+    with runner.sole_use():
+        yield from _generate(runner, request, progress)
+
+
+def _generate(runner: Any, request: Request, progress: _Progress) -> Iterator[str]:
+    answer = Continuation(request, runner.tokenizer, runner.plan.context_tokens)
+    runner.use_threads()
+    started = time.perf_counter()
+    reused = runner.executor.reusable_prefix(request.prompt_ids, 0)
+    tokens = runner.executor.generate(request.prompt_ids, request.sampling, answer.limit, request.noise_stream)
+    token = next(tokens)
+    now = time.perf_counter()
+    progress.stats = replace(progress.stats, reused_tokens=reused, prefill_seconds=now - started)
+    started, spent = now, 0.0
+    while True:
+        piece = answer.append(token)
+        spent += time.perf_counter() - started
+        new = len(request.token_ids)
+        progress.stats = replace(progress.stats, new_tokens=new, decode_seconds=spent, ended=answer.ended)
+        if piece:
+            yield piece
+        if answer.ended is not None:
+            return
         started = time.perf_counter()
-        reused = runner.executor.take_up(request.prompt_ids)
-        tokens = runner.executor.generate(request.prompt_ids, request.sampling, answer.limit, request.sequence)
         token = next(tokens)
-        self.stats = replace(self.stats, reused_tokens=reused, prefill_seconds=time.perf_counter() - started)
-        started = time.perf_counter()
-        while True:
-            piece = answer.take(token)
-            spent = time.perf_counter() - started
-            self.stats = replace(
-                self.stats, new_tokens=len(request.token_ids), decode_seconds=spent, ended=answer.ended
-            )
-            if piece:
-                yield piece
-            if answer.ended is not None:
-                return
-            token = next(tokens)
 
 
 def stats_at_start(runner: Any, request: Request) -> Stats:
     """Of a request that has not begun."""
     seed = request.sampling.seed if request.sampling.temperature > 0 else None
     return Stats(len(request.prompt_ids), 0, runner.load_seconds, 0.0, 0.0, seed)
+
+
+def run_request(runner: Any, request: Request) -> Generation:
+    """What one request gives, whole."""
+    stream = Stream(runner, request)
+    text = "".join(stream)
+    return Generation(text, tuple(stream.token_ids), stream.stats)

@@ -22,11 +22,21 @@ def checked_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
         for name in ("role", "content"):
             if not isinstance(message.get(name), str):
                 raise CallError(f"message {number} has no {name} that is a text: {FORM}")
-        unknown = [name for name in message if not isinstance(name, str)]
-        if unknown:
-            raise CallError(f"message {number} has the key {unknown[0]!r:.40}, which is no text")
-        checked.append(dict(message))
+        checked.append(_plain(message, number))
     return checked
+
+
+def _plain(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A copy in which there are JSON's types alone, so that a chat template reaches no other object's methods."""
+    for name, value in message.items():
+        try:
+            same = isinstance(name, str) and json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError, RecursionError):
+            same = False
+        if not same:
+            raise CallError(f"message {number}: what it has as {str(name)[:40]!r} is not JSON")
+    plain: dict[str, Any] = json.loads(json.dumps(dict(message)))
+    return plain
 
 
 def messages_from_json(text: str, where: str) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from bigrun.devices.cards import find
 from bigrun.devices.probe import host_memory
-from bigrun.errors import CallError, PlanDoesNotFit
+from bigrun.errors import CallError, PlanDoesNotFit, shortly
 from bigrun.execute.supported import why_not_executable
 from bigrun.model.families.registry import BY_NAME
 from bigrun.model.spec import ModelSpec
@@ -27,9 +28,9 @@ def check_generation(max_new_tokens: int | None, sampling: Mapping[str, Any]) ->
     from bigrun.execute.sampling import Sampling
 
     if max_new_tokens is not None:
-        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+        whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
         if not whole or max_new_tokens < 1:
-            raise CallError(f"--max-new-tokens {max_new_tokens!r:.40}: give a whole number, at least 1")
+            raise CallError(f"--max-new-tokens {shortly(max_new_tokens)}: give a whole number, at least 1")
     seed = sampling["seed"]
     return Sampling(**{**sampling, "seed": int.from_bytes(os.urandom(4), "little") if seed is None else seed})
 

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigrun.errors import CallError
+from bigrun.errors import CallError, shortly
 from bigrun.session.messages import checked_messages
 
 if TYPE_CHECKING:
@@ -15,28 +15,37 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}, and what else a chat template reads
 Prompt = str | Sequence[int] | Sequence[Message]
 
+MANY = ("texts", "conversations")  # of `read_prompt`: several prompts
+
 # What a run will do with text, tried before the first weight is fetched: (tokenizer, rows of the embedding table, context).
 TextCheck = Callable[["Tokenizer", int, int], object]
 
 
-def several(prompt: Any) -> list[Any] | None:
-    """The prompts of a list of texts or of conversations; None where it is one prompt. CallError for a list of anything else,
-    or of nothing."""
+def one_prompt(prompt: Any) -> Any:
+    """One prompt: a text, or its token ids or messages as a list. CallError for anything else."""
+    kind, value = read_prompt(prompt)
+    if kind in MANY:
+        raise CallError("one prompt is taken here: a text, token ids, or one list of messages; generate takes several")
+    return value
+
+
+def read_prompt(prompt: Any) -> tuple[str, Any]:
+    """(what it is, itself): a text, or the tokens, messages, texts or conversations as lists, though they come from what can be
+    read once. CallError for anything else, and for an empty list."""
     if isinstance(prompt, str):
-        return None
-    items = _items(prompt)
+        return "text", prompt
+    items = [_listed(item) for item in _items(prompt)]
     kinds = {_kind(item) for item in items}
     if not items:
         raise CallError("there is no prompt: the list is empty")
-    if kinds in ({"token"}, {"message"}):
-        return None
-    if kinds in ({"text"}, {"messages"}):
-        return items
-    if kinds == {"tokens"}:
-        what = "one prompt's token ids are a list of whole numbers, not a list that holds it"
-        raise CallError(f"{what}: give ids[0]; several prompts are given as texts or as conversations")
+    single = {"token": "tokens", "message": "messages", "text": "texts", "messages": "conversations"}
     if len(kinds) > 1:
         raise CallError(f"a list of prompts is of one kind, and this one has {' and '.join(sorted(kinds))}")
+    if (kind := kinds.pop()) in single:
+        return single[kind], items
+    if kind == "tokens":
+        what = "one prompt's token ids are a list of whole numbers, not a list that holds it"
+        raise CallError(f"{what}: give ids[0]; several prompts are given as texts or as conversations")
     raise CallError(_not_a_prompt(items[0], "a list of "))
 
 
@@ -50,7 +59,7 @@ def prompt_ids(
     CallError where it is empty, has a token beyond the `table`'s rows, or leaves no room in the `context` for an answer.
     """
     if not prompt:
-        raise CallError("the prompt is empty: give --prompt TEXT, or text on standard input")
+        raise CallError("the prompt is empty: give some text")
     messages = None if isinstance(prompt, str) else list(prompt)
     if messages is not None and raw:
         raise CallError(
@@ -74,15 +83,7 @@ def prompt_ids(
 def rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]], template_args: Mapping[str, Any] | None) -> str:
     """A conversation as the text that the model's chat template makes of it. CallError where there is none, or it refuses the
     messages or does not read one of the `template_args`."""
-    if not template_args or tokenizer.chat_template is None:
-        return tokenizer.render_chat(messages)
-    from bigrun.text.template_args import check_arguments
-
-    if not isinstance(template_args, Mapping):
-        raise CallError(
-            f"template_args: {type(template_args).__name__} is no dictionary, such as {{'enable_thinking': False}}"
-        )
-    return tokenizer.render_chat(messages, arguments=check_arguments(tokenizer.chat_template, template_args))
+    return tokenizer.render_chat(messages, arguments=template_args or None)
 
 
 def checked_ids(ids: Sequence[int] | Any, table: int, context: int, tokenizer: Tokenizer | None = None) -> list[int]:
@@ -98,8 +99,8 @@ def checked_ids(ids: Sequence[int] | Any, table: int, context: int, tokenizer: T
         if not 0 <= token < table:
             text = "" if tokenizer is None else f" ({tokenizer.token(token)!r:.40})"
             raise CallError(
-                f"token id {token}{text} is outside the vocabulary: the embedding table has {table} rows; leave it out, or "
-                "take the tokenizer that belongs to the model"
+                f"token id {shortly(token)}{text} is outside the vocabulary: the embedding table has {table} rows; leave it "
+                "out, or take the tokenizer that belongs to the model"
             )
     if len(result) > context:
         raise CallError(f"{len(result)} tokens do not fit the context of {context}: give a larger context")
@@ -113,9 +114,19 @@ def _items(prompt: Any) -> list[Any]:
             raise CallError('a prompt is no dictionary: give its "input_ids", one list of whole numbers')
         if "role" in prompt:
             raise CallError("one message is no conversation: put it into a list, [message]")
-    elif not isinstance(prompt, bytes | bytearray) and isinstance(prompt, Iterable):
-        return list(prompt)
+    elif isinstance(items := _listed(prompt), list):
+        return items
     raise CallError(_not_a_prompt(prompt))
+
+
+def _listed(value: Any) -> Any:
+    """A list of what can be gone through, be it once; texts, bytes, dictionaries and single values as they are."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        return value
+    try:
+        return list(value)
+    except TypeError:  # a number in the form of an array or a tensor
+        return value
 
 
 def _kind(item: Any) -> str:
@@ -124,13 +135,10 @@ def _kind(item: Any) -> str:
         return "text"
     if isinstance(item, Mapping):
         return "message"
-    if isinstance(item, bytes | bytearray):
-        return "bytes"
-    if isinstance(item, Iterable) and getattr(item, "ndim", 1) != 0:  # numbers of arrays and tensors are none
-        items = list(item)
-        if items and all(isinstance(each, Mapping) for each in items):
+    if isinstance(item, list):
+        if item and all(isinstance(each, Mapping) for each in item):
             return "messages"
-        return "tokens" if items and all(_kind(each) == "token" for each in items) else type(item).__name__
+        return "tokens" if item and all(_kind(each) == "token" for each in item) else "list"
     try:
         operator.index(item)
     except TypeError:

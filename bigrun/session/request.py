@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """One prompt and its continuation, as the `sequence`th of those that are asked for together: the noise is its own."""
+    """One prompt and its continuation. `noise_stream` is its number among prompts that are given together: equal prompts
+    draw different tokens."""
 
     prompt_ids: list[int]
     max_new_tokens: int | None  # None: as many as the context holds
     sampling: Sampling
-    sequence: int = 0
+    noise_stream: int = 0
     stop: tuple[str, ...] = ()  # texts that end it
     shown: tuple[str, ...] = ()  # special tokens that are text of the answer
     token_ids: list[int] = field(default_factory=list)  # of the continuation, without the stop token
 
 
-class Growing:
+class Continuation:
     """The continuation of a request as it grows: each token becomes text, until something ends it.
 
     `limit` tokens are chosen at most; `ended` says by what it ended: "stop_token", "stop_text", "max_new_tokens" or "context"
@@ -38,13 +39,10 @@ class Growing:
         self.request, self.limit = request, min(wanted, room)
         self.ended: str | None = None
         self._at_limit = "max_new_tokens" if request.max_new_tokens is not None and wanted <= room else "context"
-        self._text, self._stops, self._stop_ids = (
-            tokenizer.stream(request.shown),
-            StopTexts(request.stop),
-            tokenizer.stop_ids,
-        )
+        self._text, self._stops = tokenizer.stream(request.shown), StopTexts(request.stop)
+        self._stop_ids = tokenizer.stop_ids
 
-    def take(self, token: int) -> str:
+    def append(self, token: int) -> str:
         """The text that a token completes, "" for none; with the last one comes what was held back."""
         if token in self._stop_ids:
             self.ended = "stop_token"

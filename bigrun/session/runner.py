@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from bigrun.planning.plan import Plan
 from bigrun.progress import reporting
 from bigrun.session import steps
-from bigrun.session.answering import Answering
 from bigrun.session.calls import checked_call
 from bigrun.session.dry_run import plan
 from bigrun.session.generation import Generation, Stats, Stream
+from bigrun.session.inference import Inference
 from bigrun.session.options import Options
 from bigrun.session.prompts import TextCheck
 
 
-class Runner(Answering):
+class Runner(Inference):
     """A model, loaded. A context manager; `close()` gives its memory back.
 
     One Runner serves one caller at a time; several can live in a process. Loads on construction: CallError where options
@@ -105,7 +107,7 @@ class Runner(Answering):
         from bigrun.devices.measure import host_bytes
 
         started, self.start_bytes = time.perf_counter(), host_bytes()
-        self.options = options
+        self.options, self.live_streams = options, WeakSet()
         self.model = steps.resolve(options)
         planned = steps.plan(options, self.model)
         opened = steps.open_files(options, planned, text_check, text)
@@ -127,6 +129,7 @@ class Runner(Answering):
     @property
     def kernels(self) -> str:
         """The kernels in use, for reports."""
+        self.check_open()
         from bigrun_kernels.cpu import isa
 
         engines = self.executor.engines
@@ -144,7 +147,10 @@ class Runner(Answering):
         return f"Runner({self.plan.model}: {self.plan.weights} on {devices}, {context}{closed})"
 
     def close(self) -> None:
-        """Give the memory back; the Runner is of no use afterwards."""
+        """Give the memory back; the Runner is of no use afterwards, and streams of it that are not at their end stop."""
+        for stream in list(self.__dict__.get("live_streams", ())):
+            with suppress(ValueError):  # running at this moment, in another thread
+                stream.close()
         if (executor := self.__dict__.pop("executor", None)) is not None:
             executor.close()
         if (int8_cache := self.__dict__.pop("_int8_cache", None)) is not None:

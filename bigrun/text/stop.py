@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bigrun.errors import CallError
+from bigrun.errors import CallError, shortly
 
 MOST_TEXTS, MOST_CHARACTERS = 64, 4096  # what is looked for at every piece
 
@@ -30,7 +30,7 @@ class StopTexts:
             self.found = match[1]
             self._held = ""
             return text[: match[0]]
-        keep = max(_overlap(text, stop) for stop in self.texts)
+        keep = max(overlap(text, stop) for stop in self.texts)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -50,28 +50,20 @@ class StopTexts:
 
 def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts of a request's `stop`, checked: one text, several, or none; CallError for what is no text, or an empty one."""
-    texts = (
-        (stop,)
-        if isinstance(stop, str)
-        else ()
-        if stop is None
-        else tuple(stop)
-        if isinstance(stop, Iterable)
-        else (stop,)
-    )
+    if stop is None:
+        return ()
+    texts = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise CallError(f"--stop {text!r:.40}: it must be a text of at least one character")
+            raise CallError(f"--stop {shortly(text)}: it must be a text of at least one character")
         if len(text) > MOST_CHARACTERS:
-            raise CallError(f"--stop {text!r:.40}: {len(text)} characters; at most {MOST_CHARACTERS}")
+            raise CallError(f"--stop {shortly(text)}: {len(text)} characters; at most {MOST_CHARACTERS}")
     if len(texts) > MOST_TEXTS:
         raise CallError(f"--stop: {len(texts)} texts; at most {MOST_TEXTS}")
     return texts
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` begin `stop`, less than all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+def overlap(text: str, mark: str) -> int:
+    """How many characters at the end of `text` are the beginning of `mark`, less than all of it."""
+    most = min(len(text), len(mark) - 1)
+    return next((length for length in range(most, 0, -1) if text.endswith(mark[:length])), 0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bigrun.text.stop import overlap
+
 
 class Marks(NamedTuple):
     """What a model writes before its thoughts and after them; `direct` is what it writes in place of thoughts, if anything."""
@@ -115,7 +117,7 @@ class Thinking:
     def _thoughts(self, text: str, pieces: list[Piece]) -> str:
         body, mark, rest = text.partition(self._marks.close)
         if not mark:
-            held = _overlap(body, self._marks.close)
+            held = overlap(body, self._marks.close)
             body, self._tail = body[: len(body) - held], body[len(body) - held :]
         thought = body.rstrip()
         if thought:
@@ -143,9 +145,3 @@ class Thinking:
         text = "".join(self._spaces) + text
         self._spaces.clear()
         return text
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Characters at the end of `text` that a mark may begin with."""
-    most = min(len(text), len(mark) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

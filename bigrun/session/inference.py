@@ -1,4 +1,4 @@
-"""What a loaded model answers: texts to prompts, tokens to texts, logits to tokens."""
+"""Inference: generation, streams and logits of a loaded model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakSet
 
 from bigrun.errors import CallError, RunError
-from bigrun.session.asked import Asked
-from bigrun.session.batch import answers, whole
+from bigrun.session.batch import run_requests
 from bigrun.session.calls import checked_call
 from bigrun.session.findings import tokenizer_of
-from bigrun.session.generation import Generation, Stream
-from bigrun.session.prompts import Message, checked_ids, prompt_ids, several
+from bigrun.session.generation import Generation, Stream, run_request
+from bigrun.session.prompts import MANY, Message, checked_ids, one_prompt, prompt_ids, read_prompt
+from bigrun.session.request_options import RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
     from bigrun.text.tokenizer import Tokenizer
 
 
-class Answering:
-    """The half of a Runner that is asked; the other one, `Runner` itself, loads the model and closes it."""
+class Inference:
+    """What a Runner does once its model is loaded; `Runner` itself loads and closes it."""
 
     options: Options
     files: ModelFiles
     spec: ModelSpec
     plan: Plan
     executor: Executor
+    live_streams: WeakSet[Any]  # generators of streams that may not be at their end
     _in_use = False
 
     @cached_property
@@ -76,9 +78,9 @@ class Answering:
         raw: a text as it is; otherwise as the user's turn of the model's chat template, if it has one.
         template_args: variables for the chat template, as {"enable_thinking": False}.
         """
-        if not isinstance(prompt, str) and several(prompt) is not None:
-            raise CallError("encode takes one prompt: a text, or the messages of one conversation")
-        return prompt_ids(self.tokenizer, prompt, raw, self.spec.vocab, self.plan.context_tokens, template_args)
+        return prompt_ids(
+            self.tokenizer, one_prompt(prompt), raw, self.spec.vocab, self.plan.context_tokens, template_args
+        )
 
     @overload
     def generate(
@@ -103,8 +105,8 @@ class Answering:
         """The continuation of a prompt, whole; of a list of prompts, a list of them, computed `batch` at a time (the Runner's).
 
         Each stops at the model's end token, at a text of `stop`, at `max_new_tokens`, or where the context is full. What a
-        prompt shares with the one before it is not computed again. CallError for what makes no sense; RunError where logits
-        are no numbers.
+        prompt begins with as the one of the call before did is not computed again. CallError for what makes no sense; RunError
+        where logits are no numbers.
 
         prompt: text, token ids, or messages (dictionaries of role and content); or a list of texts, or of lists of messages.
         max_new_tokens: tokens at most, at least 1; None: as many as the context holds.
@@ -118,16 +120,16 @@ class Answering:
         stop: a text, or several, before which the answer ends.
         template_args: variables for the chat template, as {"enable_thinking": False}.
         """
-        asked = Asked(
+        options = RequestOptions(
             max_new_tokens, raw, stop, template_args,
             {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
              "repetition_penalty": repetition_penalty, "seed": seed},
         )  # fmt: skip
-        prompts = several(prompt)
-        if prompts is None:
-            return whole(self, asked.request(self, prompt))
-        ended = dict(answers(self, asked.requests(self, prompts)))
-        return [ended[number] for number in range(len(prompts))]
+        kind, read = read_prompt(prompt)
+        if kind not in MANY:
+            return run_request(self, options.request(self, read))
+        ended = dict(run_requests(self, options.requests(self, read)))
+        return [ended[number] for number in range(len(read))]
 
     @checked_call("Runner.stream")
     def stream(
@@ -150,14 +152,12 @@ class Answering:
         stop: a text, or several, before which the answer ends. What may still become one is held back.
         template_args: variables for the chat template, as {"enable_thinking": False}.
         """
-        if several(prompt) is not None:
-            raise CallError("stream gives one answer: give one prompt, or the list to generate")
-        asked = Asked(
+        options = RequestOptions(
             max_new_tokens, raw, stop, template_args,
             {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
              "repetition_penalty": repetition_penalty, "seed": seed},
         )  # fmt: skip
-        return Stream(self, asked.request(self, prompt))
+        return Stream(self, options.request(self, prompt))
 
     @checked_call("Runner.logits")
     def logits(self, ids: Any) -> Any:
@@ -169,7 +169,10 @@ class Answering:
         """
         import numpy as np
 
-        rows = np.asarray(ids)
+        try:
+            rows = np.asarray(ids)
+        except ValueError as error:  # rows of different lengths
+            raise CallError("logits: ids must be a whole-number array [batch, seq]: give rows of one length") from error
         if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.shape[1] == 0:
             raise CallError("logits: ids must be a whole-number array [batch, seq] with at least one token a row")
         checked = [checked_ids(row, self.spec.vocab, self.plan.context_tokens) for row in rows]
