@@ -7,8 +7,11 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from bigrun.session.conversation import Conversation
 from bigrun.text.shown import shown
 from bigrun.text.thinking import Piece
 from support.checkpoints import llama, write_tokenizer
-from support.commands import ended, run_command, run_process
+from support.commands import PROGRAM, ended, run_command, run_process
 from support.talks import COLOURS, PIPE, TERMINAL, Scripted, ScriptedAnswer, make_talk
 
 RIG = ("--gpus", "none", "--cpu", "1GB", "--quiet")
@@ -333,6 +336,17 @@ def test_clear_retry_and_quit(chat: Any) -> None:
     assert "answer" in err
 
 
+@pytest.mark.parametrize(
+    ("temperature", "again", "said"),
+    [(0.0, "one", "--temperature"), (0.5, "one", "--seed"), (0.0, "two", ""), (0.5, "two", "")],
+)
+def test_the_same_answer_again_is_said(chat: Any, temperature: float, again: str, said: str) -> None:
+    model = Scripted(["one"], [again])
+    model.sampling = {"temperature": temperature}
+    err = chat("a\n/retry\n", model)[2]
+    assert (err.count("\n"), said in err) == (bool(said), True)
+
+
 def test_thoughts_are_shown_from_then_on(chat: Any) -> None:
     model = Scripted(THOUGHTS, list(THOUGHTS))
     out = chat("a\n/thinking show\n/thinking\nb\n", model)[1]
@@ -608,3 +622,49 @@ def test_the_program_ends_with_the_status_of_an_error_and_answers_what_follows(c
     assert done.stdout.endswith("\n")
     (line,) = done.stderr.splitlines()
     assert "context" in line
+
+
+@contextmanager
+def started(model: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """The program, waiting for its input."""
+    process = subprocess.Popen(
+        [*PROGRAM, "chat", "--model", str(model), *RIG, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watch = threading.Timer(60, process.kill)  # what never ends is an empty answer
+    watch.start()
+    try:
+        yield process
+    finally:
+        watch.cancel()
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_a_program_that_waits_for_input(chatty: Path) -> None:
+    with started(chatty) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("/system\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "none is set; the chat template may have one of its own\n", "it is loaded"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read().split() == ["bigrun:", "interrupted"]
+
+
+def test_a_reader_that_leaves_ends_the_program_with_141(chatty: Path) -> None:
+    with started(chatty, "--max-new-tokens", "4") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("/system\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write("the fox\n")
+        process.stdin.flush()
+        assert process.wait(60) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        process.stdout = None

@@ -166,6 +166,6 @@ def _reader(screen: "Screen", quiet: bool) -> Reader:
 def _greet(talk: "Talk", sampling: Mapping[str, Any]) -> None:
     """Which model this is, and how to find the commands."""
     plan = talk.runner.plan
-    how = ", ".join(f"{word} {sampling[name]:g}" for name, word in SAID.items() if sampling.get(name))
-    drawn = how if sampling.get("temperature") else "the likeliest tokens"
-    talk.note(f"{plan.model}, {plan.context_tokens:,} tokens of context, {drawn}; /help lists the commands")
+    values = ", ".join(f"{word} {sampling[name]:g}" for name, word in SAID.items() if sampling.get(name))
+    how = values if sampling.get("temperature") else "greedy"
+    talk.note(f"{plan.model}, {plan.context_tokens:,} tokens of context, {how}; /help lists the commands")

@@ -68,6 +68,7 @@ class Scripted:
         self.messages: list[dict[str, Any]] = []
         self.last: Stats | None = None
         self.seed, self._scripts, self._ended = seed, list(scripts), ended
+        self.sampling = {"temperature": 0.5, "seed": None}
 
     @property
     def system(self) -> str | None:
