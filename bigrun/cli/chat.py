@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -33,8 +33,8 @@ class Reader(Protocol):
     def read(self) -> str | None:
         """The next turn or command, None at the end."""
 
-    def waiting(self) -> "AbstractContextManager[Any]":
-        """What holds while an answer comes."""
+    def waiting(self) -> "AbstractContextManager[Callable[[], None]]":
+        """What holds while an answer comes; it yields what drops the keys that were pressed meanwhile."""
 
 
 @click.command("chat", cls=Command)
