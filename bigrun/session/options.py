@@ -25,7 +25,7 @@ class ArithmeticOptions:
 
     mode: str = "auto"  # exact (or w8a16), llm.int8 (or w8a8), or auto
     threshold: float = 6.0  # llm.int8 takes activations from this magnitude on apart; 0: none
-    threads: int | None = None  # of the CPU; None: all cores
+    threads: int | None = None  # of the CPU; None: as many as the process may use
     kernels: str = "auto"  # on GPUs: triton, reference (torch alone), or auto
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class Runner(Answering):
         skip: parts or linears that stay in 16 bits: "blocks.3", "down", "blocks.3.down".
         head: the form of the embedding and the head: "int8" or "16bit".
         kv: the form of keys and values: "16bit" or "int8".
-        threads: CPU threads; None: all cores.
+        threads: CPU threads; None: as many as the process may use.
         virtual: the GPUs named are imagined: budgets enforced, computed by the CPU.
         progress: whether progress and notes are shown on standard error.
         revision: branch, tag or commit of a hub model.

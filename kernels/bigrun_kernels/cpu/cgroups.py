@@ -22,9 +22,9 @@ def folders(controller: str, root: str | Path = ROOT) -> Iterator[tuple[int, Pat
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            version, mounts = 2, ("",)
+            version, mounts = 2, [""]
         elif controller in controllers.split(","):
-            version, mounts = 1, (controllers, controller)  # "cpu,cpuacct" is often one folder
+            version, mounts = 1, [controllers, controller]  # "cpu,cpuacct" is often one folder
         else:
             continue
         mount = next((each for name in mounts if os.path.isdir(each := Path(root, name))), None)
