@@ -43,7 +43,9 @@ class PlainLines:
 
     def _block(self) -> str | None:
         """The lines up to the next fence: a message, also where it begins like a command."""
-        began, lines, wrong, size = self._number, [], None, 0
+        began, size = self._number, 0
+        lines: list[str] = []
+        wrong: CallError | None = None
         while True:
             try:
                 line = self._line()
