@@ -1,13 +1,15 @@
 """`bigrun chat` as a command and as a program: what is refused before a model is loaded, what becomes of flags, how it ends."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,8 @@ from bigrun.session.conversation import Conversation
 from bigrun.text.shown import shown
 from support.checkpoints import llama, write_tokenizer
 from support.commands import PROGRAM, ended, run_command, run_process
+from support.long import long
+from support.talks import PIPE, interrupt
 
 RIG = ("--gpus", "none", "--cpu", "1GB", "--quiet")
 TEMPLATE = (
@@ -217,3 +221,23 @@ def test_a_reader_that_leaves_ends_the_program_with_141(chatty: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
         process.stdout = None
+
+
+@pytest.mark.parametrize("rounds", [range(6), long(range(6, 60))], ids=["few", "many"])
+def test_after_an_answer_was_stopped_anywhere_the_next_is_that_of_a_fresh_runner(
+    chatty: Path, rounds: range, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"gpus": "none", "cpu": "1GB", "context": 512, "progress": False}
+    with Runner(str(chatty), **options) as runner, Runner(str(chatty), **options) as fresh:
+        for number in rounds:
+            conversation = Conversation(runner, max_new_tokens=100)
+            talk = Talk(conversation, runner, PIPE, "hide", quiet=True)
+            press = threading.Timer(random.Random(number).uniform(0, 0.1), interrupt)
+            with suppress(KeyboardInterrupt):  # pressed after the answer
+                press.start()
+                talk.say("the fox " * (1 + number % 40))
+                press.join()
+            conversation.max_new_tokens = 8
+            asked = [*conversation.messages, {"role": "user", "content": "and then?"}]
+            expected = "".join(fresh.stream(asked, 8))
+            assert "".join(piece.text for piece in conversation.say("and then?")) == expected

@@ -3,7 +3,6 @@ Ctrl-C."""
 
 import io
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from bigrun.cli.chat_talk import Talk
 from bigrun.errors import CallError, RunError, command_line
 from bigrun.text.thinking import Piece
 from support.commands import run_command
-from support.talks import COLOURS, PIPE, TERMINAL, Script, Scripted, ScriptedAnswer, make_talk
+from support.talks import COLOURS, PIPE, TERMINAL, Script, Scripted, ScriptedAnswer, interrupt, make_talk
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +185,6 @@ def test_what_is_said_beside_an_answer(
 
 
 # Ctrl-C
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def interrupt_unheard() -> None:

@@ -117,6 +117,11 @@ def make_talk(conversation: Any, screen: Screen = PIPE, thinking: str = "hide", 
     return Talk(conversation, _Runner(), screen, thinking, **more)  # type: ignore[arg-type]
 
 
+def interrupt() -> None:
+    """Ctrl-C, pressed on this process."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Terminal:
     """A process on a terminal of its own, which it is seen to write to."""
 
