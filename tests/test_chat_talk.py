@@ -383,7 +383,7 @@ def test_a_turn_that_awaits_its_answer_is_said(chat: Any, tmp_path: Path) -> Non
 
 def test_the_plan_is_what_bigrun_plan_prints(chat: Any, tmp_path: Path) -> None:
     talk = make_talk(Scripted())
-    talk.runner.plan = plan("opt-6.7b", gpus="24GB", cpu="1GB")  # type: ignore[misc]
+    talk.runner.plan = plan("opt-6.7b", gpus="24GB", cpu="1GB")
     printed = run_command("plan", "--model", "opt-6.7b", "--gpus", "24GB", "--cpu", "1GB").stdout
     assert chat("/plan\n", talk=talk)[1] == printed
     assert "opt-6.7b" in printed
