@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from bigrun.cli import app
+from bigrun.cli import app, running
 from bigrun.cli.encoding import encodable_streams, readable_json
 from bigrun.session.options import Options
 from support.commands import PROGRAM, ended, run_command
@@ -53,6 +53,7 @@ def command(home: Path, name: str) -> tuple[str | Path, ...]:
     model = ("--model", home / "llama", *RIG, "--quiet")
     commands: dict[str, tuple[str | Path, ...]] = {
         "generate": ("generate", *model, "--prompt", "the", "--max-new-tokens", "2"),
+        "chat": ("chat", *model),
         "bench": ("bench", *model, "--prompt-tokens", "4", "--new-tokens", "2"),
         "eval": ("eval", "perplexity", *model, "--text", home / "text", "--window", "16"),
         "eval --against": (
@@ -180,12 +181,13 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> list[Option
         raise KeyboardInterrupt
 
     monkeypatch.setattr(app, "_runner", refuse)
+    monkeypatch.setattr(running, "open_runner", refuse)
     assert run_command(*args).exit_code == 130
     return asked
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("command_name", ["generate", "bench", "eval"])
+@pytest.mark.parametrize("command_name", ["generate", "chat", "bench", "eval"])
 def test_no_other_variable_changes_the_options_of_a_run(
     home: Path, command_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +201,7 @@ def test_no_other_variable_changes_the_options_of_a_run(
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("name", ["generate", "bench", "eval"])
+@pytest.mark.parametrize("name", ["generate", "chat", "bench", "eval"])
 def test_an_instruction_set_that_is_none_is_a_wrong_call_of_what_computes(
     home: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -33,8 +33,8 @@ class Reader(Protocol):
     def read(self) -> str | None:
         """The next turn or command, None at the end."""
 
-    def waiting(self) -> "AbstractContextManager[Any]":
-        """What holds while an answer comes."""
+    def waiting(self) -> "AbstractContextManager[Callable[[], None]]":
+        """What holds while an answer comes; it yields what drops the keys that were pressed meanwhile."""
 
 
 @click.command("chat", cls=Command)
@@ -166,6 +166,6 @@ def _reader(screen: "Screen", quiet: bool) -> Reader:
 def _greet(talk: "Talk", sampling: Mapping[str, Any]) -> None:
     """Which model this is, and how to find the commands."""
     plan = talk.runner.plan
-    how = ", ".join(f"{word} {sampling[name]:g}" for name, word in SAID.items() if sampling.get(name))
-    drawn = how if sampling.get("temperature") else "the likeliest tokens"
-    talk.note(f"{plan.model}, {plan.context_tokens:,} tokens of context, {drawn}; /help lists the commands")
+    values = ", ".join(f"{word} {sampling[name]:g}" for name, word in SAID.items() if sampling.get(name))
+    how = values if sampling.get("temperature") else "greedy"
+    talk.note(f"{plan.model}, {plan.context_tokens:,} tokens of context, {how}; /help lists the commands")

@@ -110,7 +110,11 @@ def _clear(talk: Talk, _: str) -> None:
 
 
 def _retry(talk: Talk, _: str) -> None:
+    before = talk.conversation.messages[-1:]
     talk.again()
+    if talk.conversation.messages[-1:] == before:
+        greedy = not talk.conversation.sampling["temperature"]
+        talk.note("the same answer: " + ("--temperature draws others" if greedy else "leave --seed out"))
 
 
 def _thinking(talk: Talk, how: str) -> None:

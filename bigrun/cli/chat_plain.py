@@ -2,10 +2,9 @@
 
 import sys
 from codecs import BOM_UTF8
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from bigrun.cli.chat_display import is_terminal
+from bigrun.cli.chat_talk import not_waiting
 from bigrun.cli.prompt import MOST_BYTES
 from bigrun.errors import CallError
 
@@ -16,6 +15,7 @@ TOO_LONG = f"more than {MOST_BYTES // 1024**2} MiB: no context holds that"
 class PlainLines:
     """Turns from standard input: each line, or the lines between two lines of three quotation marks, as one."""
 
+    waiting = staticmethod(not_waiting)
     keys = f"Lines between two lines {FENCE} are one message."
 
     def __init__(self) -> None:
@@ -26,10 +26,6 @@ class PlainLines:
         self.interactive = is_terminal(sys.stdin)
         outputs = (stream for stream in (sys.stdout, sys.stderr) if is_terminal(stream))
         self._prompts = next(outputs, None) if self.interactive else None
-
-    def waiting(self) -> AbstractContextManager[Any]:
-        """Nothing is done to a terminal while an answer comes."""
-        return nullcontext()
 
     def read(self) -> str | None:
         """The next turn, None at the end of the input. CallError for what is no text; what follows it can still be read."""
@@ -47,7 +43,9 @@ class PlainLines:
 
     def _block(self) -> str | None:
         """The lines up to the next fence: a message, also where it begins like a command."""
-        began, lines, wrong, size = self._number, [], None, 0
+        began, size = self._number, 0
+        lines: list[str] = []
+        wrong: CallError | None = None
         while True:
             try:
                 line = self._line()

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigrun.cli.answer import count, notes
 from bigrun.cli.chat_display import Display, Screen
@@ -18,18 +18,23 @@ if TYPE_CHECKING:
     from bigrun.session.runner import Runner
 
 
+def not_waiting() -> AbstractContextManager[Callable[[], None]]:
+    """For a front end that does nothing while an answer comes."""
+    return nullcontext(lambda: None)
+
+
 class Talk:
     """The conversation that a front end holds, and how its answers are shown.
 
     thinking   "show", "dim" or "hide"
     keys       what the front end's /help says of its keys
-    waiting    what holds while an answer comes: a terminal whose keys are not echoed, say
+    waiting    what holds while an answer comes: a terminal whose keys are not echoed, say; it yields what drops such keys
     """
 
     def __init__(
         self, conversation: "Conversation", runner: "Runner", screen: Screen, thinking: str,
         *, verbose: bool = False, quiet: bool = False, keys: str = "",
-        waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        waiting: Callable[[], AbstractContextManager[Callable[[], None]]] = not_waiting,
     ):  # fmt: skip
         self.conversation, self.runner, self.screen = conversation, runner, screen
         self.thinking, self.verbose, self.quiet = thinking, verbose, quiet
@@ -55,7 +60,7 @@ class Talk:
 
     def _show(self, begin: Callable[[], "Answer"]) -> None:
         display = Display(self.screen, self.thinking, self._marks)
-        with self._waiting(), _interrupts() as interrupts:
+        with self._waiting() as drop_keys, _interrupts() as interrupts:
             answer = begin()
             try:
                 interrupts.raise_from_now()
@@ -69,6 +74,8 @@ class Talk:
                 interrupts.keep_from_now()
                 answer.close()
                 display.end(empty_line=not self.screen.terminal)
+            if interrupts.came:
+                drop_keys()
         if interrupts.came:
             self.note("stopped")
             return

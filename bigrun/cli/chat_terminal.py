@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import termios
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,23 @@ class TerminalLines:
                     raise
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Keys that are pressed while an answer comes do not show in it; the next prompt has them."""
+    def waiting(self) -> Iterator[Callable[[], None]]:
+        """Keys that are pressed while an answer comes do not show in it; the next prompt has them, unless they are dropped by
+        calling what this yields."""
         with _given_back() as modes:
             if modes is not None:
                 now = list(modes)
                 now[INPUT] &= ~termios.ICRNL  # Enter stays Enter
                 now[LOCAL] &= ~(termios.ECHO | termios.ICANON)
+                now[LOCAL] |= termios.NOFLSH  # else Ctrl-C drops output as well: the end of a colour
                 with suppress(termios.error):
                     termios.tcsetattr(sys.stdin, termios.TCSANOW, now)
-            yield
+            yield _drop_input
+
+
+def _drop_input() -> None:
+    with suppress(termios.error, OSError, ValueError):
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 @contextmanager

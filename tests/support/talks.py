@@ -68,6 +68,7 @@ class Scripted:
         self.messages: list[dict[str, Any]] = []
         self.last: Stats | None = None
         self.seed, self._scripts, self._ended = seed, list(scripts), ended
+        self.sampling = {"temperature": 0.5, "seed": None}
 
     @property
     def system(self) -> str | None:
@@ -114,6 +115,11 @@ class _Runner:
 
 def make_talk(conversation: Any, screen: Screen = PIPE, thinking: str = "hide", **more: Any) -> Talk:
     return Talk(conversation, _Runner(), screen, thinking, **more)  # type: ignore[arg-type]
+
+
+def interrupt() -> None:
+    """Ctrl-C, pressed on this process."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 class Terminal:
