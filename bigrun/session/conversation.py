@@ -109,9 +109,10 @@ class Conversation:
         self.runner, self.last = runner, None
         self.messages: list[dict[str, Any]] = checked_messages(messages)
         template = runner.tokenizer.chat_template
-        self._marks, self._stop, self._live = marks_of(template), stop_texts(stop), None
-        shown = tuple(mark for mark in self._marks or () if mark)
-        self._options = RequestOptions(max_new_tokens, False, (), template_args, {**GREEDY, **(sampling or {})}, shown)
+        self._marks, self._live = marks_of(template), None
+        self.max_new_tokens, self.stop, self.template_args = max_new_tokens, stop_texts(stop), template_args
+        self.sampling = {**GREEDY, **(sampling or {})}
+        _ = self._options  # which checks them
         self._keeps_thoughts = template is not None and any(name in template for name in REASONING)
 
     last: Stats | None
@@ -155,7 +156,7 @@ class Conversation:
         self.close()
         checked = checked_messages(messages)
         if checked:
-            rendered(self.runner.tokenizer, self._seen(checked), self._options.template_args)
+            rendered(self.runner.tokenizer, self._seen(checked), self.template_args)
         self.messages = checked
 
     def close(self) -> None:
@@ -176,13 +177,18 @@ class Conversation:
             message["reasoning_content"] = thought
         self.messages = [*self.messages, message]
 
+    @property
+    def _options(self) -> RequestOptions:
+        shown = tuple(mark for mark in self._marks or () if mark)
+        return RequestOptions(self.max_new_tokens, False, (), self.template_args, self.sampling, shown)
+
     def _answer(self, messages: list[dict[str, Any]]) -> Answer:
         seen = self._seen(messages)
         request = self._options.request(self.runner, seen)
-        prompt = "" if self._marks is None else rendered(self.runner.tokenizer, seen, self._options.template_args)
+        prompt = "" if self._marks is None else rendered(self.runner.tokenizer, seen, self.template_args)
         thinking = Thinking(self._marks, begins_inside(prompt, self._marks))
         before, self.messages = self.messages, messages
-        self._live = Answer(self, Stream(self.runner, request), thinking, StopTexts(self._stop), before)
+        self._live = Answer(self, Stream(self.runner, request), thinking, StopTexts(self.stop), before)
         return self._live
 
     def _seen(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

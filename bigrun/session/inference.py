@@ -91,7 +91,8 @@ class Inference:
 
     @overload
     def generate(
-        self, prompt: list[str] | list[list[Message]], max_new_tokens: int | None = 128, raw: bool = False, *,
+        self, prompt: list[str] | tuple[str, ...] | Sequence[Sequence[Message]], max_new_tokens: int | None = 128,
+        raw: bool = False, *,
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
         seed: int | None = None, stop: str | Sequence[str] = (), template_args: Mapping[str, Any] | None = None,
     ) -> list[Generation]: ...  # fmt: skip
