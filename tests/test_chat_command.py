@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from bigrun import Runner
-from bigrun.cli.chat_options import read_arguments
 from bigrun.cli.chat_talk import Talk
+from bigrun.cli.generation_options import read_arguments
 from bigrun.errors import command_line
 from bigrun.session import steps
 from bigrun.session.conversation import Conversation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from bigrun.cli.chat_options import SAMPLING, chat_options, read_arguments
+from bigrun.cli.generation_options import SAMPLING, chat_options, read_arguments
 from bigrun.cli.help import Command
 from bigrun.cli.options import parse, rig_options, run_options
 from bigrun.errors import BigrunError, CallError

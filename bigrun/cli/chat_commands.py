@@ -8,8 +8,8 @@ from difflib import get_close_matches
 
 import click
 
-from bigrun.cli.chat_options import THINKING
 from bigrun.cli.chat_talk import Talk
+from bigrun.cli.generation_options import THINKING
 from bigrun.cli.messages_file import read_messages, write_messages
 from bigrun.errors import CallError
 from bigrun.text.shown import shown

@@ -18,7 +18,7 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from bigrun.cli.chat_commands import COMMANDS
-from bigrun.cli.chat_options import THINKING
+from bigrun.cli.generation_options import THINKING
 from bigrun.devices.host_file import cache_folder
 
 INPUT, LOCAL = 0, 3  # where termios has these flags

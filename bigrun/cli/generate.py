@@ -9,11 +9,10 @@ import click
 from click.core import ParameterSource
 
 from bigrun.cli.answer import notes
-from bigrun.cli.chat_options import read_arguments
-from bigrun.cli.complete import FILE
 from bigrun.cli.encoding import readable_json
+from bigrun.cli.generation_options import SAMPLING, generate_options, read_arguments
 from bigrun.cli.help import Command
-from bigrun.cli.options import as_json, options, parse, rig_options, run_options
+from bigrun.cli.options import as_json, parse, rig_options, run_options
 from bigrun.cli.prompt import read_prompt
 from bigrun.errors import CallError, PlanDoesNotFit, escaped
 from bigrun.text.shown import Shown
@@ -24,67 +23,6 @@ if TYPE_CHECKING:
     from bigrun.session.runner import Runner
 
 MOST_AT_A_TIME = 8  # prompts, unless --batch says otherwise
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-
-generate_options = options(
-    click.option("--plan", type=FILE, metavar="FILE", help="Run this plan, as `bigrun plan --json` printed it."),
-    click.option(
-        "-p",
-        "--prompt",
-        "prompts",
-        multiple=True,
-        metavar="TEXT",
-        help="What to continue. Default: standard input. Repeated: several prompts, computed together.",
-    ),
-    click.option(
-        "--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file of UTF-8 text; -: standard input."
-    ),
-    click.option("--system", metavar="TEXT", help="The system message: what the model is to be and to heed."),
-    click.option(
-        "--messages",
-        type=FILE,
-        metavar="FILE",
-        help="Answer the last turn of the conversation in this JSON file, as `chat` saves one, or --prompt after it.",
-    ),
-    click.option(
-        "--template-arg",
-        "template_args",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="For the chat template: enable_thinking=false. Can be repeated.",
-    ),
-    click.option("--raw", is_flag=True, help="The prompt as it is, without the model's chat template."),
-    click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Tokens at most."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text. Can be repeated."),
-    click.option(
-        "--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0: the likeliest token."
-    ),
-    click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K likeliest tokens; 0: all."),
-    click.option(
-        "--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens that make up P."
-    ),
-    click.option(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="Sample from tokens of at least P of the likeliest one's probability; 0: all.",
-    ),
-    click.option(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="Above 1: tokens that came before are less likely.",
-    ),
-    click.option(
-        "--seed",
-        type=int,
-        metavar="S",
-        help="The same seed draws the same text. Default: a random one, shown with the speeds.",
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="Say in full what each answer took, on standard error."),
-)
 
 
 @click.command("generate", cls=Command)
