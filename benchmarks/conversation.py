@@ -1,6 +1,7 @@
 """What a conversation saves, and what a batch gains: on this machine's CPU, in one process, alternating.
 
-    python benchmarks/conversation.py --model FOLDER [--prompt-tokens 1500] [--follow-tokens 30] [--prompts 8] [--rounds 5]
+    python benchmarks/conversation.py --model FOLDER [--prompt-tokens 1500] [--follow-tokens 30] [--prompts 8]
+                                      [--new-tokens 128] [--rounds 5]
 
 The first turn is a prompt of so many tokens; the second one is that, its answer and a few tokens more. Printed are the seconds
 of both prompts and their ratio, with the follow-up computed anew beside it, and the tokens a second of one prompt and of
@@ -21,7 +22,7 @@ from bigrun.execute.sampling import Sampling
 from bigrun.session.batch import run_requests
 from bigrun.session.request import Request
 
-ANSWER = 32  # tokens of the first turn's answer, and of each answer of a batch
+ANSWER = 32  # tokens of the first turn's answer
 PROMPT = 32  # tokens of each prompt of a batch
 
 
@@ -65,11 +66,11 @@ def prompt_seconds(runner: Runner, prompt: list[int], forget: bool) -> tuple[flo
     return taken, [*said, *tokens]
 
 
-def tokens_per_s(runner: Runner, count: int, seed: int) -> float:
+def tokens_per_s(runner: Runner, count: int, new: int, seed: int) -> float:
     """Of `count` prompts answered together, from the first prompt to the last token."""
     for sequence in range(runner.plan.batch):
         runner.executor.clear(sequence)
-    requests = [Request(ids(seed + i, PROMPT, runner.spec.vocab), ANSWER, Sampling(), i) for i in range(count)]
+    requests = [Request(ids(seed + i, PROMPT, runner.spec.vocab), new, Sampling(), i) for i in range(count)]
     started = time.perf_counter()
     given = [answer for _, answer in run_requests(runner, requests)]
     return sum(len(answer.token_ids) for answer in given) / (time.perf_counter() - started)
@@ -82,7 +83,8 @@ def one_round(runner: Runner, args: argparse.Namespace, seed: int) -> Taken:
     follow, answer = prompt_seconds(runner, longer, forget=False)
     anew, same = prompt_seconds(runner, longer, forget=True)
     assert answer == same, "what is taken up changes nothing"
-    return Taken(first, follow, anew, tokens_per_s(runner, 1, seed), tokens_per_s(runner, args.prompts, seed))
+    one, together = (tokens_per_s(runner, count, args.new_tokens, seed) for count in (1, args.prompts))
+    return Taken(first, follow, anew, one, together)
 
 
 def middle(values: list[float], form: str) -> str:
@@ -95,9 +97,10 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1500)
     parser.add_argument("--follow-tokens", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    context = max(args.prompt_tokens + 2 * ANSWER + args.follow_tokens, PROMPT + ANSWER)
+    context = max(args.prompt_tokens + 2 * ANSWER + args.follow_tokens, PROMPT + args.new_tokens)
     with Runner(args.model, gpus="none", context=context, batch=args.prompts, progress=False) as runner:
         runner.tokenizer = NoText()  # type: ignore[assignment]
         one_round(runner, args, 0)  # warm
@@ -107,7 +110,7 @@ def main() -> None:
     print(f"a follow-up, {ANSWER} + {args.follow_tokens} tokens on  {middle([r.follow for r in rounds], '.3f')} s")
     print(f"the same computed anew            {middle([r.anew for r in rounds], '.2f')} s")
     print(f"follow-up / first                 {middle([r.follow / r.first for r in rounds], '.3f')}")
-    print(f"one prompt                        {middle([r.one for r in rounds], '.1f')} tokens/s")
+    print(f"one prompt of {PROMPT}, {args.new_tokens} tokens more  {middle([r.one for r in rounds], '.1f')} tokens/s")
     print(f"{args.prompts} together                        {middle([r.together for r in rounds], '.1f')} tokens/s")
     print(f"together / one                    {middle([r.together / r.one for r in rounds], '.2f')}")
 
