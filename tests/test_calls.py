@@ -115,7 +115,7 @@ def test_messages_are_all_given_to_the_template(runner: Runner) -> None:
         ([True], "list of bool is no prompt"),
         ([None], "list of NoneType is no prompt"),
         (np.array(5), "ndarray is no prompt"),
-        (object(), "object is no prompt"),
+        (len, "builtin_function_or_method is no prompt"),
         (["the fox", 5], "one kind, and this one has text and token"),
         ([USER, "the fox"], "one kind, and this one has message and text"),
         ([USER, [USER]], "one kind, and this one has message and messages"),

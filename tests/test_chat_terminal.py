@@ -34,7 +34,8 @@ from bigrun.cli.chat_display import Screen
 class Model(Scripted):
     def say(self, text):
         answer = super().say(text)
-        pause = lambda: time.sleep(float(os.environ.get("PAUSE", "0")))
+        # in short sleeps: a signal that comes just before one begins is seen after it
+        pause = lambda: [time.sleep(0.05) for _ in range(round(20 * float(os.environ.get("PAUSE", "0"))))]
         thoughts = [Piece("I see", True), pause] if "think" in text else []
         words = [each for word in text.upper().split(" ") for each in (word + " ", pause)]
         answer._script = [*thoughts, *words]

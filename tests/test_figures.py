@@ -443,20 +443,27 @@ def test_a_generation_counts_its_tokens_and_their_seconds(
 
     text = SimpleNamespace(push=lambda token: f"<{token}>", finish=lambda: "!")
     request: Any = SimpleNamespace(
-        prompt_ids=[1, 2, 3, 4], token_ids=[], max_new_tokens=limit, sampling=Sampling(), sequence=0
+        prompt_ids=[1, 2, 3, 4],
+        token_ids=[],
+        max_new_tokens=limit,
+        sampling=Sampling(),
+        noise_stream=0,
+        stop=(),
+        shown=(),
     )
     runner = SimpleNamespace(
         load_seconds=1.5, plan=SimpleNamespace(context_tokens=context), use_threads=lambda: None,
-        tokenizer=SimpleNamespace(stream=lambda: text, stop_ids={99}), executor=SimpleNamespace(generate=generate),
+        tokenizer=SimpleNamespace(stream=lambda _: text, stop_ids={99}), check_open=lambda: None,
+        executor=SimpleNamespace(generate=generate, reusable_prefix=lambda *_: 1), live_streams=set(),
         sole_use=lambda: memoryview(b""),  # any context manager
     )  # fmt: skip
     stream = Stream(runner, request)
     assert stream.stats == Stats(4, 0, 1.5, 0.0, 0.0)
     assert (stream.stats.decode_tokens_per_s, stream.stats.prefill_tokens_per_s) == (None, None)
     assert "".join(stream) == "<5><6><7>"[: 3 * new] + "!"
-    assert stream.stats == Stats(4, new, 1.5, 2.0, decode, None, ended)
+    assert stream.stats == Stats(4, new, 1.5, 2.0, decode, None, ended, 1)
     assert stream.stats.decode_tokens_per_s == (steps / decode if steps else None)
-    assert stream.stats.prefill_tokens_per_s == 4 / 2.0
+    assert stream.stats.prefill_tokens_per_s == 3 / 2.0, "one was there"
 
 
 # convert and inspect
