@@ -30,6 +30,37 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     ),
     "mistral": lambda folder: checkpoints.relative(folder, "mistral", sliding_window=128, head_dim=16),
     "qwen2": lambda folder: checkpoints.relative(folder, "qwen2"),
+    "qwen3": lambda folder: checkpoints.relative(folder, "qwen3", head_dim=24, num_attention_heads=3, num_key_value_heads=1),
+    "qwen3 with biases": lambda folder: checkpoints.relative(folder, "qwen3", head_dim=16, attention_bias=True),
+    "phi3": lambda folder: checkpoints.relative(folder, "phi3", pad_token_id=None),
+    "phi3, partly turned": lambda folder: checkpoints.relative(
+        folder, "phi3", pad_token_id=None, hidden_size=96, num_attention_heads=6, num_key_value_heads=3,
+        partial_rotary_factor=0.75, tie_word_embeddings=True,
+    ),
+    "stablelm": lambda folder: checkpoints.relative(folder, "stablelm", use_qkv_bias=True),
+    "stablelm, side by side": lambda folder: checkpoints.relative(
+        folder, "stablelm", use_parallel_residual=True, partial_rotary_factor=0.5
+    ),
+    "starcoder2": lambda folder: checkpoints.relative(folder, "starcoder2", tie_word_embeddings=True),
+    "starcoder2 without biases": lambda folder: checkpoints.relative(
+        folder, "starcoder2", use_bias=False, hidden_size=48, num_attention_heads=3, num_key_value_heads=1
+    ),
+    "gpt_neox": lambda folder: checkpoints.relative(folder, "gpt_neox", hidden_size=96, num_attention_heads=3),
+    "gpt_neox, one after the other": lambda folder: checkpoints.relative(
+        folder, "gpt_neox", use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new",
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+    ),
+    "falcon": lambda folder: checkpoints.relative(folder, "falcon", bias=True, tie_word_embeddings=True),
+    "falcon, two norms": lambda folder: checkpoints.relative(
+        folder, "falcon", new_decoder_architecture=True, num_attention_heads=6, num_kv_heads=2, hidden_size=96,
+    ),
+    "falcon, one norm and groups": lambda folder: checkpoints.relative(
+        folder, "falcon", new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, ffn_hidden_size=100,
+    ),
+    "falcon, one after the other": lambda folder: checkpoints.relative(
+        folder, "falcon", parallel_attn=False, multi_query=False
+    ),
+    "phi": lambda folder: checkpoints.relative(folder, "phi", num_attention_heads=2),
     "bloom": lambda folder: checkpoints.bloom(folder),
     "opt": lambda folder: checkpoints.opt(folder),
 }  # fmt: skip

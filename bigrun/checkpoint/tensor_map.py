@@ -170,7 +170,7 @@ def tied_tables(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, str] | No
 def _sources(prefix: str, checkpoint: Checkpoint, spec: ModelSpec, part: Part) -> PartSources:
     part_sources = BY_NAME[spec.family].tensors(spec, part.name, checkpoint.dialect)
     result = {
-        name: tuple(Source(s.name.removeprefix(prefix), s.shape, s.grid, s.axes) for s in sources)
+        name: tuple(replace(source, name=source.name.removeprefix(prefix)) for source in sources)
         for name, sources in part_sources.items()
     }
     if part.name == "embed" and spec.tied:

@@ -124,6 +124,16 @@ def _norm_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCa
     return [*sizes, norm.weight, norm.bias, norm.bias.size, run.number(s.attribute["eps"])]
 
 
+def _norm_heads(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    sizes = [s.attribute[name] for name in ("heads", "kv_heads", "head_dim")]
+    weights = [w[name].weight for name in s.weights]
+    return [run.place("qkv"), run.width("qkv"), *sizes, *weights, run.number(s.attribute["eps"])]
+
+
+def _quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
+    return [run.place(s.reads[0]), s.width]
+
+
 def _linear(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
     weight = w[s.weights[0]]
     sizes = [run.place(s.reads[0]), s.columns, run.place(s.writes), s.width]
@@ -157,6 +167,7 @@ def _activate_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: Blo
 
 # The arguments of a row, by its op: what the kernel of blocks.ROWS reads.
 ARGUMENTS: dict[str, Callable[[CompiledBlocks, Step, BlockWeights, BlockCache], list[Any]]] = {
+    "norm": _norm_quantise, "quantise": _quantise, "norm_heads": _norm_heads,
     "norm_quantise": _norm_quantise, "linear": _linear, "rope_store": _rope_store, "attend": _attend,
     "merge_quantise": _merge_quantise, "activate_quantise": _activate_quantise,
 }  # fmt: skip

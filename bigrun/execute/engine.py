@@ -102,7 +102,8 @@ def embedding_and_head(spec: ModelSpec, parts: Mapping[str, LoadedPart], device:
     embed_norm = norm_weights(embed.arrays, "norm", nothing) if here and spec.embed_norm else None
     last = head.device == device
     final = norm_weights(norm.arrays, "norm", nothing) if last else None
-    weight = linear(owner.part, owner.layout, owner.arrays, "table", nothing) if last else None
+    bias = head.arrays.get("bias", nothing) if last else nothing
+    weight = linear(owner.part, owner.layout, owner.arrays, "table", bias) if last else None
     return EmbeddingAndHead(table, positions, embed_norm, final, weight)
 
 

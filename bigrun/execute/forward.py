@@ -76,6 +76,12 @@ def _norm(walk: _Walk, s: Step) -> None:
     walk.ops.norm(walk.buffer(s.reads[0]), norm.weight, norm.bias, s.attribute["eps"], walk.buffer(s.writes))
 
 
+def _norm_heads(walk: _Walk, s: Step) -> None:
+    heads, kv_heads, head_dim = (int(s.attribute[name]) for name in ("heads", "kv_heads", "head_dim"))
+    q, k = (walk.weights[name].weight for name in s.weights)
+    walk.ops.norm_heads(walk.buffer(s.writes), heads, kv_heads, head_dim, q, k, s.attribute["eps"])
+
+
 def _linear(walk: _Walk, s: Step) -> None:
     out = walk.buffer(s.writes)
     walk.ops.linear(walk.buffer(s.reads[0]), walk.weights[s.weights[0]], *walk.arithmetic, out, s.adds)
@@ -110,7 +116,8 @@ def _activate_linear(walk: _Walk, s: Step) -> None:
 
 # One function for each op of EXECUTES["host"] and ["gpu"].
 EXECUTE: Mapping[str, Callable[[_Walk, Step], None]] = {
-    "norm": _norm, "linear": _linear, "norm_linear": _norm_linear, "rope_store": _rope_store, "attend": _attend,
+    "norm": _norm, "norm_heads": _norm_heads,
+    "linear": _linear, "norm_linear": _norm_linear, "rope_store": _rope_store, "attend": _attend,
     "activate_linear": _activate_linear,
 }  # fmt: skip
 

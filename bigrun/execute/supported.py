@@ -15,7 +15,7 @@ from bigrun.model.spec import Block, ModelSpec
 # Fields of a model whose every value the engines execute.
 EXECUTED_OF_A_MODEL = frozenset((
     "name", "family", "vocab", "hidden", "blocks", "context_limit", "tied", "checkpoint_dtype", "embed_norm",
-    "position_rows", "checkpoint_bytes", "checkpoint_form",
+    "position_rows", "checkpoint_bytes", "checkpoint_form", "head_bias",
 ))  # fmt: skip
 
 

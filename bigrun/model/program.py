@@ -21,7 +21,7 @@ from typing import Any
 from bigrun.model.spec import Block, ModelSpec
 from bigrun_kernels.ops import ACTIVATIONS, EXECUTES
 
-X, NORMED, KV = "x", "normed", "kv"
+X, NORMED, PARALLEL, KV = "x", "normed", "parallel", "kv"
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,24 @@ def lower(block: Block) -> Program:
     build = _Builder()
     build.norm(block, X, NORMED, "attention_norm")
     (_latent_attention if block.latent else _attention)(build, block)
-    residual = "side" if block.parallel else X  # what attention's output joins: at the end, where both read the input
-    _join(build, block, "attention", residual, "out", "after_attention_norm", block.out_bias)
-    if block.mlp_norm:
-        build.norm(block, X, NORMED, "mlp_norm")
-    _mlp(build, block)
-    if block.parallel:
-        build.add("add", "side", X, adds=True, width=block.hidden, entries=block.hidden)
+    side = PARALLEL if block.parallel and block.mlp_norm else NORMED  # what the MLP reads
+    if side == PARALLEL:  # of the block's input, before attention's output joins it
+        build.norm(block, X, side, "mlp_norm")
+    _join(build, block, "attention", X, "out", "after_attention_norm", block.out_bias)
+    if block.mlp_norm and not block.parallel:
+        build.norm(block, X, side, "mlp_norm")
+    _mlp(build, block, side)
     return build.program()
 
 
 def _attention(build: _Builder, block: Block) -> None:
+    heads: dict[str, Any] = {"heads": block.heads, "kv_heads": block.kv_heads, "head_dim": block.head_dim}
     build.linear(NORMED, "qkv", "qkv", block.qkv_rows, block.hidden, bias=block.qkv_bias)
     if block.qk_norm:
-        build.add("norm_heads", "qkv", "qkv", "q_norm", "k_norm", eps=block.norm_eps, width=block.qkv_rows)
-    heads: dict[str, Any] = {"heads": block.heads, "kv_heads": block.kv_heads, "head_dim": block.head_dim}
+        build.add(
+            "norm_heads", "qkv", "qkv", "q_norm", "k_norm", **heads, eps=block.norm_eps, width=block.qkv_rows,
+            entries=2 * (block.q_rows + block.kv_rows),
+        )  # fmt: skip
     _rope(build, block, heads, block.qkv_rows)
     build.add("store", "qkv", KV, **heads, width=2 * block.kv_rows, entries=block.qkv_rows)
     sinks = ("sinks",) if block.sinks else ()
@@ -134,7 +137,10 @@ def _attention(build: _Builder, block: Block) -> None:
 
 def _reach(block: Block) -> dict[str, Any]:
     """What attention does beside products and softmax."""
-    more = {"alibi": block.positions == "alibi", "window": block.window, "sinks": block.sinks}
+    more = {
+        "alibi": block.positions == "alibi", "alibi_bfloat16": block.alibi_bfloat16, "window": block.window,
+        "sinks": block.sinks,
+    }  # fmt: skip
     return {name: value for name, value in more.items() if value}
 
 
@@ -188,25 +194,25 @@ def _join(build: _Builder, block: Block, reads: str, writes: str, linear: str, n
     build.add("add", between, writes, adds=writes == X, width=block.hidden, entries=block.hidden)
 
 
-def _mlp(build: _Builder, block: Block) -> None:
-    """The MLP; of a mixture, the router and the MLP that all tokens share, if there is one."""
+def _mlp(build: _Builder, block: Block, reads: str) -> None:
+    """The MLP, which reads a norm's output; of a mixture, the router and the MLP that all tokens share, if there is one."""
     experts = block.experts
     inner = block.intermediate if experts is None else experts.shared
     if experts is not None:
         bias: dict[str, Any] = {"bias": True} if experts.router_bias else {}
         build.add(
-            "route", NORMED, "routes", "router", active=experts.active, **bias, width=experts.count, columns=block.hidden,
+            "route", reads, "routes", "router", active=experts.active, **bias, width=experts.count, columns=block.hidden,
             products=experts.count * block.hidden,
         )  # fmt: skip
     if not inner:
         return
-    build.linear(NORMED, "up", "up", inner * (2 if block.gated else 1), block.hidden, bias=block.mlp_bias)
+    build.linear(reads, "up", "up", inner * (2 if block.gated else 1), block.hidden, bias=block.mlp_bias)
     gated = "gated" if block.gated else "up"  # in place where there is no gate
     build.add(
         "activate", "up", gated, kind=block.activation, gated=block.gated, width=inner, entries=3 * inner,
     )  # fmt: skip
     if experts is not None and experts.shared_gate:
-        build.add("gate", f"{NORMED} {gated}", gated, "shared_gate", width=inner, products=block.hidden)
+        build.add("gate", f"{reads} {gated}", gated, "shared_gate", width=inner, products=block.hidden)
     _join(build, block, gated, X, "down", "after_mlp_norm", block.mlp_bias)
 
 
@@ -340,7 +346,7 @@ def _quantised(steps: tuple[Step, ...]) -> Iterator[Step]:
         if feeds and step.op in ("norm", "activate"):
             yield replace(step, op=f"{step.op}_quantise")
             ready = step.writes
-        elif feeds and step.op == "attend":
+        elif step.op == "attend":  # whose spans are merged, wherever it is read
             yield step
             yield Step("merge_quantise", (step.writes,), step.writes, attributes=step.attributes, width=step.width)
             ready = step.writes

@@ -78,6 +78,7 @@ class Block:
     mlp_norm: bool = True  # False where attention and MLP read one norm, side by side
     after_norms: bool = False  # a norm after attention and one after the MLP as well (Gemma 2)
     qk_norm: bool = False  # RMSNorm of each head's query and key, one weight for all heads
+    alibi_bfloat16: bool = False  # slope times position is rounded to bfloat16, and divided as scores are (Falcon)
     sinks: bool = False  # a learned logit a head that takes attention from all tokens (gpt-oss)
     parallel: bool = False  # attention and MLP both read the block's input
     latent: Latent | None = None

@@ -60,6 +60,11 @@ class Ops(Protocol):
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         """out [T, H] = RMSNorm (empty bias) or LayerNorm of each row."""
 
+    def norm_heads(
+        self, qkv: Array, heads: int, kv_heads: int, head_dim: int, q_weight: Array, k_weight: Array, eps: float
+    ) -> None:
+        """RMSNorm of each query and key of each row, in place; weights [head_dim]."""
+
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
         """out [T, N] = (add: +=) x Wᵀ + b."""
 
@@ -112,6 +117,7 @@ _HEADS = frozenset(("heads", "kv_heads", "head_dim"))
 _NORM = frozenset(("kind", "eps"))
 _OPS = {
     "norm": _NORM,
+    "norm_heads": _HEADS | {"eps"},
     "linear": frozenset(("bias",)),
     "norm_linear": _NORM | {"bias"},
     "rope_store": _HEADS | {"dims", "theta", "scaling"},
@@ -122,7 +128,10 @@ EXECUTES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "host": _OPS,
     "gpu": _OPS,
     "compiled": {
+        "norm": _NORM,
         "norm_quantise": _NORM,
+        "norm_heads": _HEADS | {"eps"},
+        "quantise": frozenset(),
         "linear": frozenset(("bias",)),
         "rope_store": _HEADS | {"dims", "theta", "scaling"},
         "attend": _OPS["attend"],

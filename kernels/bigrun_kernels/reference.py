@@ -128,6 +128,12 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
+def norm_heads(x: Tensor, q_weight: Tensor, k_weight: Tensor, heads: int, eps: float) -> Tensor:
+    """RMSNorm of each head's vector: x [T, heads + key heads, D], queries first (Qwen3, section 2; Henry et al. 2020)."""
+    queries = functional.rms_norm(x[:, :heads], x.shape[-1:], q_weight, eps)
+    return torch.cat([queries, functional.rms_norm(x[:, heads:], x.shape[-1:], k_weight, eps)], dim=1)
+
+
 def rope(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotary embedding (Su et al. 2021), GPT-NeoX pairing: x [T, heads, D], cos_sin [T, dims], cosines then sines."""
     half = cos_sin.shape[1] // 2

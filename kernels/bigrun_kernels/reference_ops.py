@@ -28,6 +28,12 @@ class ReferenceOps(Composed):
             result = reference.linear(x, w.values, bias)
         out.copy_(out + result if add else result)
 
+    def norm_heads(
+        self, qkv: Array, heads: int, kv_heads: int, head_dim: int, q_weight: Array, k_weight: Array, eps: float
+    ) -> None:
+        part = qkv[:, : (heads + kv_heads) * head_dim].view(len(qkv), heads + kv_heads, head_dim)
+        part.copy_(reference.norm_heads(part, q_weight, k_weight, heads, eps))
+
     def rope(self, qkv: Array, heads: int, head_dim: int, cos_sin: Array) -> None:
         part = qkv[:, : heads * head_dim].view(len(qkv), heads, head_dim)
         part.copy_(reference.rope(part, cos_sin))

@@ -8,6 +8,7 @@ from support.ahead import Specimen
 TYPES = {
     "norm:norm_kernel": {"x": "*fp32", "out": "*fp16", "marks": "*i32", "eps": "fp32", "threshold": "fp32"}
     | dict.fromkeys(("weight", "bias"), "*fp32"),
+    "norm:norm_heads_kernel": {"qkv": "*fp16", "eps": "fp32"} | dict.fromkeys(("q_weight", "k_weight"), "*fp32"),
     "norm:activate_kernel": {"x": "*fp32", "out": "*fp16", "marks": "*i32", "threshold": "fp32"},
     "norm:mark_kernel": {"x": "*fp16", "marks": "*i32", "threshold": "fp32"},
     "quantise:quantise_kernel": {"x": "*fp16", "marks": "*i32", "xq": "*i8", "scale": "*fp32"},
@@ -54,6 +55,21 @@ SPECIMENS: list[Specimen] = [
     norm("rms 4096 marks", 8, 4096, True, bias=None),
     norm("layer 14336 marks", 16, 16_384, True, x="*fp16"),
     norm("layer 20480 marks", 16, 8192, False, out="*fp32"),
+    *(
+        specimen(
+            f"norm heads {kind[1:]}",
+            "norm:norm_heads_kernel",
+            1,
+            {
+                "qkv": kind,
+                "HEADS": 32,
+                "VECTORS": 40,
+                "D": 128,
+                "BLOCK": 128,
+            },
+        )
+        for kind in ("*fp16", "*fp32")
+    ),
     activate("silu gated", "silu", True, marks=None),
     activate("silu gated marks", "silu", True, x="*fp16"),
     activate("gelu marks", "gelu", False),

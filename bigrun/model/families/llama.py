@@ -1,14 +1,14 @@
 """Llama: rotary, RMSNorm, gated MLP, grouped-query attention (Touvron et al. 2023; `LlamaForCausalLM`)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bigrun.model.families import shapes
 from bigrun.model.families.family import Modules
 from bigrun.model.families.fields import Fields
+from bigrun.model.families.rotary import rotary
 from bigrun.model.source import Dialect, Source
-from bigrun.model.spec import Block, ModelSpec, Rope
+from bigrun.model.spec import Block, ModelSpec
 
 NAME = "llama"
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -20,7 +20,6 @@ MODULES: Modules = {
     "head": ("lm_head",),
 }
 
-ROPES = ("default", "linear", "llama3", "longrope")
 PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # a GGUF file may have a number a block
 
 
@@ -45,67 +44,7 @@ def block(fields: Fields, **settings: Any) -> Block:
     fields.choice("hidden_act", options=shapes.SILU, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
     base = shapes.block(fields, **settings)
-    return replace(base, rope=_rope(fields, base.head_dim))
-
-
-def _rope(fields: Fields, head_dim: int) -> Rope:
-    """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (4), which wins, as there."""
-    key = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
-    scaling = fields.values.get(key)
-    if scaling is not None and not isinstance(scaling, dict):
-        raise fields.bad(key, "is not an object")
-    inner = Fields(scaling or {}, f"{fields.where}: {key}")
-    for kind, nested in inner.values.items():
-        if isinstance(nested, Mapping):
-            raise inner.bad(kind, "is a rotary embedding of some layers alone, which is not supported")
-    for each in (fields, inner):
-        each.refuse("partial_rotary_factor", (1, 1.0), "rotating a part of each head is not supported here")
-    theta = inner.number("rope_theta", default=fields.number("rope_theta", default=10_000.0), high=1e12)
-    kind = inner.choice("rope_type", "type", options={name: name for name in ROPES}, default="default")
-    if kind == "default":
-        return Rope(head_dim, theta)
-    if kind == "longrope":
-        return Rope(head_dim, theta, kind, factors=_factors(inner, head_dim))
-    factor = inner.number("factor", high=1e6)
-    if kind == "linear":
-        return Rope(head_dim, theta, kind, factor)
-    low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
-    if low >= high:
-        raise inner.bad("high_freq_factor", f"is {high:g}, not above low_freq_factor, {low:g}")
-    return Rope(
-        head_dim,
-        theta,
-        kind,
-        factor,
-        low,
-        high,
-        _original_context(fields, inner),
-    )
-
-
-def _original_context(fields: Fields, inner: Fields) -> int:
-    """Tokens that the model was first trained with, as transformers' `standardize_rope_params` finds them: beside the rotary
-    settings, in them, or else the context."""
-    name = "original_max_position_embeddings"
-    if name in fields.values:
-        return fields.integer(name, high=2**28)
-    context = None if name in inner.values else fields.integer("max_position_embeddings", high=2**28)
-    return inner.integer(name, default=context, high=2**28)
-
-
-def _factors(inner: Fields, head_dim: int) -> tuple[float, ...]:
-    """Longrope's factors, one for each rotated pair. They must be the same for short and long texts, and attention unscaled."""
-    short, long = inner.values.get("short_factor"), inner.values.get("long_factor")
-    if not isinstance(short, list) or len(short) != head_dim // 2:
-        raise inner.bad("short_factor", f"is no list of {head_dim // 2} numbers, half as many as a head has entries")
-    if long != short:
-        raise inner.bad(
-            "long_factor", "differs from short_factor: a rotation that depends on the text's length cannot be run"
-        )
-    factors = [Fields({"short_factor": factor}, inner.where).number("short_factor", high=1e12) for factor in short]
-    if inner.number("attention_factor") != 1.0:
-        raise inner.bad("attention_factor", "is not 1: scaled attention cannot be run")
-    return tuple(factors)
+    return replace(base, rope=rotary(fields, base.head_dim))
 
 
 HF_BLOCK: dict[str, str] = {

@@ -1,11 +1,16 @@
-"""Decoders whose attention and MLP read the block's input side by side, planned alone: GPT-NeoX, Falcon, Phi, Cohere."""
+"""Decoders whose attention and MLP read the block's input side by side: GPT-NeoX, Falcon and Phi, and Cohere, which is planned
+alone."""
 
 from dataclasses import replace
+from typing import Any
 
 from bigrun.model.families import llama, shapes
-from bigrun.model.families.family import Modules, planned
+from bigrun.model.families.family import Family, Modules, planned
 from bigrun.model.families.fields import Fields
-from bigrun.model.spec import ModelSpec
+from bigrun.model.families.names import AS_THEY_ARE, LLAMA_ENDS, SEPARATE, Names, RowOrder, by_groups, by_heads
+from bigrun.model.families.rotary import rotary
+from bigrun.model.source import Dialect, Source
+from bigrun.model.spec import Block, ModelSpec
 
 NEOX_MODULES: Modules = {
     "embed": ("gpt_neox.embed_in",),
@@ -39,6 +44,7 @@ def describe_neox(fields: Fields, name: str) -> ModelSpec:
         mlp_bias=True,
         parallel=fields.flag("use_parallel_residual", True),
     )
+    block = replace(block, rope=rotary(fields, block.head_dim, 0.25, "rotary_emb_base", "rotary_pct"))
     return shapes.model(fields, name, "gpt_neox", (block,) * shapes.layers(fields))
 
 
@@ -69,7 +75,9 @@ def describe_falcon(fields: Fields, name: str) -> ModelSpec:
         mlp_norm=norms == 2 or not parallel,
     )
     if alibi:
-        block = replace(block, positions="alibi", rope=None)
+        block = replace(block, positions="alibi", alibi_bfloat16=True, rope=None)
+    else:
+        block = replace(block, rope=rotary(fields, block.head_dim))
     return shapes.model(fields, name, "falcon", (block,) * shapes.layers(fields), tied=True)
 
 
@@ -90,6 +98,7 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
         parallel=True,
         mlp_norm=False,
     )
+    block = replace(block, rope=rotary(fields, block.head_dim, 0.5))
     return shapes.model(fields, name, "phi", (block,) * shapes.layers(fields), head_bias=True)
 
 
@@ -114,10 +123,59 @@ def describe_cohere2(fields: Fields, name: str) -> ModelSpec:
     return _cohere(fields, name, "cohere2", fields.integer("sliding_window_pattern", default=4))
 
 
+def _falcon_order(block: Block) -> RowOrder:
+    """Of a single key head its rows are as they are here; the models with positions in the attention fuse head by head."""
+    return (
+        AS_THEY_ARE if block.kv_heads == 1 else by_heads(block) if block.kv_heads == block.heads else by_groups(block)
+    )
+
+
+NEOX = Names(
+    "gpt_neox.layers.{}.",
+    {
+        "attention_norm": ("input_layernorm",), "mlp_norm": ("post_attention_layernorm",),
+        "qkv": ("attention.query_key_value",), "out": ("attention.dense",), "up": ("mlp.dense_h_to_4h",),
+        "down": ("mlp.dense_4h_to_h",),
+    },
+    {("embed", ""): "gpt_neox.embed_in", ("norm", "norm"): "gpt_neox.final_layer_norm", ("head", ""): "embed_out"},
+    by_heads,
+)  # fmt: skip
+FALCON_ENDS = {
+    ("embed", ""): "transformer.word_embeddings",
+    ("norm", "norm"): "transformer.ln_f",
+    ("head", ""): "lm_head",
+}
+FALCON_BLOCK = {
+    "attention_norm": ("input_layernorm",), "mlp_norm": ("post_attention_layernorm",),
+    "qkv": ("self_attention.query_key_value",), "out": ("self_attention.dense",), "up": ("mlp.dense_h_to_4h",),
+    "down": ("mlp.dense_4h_to_h",),
+}  # fmt: skip
+TWO_NORMS = {"attention_norm": ("ln_attn",), "mlp_norm": ("ln_mlp",)}
+PHI = Names(
+    "model.layers.{}.",
+    {
+        "attention_norm": ("input_layernorm",), "qkv": SEPARATE, "out": ("self_attn.dense",), "up": ("mlp.fc1",),
+        "down": ("mlp.fc2",),
+    },
+    {**LLAMA_ENDS, ("norm", "norm"): "model.final_layernorm"},
+)  # fmt: skip
+
+
+def falcon_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
+    """Norms side by side have names of their own."""
+    first = spec.blocks[0]
+    block = {**FALCON_BLOCK, **(TWO_NORMS if first.parallel and first.mlp_norm else {})}
+    return Names("transformer.h.{}.", block, FALCON_ENDS, _falcon_order).sources(spec, part, dialect)
+
+
+def _runs(name: str, architecture: str, describe: Any, sources: Any, prefix: str, modules: Modules) -> Family:
+    return Family(name, (architecture,), describe, sources, (prefix, ""), modules)
+
+
 FAMILIES = (
-    planned("gpt_neox", "GPTNeoXForCausalLM", describe_neox, NEOX_MODULES),
-    planned("falcon", "FalconForCausalLM", describe_falcon, FALCON_MODULES),
-    planned("phi", "PhiForCausalLM", describe_phi, PHI_MODULES),
+    _runs("gpt_neox", "GPTNeoXForCausalLM", describe_neox, NEOX.sources, "gpt_neox.", NEOX_MODULES),
+    _runs("falcon", "FalconForCausalLM", describe_falcon, falcon_sources, "transformer.", FALCON_MODULES),
+    _runs("phi", "PhiForCausalLM", describe_phi, PHI.sources, "model.", PHI_MODULES),
     planned("cohere", "CohereForCausalLM", describe_cohere, llama.MODULES),
     planned("cohere2", "Cohere2ForCausalLM", describe_cohere2, llama.MODULES),
 )

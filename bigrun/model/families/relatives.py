@@ -1,4 +1,5 @@
-"""Decoders that differ from Llama in a few flags: Mistral and Qwen2, which run as it does, and others that are planned.
+"""Decoders that differ from Llama in a few flags: Mistral, Qwen2 and 3, Phi-3, StableLM and StarCoder2, and Gemma, which is
+planned alone.
 
 What changes no byte is not modelled: Gemma's scaled embedding and capped logits, how positions are scaled.
 """
@@ -10,6 +11,8 @@ from typing import Any
 from bigrun.model.families import llama, shapes
 from bigrun.model.families.family import Family, planned
 from bigrun.model.families.fields import Fields
+from bigrun.model.families.names import LLAMA, LLAMA_BLOCK
+from bigrun.model.families.rotary import rotary
 from bigrun.model.source import Dialect, Source
 from bigrun.model.spec import Block, ModelSpec
 
@@ -50,13 +53,42 @@ def qwen2_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tup
 def describe_qwen3(fields: Fields, name: str) -> ModelSpec:
     """Norms of q and k in place of their biases (Yang et al. 2025, section 2)."""
     bias = fields.flag("attention_bias", False)
-    block = shapes.block(fields, usual_head_dim=128, usual_kv_heads=32, qk_norm=True, qkv_bias=bias, out_bias=bias)
+    settings = {"qk_norm": True, "qkv_bias": bias, "out_bias": bias}
+    block = llama.block(fields, usual_head_dim=128, usual_kv_heads=32, **settings)
     return _model(fields, name, "qwen3", block, _qwen_slides(fields), context=2**15)
 
 
 def describe_phi3(fields: Fields, name: str) -> ModelSpec:
     """Phi-3 and Phi-4 (Abdin et al. 2024): Llama's shapes, with q, k, v fused in the file and a window in every layer."""
-    return _model(fields, name, "phi3", shapes.block(fields, eps=1e-5), lambda i: True, window=0, context=4096)
+    fields.choice("hidden_act", options=shapes.SILU, default="silu")
+    block = shapes.block(fields, eps=1e-5)
+    block = replace(block, rope=rotary(fields, block.head_dim, 1.0))
+    return _model(fields, name, "phi3", block, lambda i: True, window=0, context=4096)
+
+
+def describe_stablelm(fields: Fields, name: str) -> ModelSpec:
+    """StableLM (Bellagente et al. 2024, section 3.2): LayerNorm, a quarter of each head turned, a gated MLP."""
+    fields.choice("hidden_act", options=shapes.SILU, default="silu")
+    fields.refuse("qk_layernorm", (False,), "norms of q and k with a weight for each head are not supported")
+    parallel = fields.flag("use_parallel_residual", False)
+    block = shapes.block(
+        fields, usual_kv_heads=32, eps=1e-5, eps_field="layer_norm_eps", norm="layer", parallel=parallel,
+        mlp_norm=not parallel, qkv_bias=fields.flag("use_qkv_bias", False),
+    )  # fmt: skip
+    block = replace(block, rope=rotary(fields, block.head_dim, 0.25))
+    return _model(fields, name, "stablelm", block, lambda i: False, context=4096)
+
+
+def describe_starcoder2(fields: Fields, name: str) -> ModelSpec:
+    """StarCoder2 (Lozhkov et al. 2024, table 5): LayerNorm, biases on all linears, a plain MLP, a window in every layer."""
+    bias = fields.flag("use_bias", True)
+    activation = fields.choice("hidden_act", options=shapes.ACTIVATIONS, default="gelu_pytorch_tanh")
+    block = shapes.block(
+        fields, usual_kv_heads=2, eps=1e-5, eps_field="norm_epsilon", norm="layer", gated=False, activation=activation,
+        qkv_bias=bias, out_bias=bias, mlp_bias=bias,
+    )  # fmt: skip
+    block = replace(block, rope=rotary(fields, block.head_dim))
+    return _model(fields, name, "starcoder2", block, lambda i: True, window=0, context=4096, tied=True)
 
 
 def _gemma(fields: Fields, **settings: Any) -> Block:
@@ -83,6 +115,10 @@ def describe_gemma3(fields: Fields, name: str) -> ModelSpec:
     return _model(fields, name, "gemma3_text", block, lambda i: (i + 1) % pattern > 0, tied=True, context=2**17)
 
 
+PHI3 = replace(LLAMA, block={**LLAMA_BLOCK, "qkv": ("self_attn.qkv_proj",), "up": ("mlp.gate_up_proj",)})
+STARCODER2 = replace(LLAMA, block={**LLAMA_BLOCK, "up": ("mlp.c_fc",), "down": ("mlp.c_proj",)})
+
+
 def _runs(name: str, architecture: str, describe: Any, sources: Any) -> Family:
     return Family(name, (architecture,), describe, sources, llama.PREFIXES, llama.MODULES)
 
@@ -90,8 +126,10 @@ def _runs(name: str, architecture: str, describe: Any, sources: Any) -> Family:
 FAMILIES = (
     _runs("mistral", "MistralForCausalLM", describe_mistral, llama.sources),
     _runs("qwen2", "Qwen2ForCausalLM", describe_qwen2, qwen2_sources),
-    planned("qwen3", "Qwen3ForCausalLM", describe_qwen3, llama.MODULES),
-    planned("phi3", "Phi3ForCausalLM", describe_phi3, llama.MODULES),
+    _runs("qwen3", "Qwen3ForCausalLM", describe_qwen3, LLAMA.sources),
+    _runs("phi3", "Phi3ForCausalLM", describe_phi3, PHI3.sources),
+    _runs("stablelm", "StableLmForCausalLM", describe_stablelm, LLAMA.sources),
+    _runs("starcoder2", "Starcoder2ForCausalLM", describe_starcoder2, STARCODER2.sources),
     planned("gemma", "GemmaForCausalLM", describe_gemma, llama.MODULES),
     planned("gemma2", "Gemma2ForCausalLM", describe_gemma2, llama.MODULES),
     planned("gemma3_text", "Gemma3ForCausalLM", describe_gemma3, llama.MODULES),

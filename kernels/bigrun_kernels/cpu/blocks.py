@@ -12,7 +12,7 @@ import numpy as np
 from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
 from bigrun_kernels.cpu.attention import attend, merge_spans, store_token
 from bigrun_kernels.cpu.compile import kernel
-from bigrun_kernels.cpu.elementwise import activate_row, norm_row, rotate_head
+from bigrun_kernels.cpu.elementwise import activate_row, norm_head, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
 from bigrun_kernels.cpu.planes import TOKENS, quantise
 from bigrun_kernels.cpu.team import SLOTS, address_of, array_at, call_op, claim, finish, matrix_at, share
@@ -41,6 +41,63 @@ def _quantise_panel(x, panel, mask, planes, scale, row_sum):
     padded = (x.shape[1] + 63) // 64 * 64
     for t in range(panel * TOKENS, min((panel + 1) * TOKENS, x.shape[0])):
         quantise(x, t, x.shape[0], True, mask, False, planes, padded, scale, row_sum)
+
+
+@kernel
+def norm(table, state, planes_like, pages_like):
+    """What a linear reads only later, so that nothing is quantised. Row: as of norm_quantise."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    floats, width = np.empty(0, np.float32), table[row + 4]
+    x = matrix_at(table, table[row + 2], tokens, width, floats)
+    out = matrix_at(table, table[row + 3], tokens, width, floats)
+    weight, bias = array_at(table, row + 5, width, floats), array_at(table, row + 6, table[row + 7], floats)
+    eps = array_at(table, NUMBERS, table[row + 8] + 1, np.empty(0, np.float64))[table[row + 8]]
+    counters, done = counters_of(table), 0
+    while True:
+        t = claim(counters, phase, 1)
+        if t >= tokens:
+            break
+        norm_row(x[t], weight, bias, eps, out[t])
+        done += 1
+    state[PHASE] = finish(counters, phase, done, tokens, table, table[row + FOLLOWING])
+
+
+@kernel
+def quantise_rows(table, state, planes_like, pages_like):
+    """What was there before the last quantised input of a linear. Row: x, its width."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    x = matrix_at(table, table[row + 2], tokens, table[row + 3], np.empty(0, np.float32))
+    planes, row_scale, row_sum = _quantised(table, tokens, planes_like)
+    counters, mask = counters_of(table), np.empty(0, np.int8)
+    panels, done = (tokens + TOKENS - 1) // TOKENS, 0
+    while True:
+        panel = claim(counters, phase, 1)
+        if panel >= panels:
+            break
+        _quantise_panel(x, panel, mask, planes, row_scale, row_sum)
+        done += 1
+    state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])
+
+
+@kernel
+def norm_heads(table, state, planes_like, pages_like):
+    """Norms of queries and keys, in place. Row: qkv, its width, heads, key heads, entries of a head, weights of queries and of
+    keys, number of eps."""
+    row, tokens, phase = state[ROW], table[TOKENS_AT], state[PHASE]
+    floats = np.empty(0, np.float32)
+    qkv = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
+    heads, kv_heads, size = table[row + 4], table[row + 5], table[row + 6]
+    q_weight, k_weight = array_at(table, row + 7, size, floats), array_at(table, row + 8, size, floats)
+    eps = array_at(table, NUMBERS, table[row + 9] + 1, np.empty(0, np.float64))[table[row + 9]]
+    counters, done = counters_of(table), 0
+    while True:
+        t = claim(counters, phase, 1)
+        if t >= tokens:
+            break
+        for h in range(heads + kv_heads):
+            norm_head(qkv[t], h * size, size, q_weight if h < heads else k_weight, eps)
+        done += 1
+    state[PHASE] = finish(counters, phase, done, tokens, table, table[row + FOLLOWING])
 
 
 @kernel
@@ -243,6 +300,7 @@ def activate_quantise(table, state, planes_like, pages_like):
 
 # Op of a program rewritten for the compiled call → its kernel.
 ROWS = {
+    "norm": norm, "quantise": quantise_rows, "norm_heads": norm_heads,
     "norm_quantise": norm_quantise, "linear": linear, "rope_store": rope_store, "attend": attend_spans,
     "merge_quantise": merge_quantise, "activate_quantise": activate_quantise,
 }  # fmt: skip

@@ -53,6 +53,20 @@ def norm(x, weight, bias, eps, out):
 
 
 @kernel
+def norm_head(row, at, size, weight, eps):
+    """RMSNorm of the vector of one head, row[at : at + size], in place."""
+    _rms_row(row[at : at + size], weight, eps, row[at : at + size])
+
+
+@kernel
+def norm_heads(qkv, heads, kv_heads, head_dim, q_weight, k_weight, eps):
+    """RMSNorm of each query and key of qkv [T, W], in place; weights [head_dim]."""
+    for t in range(qkv.shape[0]):
+        for h in range(heads + kv_heads):
+            norm_head(qkv[t], h * head_dim, head_dim, q_weight if h < heads else k_weight, eps)
+
+
+@kernel
 def rotate_head(row, at, cos_sin):
     """Rotary embedding of one head, at row[at], in place; cos_sin [dims]: cosines, then sines.
 

@@ -20,6 +20,11 @@ class CpuOps(Composed):
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         self._elementwise.norm(x, weight, bias, eps, out)
 
+    def norm_heads(
+        self, qkv: Array, heads: int, kv_heads: int, head_dim: int, q_weight: Array, k_weight: Array, eps: float
+    ) -> None:
+        self._elementwise.norm_heads(qkv, heads, kv_heads, head_dim, q_weight, k_weight, eps)
+
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Scratch, out: Array, add: bool) -> None:
         if not (x.flags.c_contiguous and out.flags.c_contiguous):
             raise ValueError("linear: x and out must be contiguous, row after row")

@@ -169,6 +169,40 @@ def mark_kernel(x, marks, LENGTH, x_row, threshold, BLOCK: tl.constexpr):
     _mark_row(x, marks, largest, threshold, LENGTH, BLOCK)
 
 
+@triton.jit
+def norm_heads_kernel(
+    qkv, q_weight, k_weight, row, eps, HEADS: tl.constexpr, VECTORS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The vector of one head, query or key, of one token, in place."""
+    t, head = (tl.program_id(0) // VECTORS).to(tl.int64), tl.program_id(0) % VECTORS
+    j = tl.arange(0, BLOCK)
+    at = qkv + t * row + head * D + j
+    v = tl.load(at, mask=j < D, other=0.0).to(tl.float32)
+    reciprocal = _reciprocal(tl.sum(v * v, axis=0), tl.full([], D, tl.float32), eps)
+    weight = tl.load((q_weight if head < HEADS else k_weight) + j, mask=j < D, other=0.0)
+    tl.store(at, _rounded(v * reciprocal * weight, qkv), mask=j < D)
+
+
+def norm_heads(
+    qkv: Tensor, heads: int, kv_heads: int, head_dim: int, q_weight: Tensor, k_weight: Tensor, eps: float
+) -> None:
+    """RMSNorm of each query and key of qkv [T, W], in place; weights float32 [head_dim]."""
+    block, warps = max(32, triton.next_power_of_2(head_dim)), 1 if head_dim <= 512 else 4
+    vectors = heads + kv_heads
+    norm_heads_kernel[(len(qkv) * vectors,)](
+        qkv,
+        q_weight,
+        k_weight,
+        qkv.stride(0),
+        eps,
+        HEADS=heads,
+        VECTORS=vectors,
+        D=head_dim,
+        BLOCK=block,
+        num_warps=warps,
+    )
+
+
 def norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor, marks: Tensor | None = None,
     threshold: float = 0.0,

@@ -35,6 +35,11 @@ class TritonOps(TorchOps):
     def norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         norms.norm(x, weight, some(bias), eps, out)
 
+    def norm_heads(
+        self, qkv: Array, heads: int, kv_heads: int, head_dim: int, q_weight: Array, k_weight: Array, eps: float
+    ) -> None:
+        norms.norm_heads(qkv, heads, kv_heads, head_dim, q_weight, k_weight, eps)
+
     def linear(self, x: Array, w: Weight, mode: str, threshold: float, scratch: Any, out: Array, add: bool) -> None:
         marks = self._marks(w, mode, threshold)
         if marks is not None:
