@@ -61,6 +61,15 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
         folder, "falcon", parallel_attn=False, multi_query=False
     ),
     "phi": lambda folder: checkpoints.relative(folder, "phi", num_attention_heads=2),
+    "gptj": lambda folder: checkpoints.relative(
+        folder, "gptj", n_embd=96, n_head=3, n_layer=2, n_inner=100, rotary_dim=8, n_positions=128
+    ),
+    "smollm3": lambda folder: checkpoints.relative(
+        folder, "smollm3", no_rope_layers=[1, 0], tie_word_embeddings=True, pad_token_id=None
+    ),
+    "gemma": lambda folder: checkpoints.relative(
+        folder, "gemma", head_dim=24, num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=None
+    ),
     "bloom": lambda folder: checkpoints.bloom(folder),
     "opt": lambda folder: checkpoints.opt(folder),
 }  # fmt: skip

@@ -14,6 +14,7 @@ OTHER: dict[str, Any] = {
     "hidden": 128, "heads": 8, "kv_heads": 4, "head_dim": 32, "intermediate": 32, "norm": "layer", "norm_eps": 1e-6,
     "positions": "alibi", "rope": Rope(8), "gated": False, "activation": "relu", "qkv_bias": True, "out_bias": True,
     "mlp_bias": True, "window": 7, "mlp_norm": False, "after_norms": True, "qk_norm": True, "sinks": True, "parallel": True,
+    "alibi_bfloat16": True,
     "latent": Latent(0, 16, 8, 8, 8), "experts": Experts(4, 2, 32),
 }  # fmt: skip
 MIXTURE = replace(BLOCK, experts=Experts(8, 2, 32, shared=16))

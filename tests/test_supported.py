@@ -20,8 +20,7 @@ from bigrun_kernels.ops import EXECUTES
 from support import checkpoints
 
 BEYOND: dict[str, Any] = {
-    "qk_norm": (True, "norm_heads of q_norm, k_norm"),
-    "parallel": (True, "the step add"),
+    "alibi_bfloat16": (True, "attend with alibi_bfloat16"),
     "after_norms": (True, "the step add"),
     "sinks": (True, "attend with sinks"),
     "latent": (Latent(0, 16, 8, 8, 8), "rope_store with latent"),
@@ -68,7 +67,7 @@ def test_a_family_for_planning_alone_is_refused() -> None:
     assert "gemma2" in why_not_executable(replace(spec(), family="gemma2"), 128)
 
 
-@pytest.mark.parametrize(("name", "value"), [("final_norm", False), ("head_bias", True)])
+@pytest.mark.parametrize(("name", "value"), [("final_norm", False)])
 def test_so_are_flags_of_the_model(name: str, value: Any) -> None:
     assert name in why_not_executable(replace(spec(), **{name: value}), 128)
 

@@ -27,7 +27,7 @@ class CpuEngine:
         self.programs = {i: rewrite(lower(spec.blocks[i]), "host") for i in blocks}
         exact = "exact" in (arithmetic.prefill, arithmetic.decode)  # which is all that the compiled call computes
         self.compiled = self._compile(ops) if exact and isinstance(ops, CpuOps) else {}
-        rope = spec.blocks[0].rope if spec.blocks[0].positions == "rope" else None
+        rope = next((block.rope for block in spec.blocks if block.positions == "rope"), None)
         self._frequencies = rope_frequencies(rope) if rope else None
         self._batch: Batch
         self._step: StepArrays
@@ -73,6 +73,8 @@ class CpuEngine:
         x, ends, batch = self.x, self.ends, self._batch
         assert ends.table is not None, "the embedding is here"
         self.ops.lookup(batch.ids, ends.table, x)
+        if self.spec.embed_scale != 1.0:
+            x *= np.float32(self.spec.embed_scale)
         if ends.positions is not None:
             x += ends.positions[batch.positions + self.spec.position_offset]
         if ends.embed_norm is not None:

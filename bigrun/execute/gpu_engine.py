@@ -51,7 +51,7 @@ class GpuEngine:
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)
         usual = Arithmetic(prefill, "exact", threshold)
         self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
-        rope = spec.blocks[0].rope if spec.blocks[0].positions == "rope" else None
+        rope = next((block.rope for block in spec.blocks if block.positions == "rope"), None)
         self._frequencies = rope_frequencies(rope) if rope else None
         self._graphs: dict[tuple[int, int, int, str], Any] = {}
         self._capturing = memory.device.type == "cuda" and self.ops.capturable
@@ -115,6 +115,8 @@ class GpuEngine:
         assert ends.table is not None, "the embedding is here"
         with device_errors(self.name, "looking up tokens"):
             self.ops.lookup(self.work["ids"][:count], ends.table, x)
+            if self.spec.embed_scale != 1.0:
+                x *= self.spec.embed_scale
             if ends.positions is not None:
                 x += ends.positions[self._step.positions + self.spec.position_offset]
             if ends.embed_norm is not None:

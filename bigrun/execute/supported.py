@@ -5,7 +5,7 @@ that they know. A step with any other op or attribute is refused. Fields of a mo
 must keep their default.
 """
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from bigrun.model.families.registry import BY_NAME
@@ -14,7 +14,7 @@ from bigrun.model.spec import Block, ModelSpec
 
 # Fields of a model whose every value the engines execute.
 EXECUTED_OF_A_MODEL = frozenset((
-    "name", "family", "vocab", "hidden", "blocks", "context_limit", "tied", "checkpoint_dtype", "embed_norm",
+    "name", "family", "vocab", "hidden", "blocks", "context_limit", "tied", "checkpoint_dtype", "embed_norm", "embed_scale",
     "position_rows", "checkpoint_bytes", "checkpoint_form", "head_bias",
 ))  # fmt: skip
 
@@ -26,12 +26,13 @@ def why_not_executable(spec: ModelSpec, context: int) -> str:
         return refusal
     for name, value in _beyond_defaults(spec, EXECUTED_OF_A_MODEL):
         return f"{name} = {value!r:.60} can be planned but not run yet"
+    first = next((block for block in spec.blocks if block.rope is not None), spec.blocks[0])
     for i, block in enumerate(spec.blocks):
         if why := _why_not_block(block):
             return f"blocks with {why} can be planned but not run yet"
         if differs := _difference(
-            block, spec.blocks[0]
-        ):  # the engines share one rotation, one epsilon, one set of buffers
+            block if block.rope is not None else replace(block, rope=first.rope, positions=first.positions), first
+        ):  # the engines share one rotation, one epsilon, one set of buffers; a block may go without the rotation
             return f"block {i} differs from block 0 in {differs}, and such models can be planned but not run yet"
     window = min((block.window for block in spec.blocks if block.window), default=context)
     if window < context:

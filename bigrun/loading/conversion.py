@@ -133,6 +133,8 @@ def convert(
         next_chunk, rows = reader.next()
         assert next_chunk == chunk, "the reader goes through the same chunks"
         where = chunk.source.destinations()[chunk.start : chunk.stop] + chunk.first
+        if chunk.source.plus:
+            rows = Rows(rows.floats() + np.float32(chunk.source.plus), False)
         into = store if isinstance(target, Mapping) else store_elsewhere
         bad = into(rows, where, chunk.tensor, layout, target)  # type: ignore[arg-type]
         reader.done(chunk)

@@ -22,6 +22,9 @@ class Source:
     grid: tuple[int, ...] = ()
     axes: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    plus: float = (
+        0.0  # is added to every entry, of a tensor that is kept in 32 bits: Gemma's norms multiply by 1 + weight
+    )
 
     def destinations(self) -> np.ndarray:
         """int64 [rows]: the canonical row (counted from this source's first) of each of the checkpoint's rows."""

@@ -137,6 +137,7 @@ class ModelSpec:
     tied: bool
     checkpoint_dtype: str
     embed_norm: bool = False
+    embed_scale: float = 1.0  # what an embedding is multiplied by
     position_rows: int = 0  # learned positions: rows of their table (OPT keeps two more than its context)
     final_norm: bool = True
     head_bias: bool = False

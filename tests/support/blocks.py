@@ -35,6 +35,9 @@ BLOCKS = {
         qkv_bias=True, out_bias=True, mlp_bias=True,
     ),
     "one-norm": replace(BLOCK, mlp_norm=False),
+    "side by side": replace(BLOCK, parallel=True, norm="layer", rope=Rope(8), mlp_bias=True),
+    "side by side, one norm": replace(BLOCK, parallel=True, mlp_norm=False, gated=False, activation="gelu"),
+    "norms of heads": replace(BLOCK, qk_norm=True, heads=6, kv_heads=3),
     "opt": replace(BLOCK, kv_heads=4, norm="layer", positions="none", rope=None, gated=False, activation="relu"),
 }  # fmt: skip
 

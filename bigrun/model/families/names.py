@@ -15,12 +15,15 @@ AS_THEY_ARE: RowOrder = ((), (), ())
 class Names:
     """`blocks` is what block N's names begin with, "model.layers.{}."; `block` has the modules of each canonical stem, one, or
     several that are one below another: q, k and v, or gate and up. `ends` has the modules of the model's ends. `fused` says how
-    the rows of a qkv that is one in the file lie."""
+    the rows of a qkv that is one in the file lie; with `pairs` those of q and k are rotary pairs side by side (GPT-J), two
+    halves here. `norm_plus` is added to the weights of norms."""
 
     blocks: str
     block: Mapping[str, tuple[str, ...]]
     ends: Mapping[tuple[str, str], str]
     fused: Callable[[Block], RowOrder] = lambda _: AS_THEY_ARE
+    pairs: bool = False
+    norm_plus: float = 0.0
 
     def sources(self, spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
         """Canonical name → the checkpoint tensors that fill it. KeyError for another dialect than Hugging Face's."""
@@ -30,22 +33,34 @@ class Names:
         result: dict[str, tuple[Source, ...]] = {}
         for tensor in spec.part(part).tensors:
             stem, _, leaf = tensor.name.rpartition(".")
+            plus = self.norm_plus if stem.endswith("norm") and leaf == "weight" else 0.0
             if kind != "blocks":  # a table is a weight, whatever it is called
                 name = f"{self.ends[kind, stem]}.{leaf}" if stem else f"{self.ends[kind, '']}.{ENDINGS[leaf]}"
-                result[tensor.name] = (Source(name, tensor.shape),)
+                result[tensor.name] = (Source(name, tensor.shape, plus=plus),)
                 continue
             block, modules = spec.blocks[int(number)], self.block[stem]
             rows = (block.q_rows, block.kv_rows, block.kv_rows) if len(modules) == 3 else ()
-            order = self.fused(block) if stem == "qkv" and len(modules) == 1 else AS_THEY_ARE
+            orders = [self.fused(block) if stem == "qkv" and not rows else AS_THEY_ARE] * len(modules)
+            if rows and self.pairs:
+                orders[:2] = _halves(block, block.heads), _halves(block, block.kv_heads)
             result[tensor.name] = tuple(
                 Source(
                     f"{self.blocks.format(number)}{module}.{leaf}",
                     (rows[i] if rows else tensor.shape[0] // len(modules), *tensor.shape[1:]),
-                    *order,
+                    *orders[i],
+                    plus,
                 )
                 for i, module in enumerate(modules)
             )
         return result
+
+
+def _halves(block: Block, heads: int) -> RowOrder:
+    """The first entries of each rotary pair of each head, then the second ones, then what is not turned."""
+    assert block.rope is not None, "pairs are of a rotary embedding"
+    size, dims = block.head_dim, block.rope.dims
+    head = (*range(0, dims, 2), *range(1, dims, 2), *range(dims, size))
+    return (heads * size,), (0,), tuple(h * size + i for h in range(heads) for i in head)
 
 
 ENDINGS = {"table": "weight", "bias": "bias"}

@@ -1,16 +1,16 @@
-"""Decoders whose attention and MLP read the block's input side by side: GPT-NeoX, Falcon and Phi, and Cohere, which is planned
-alone."""
+"""Decoders whose attention and MLP read the block's input side by side: GPT-NeoX, GPT-J, Falcon and Phi, and Cohere, which is
+planned alone."""
 
 from dataclasses import replace
 from typing import Any
 
 from bigrun.model.families import llama, shapes
 from bigrun.model.families.family import Family, Modules, planned
-from bigrun.model.families.fields import Fields
+from bigrun.model.families.fields import MOST_LAYERS, Fields
 from bigrun.model.families.names import AS_THEY_ARE, LLAMA_ENDS, SEPARATE, Names, RowOrder, by_groups, by_heads
 from bigrun.model.families.rotary import rotary
 from bigrun.model.source import Dialect, Source
-from bigrun.model.spec import Block, ModelSpec
+from bigrun.model.spec import Block, ModelSpec, Rope
 
 NEOX_MODULES: Modules = {
     "embed": ("gpt_neox.embed_in",),
@@ -102,6 +102,45 @@ def describe_phi(fields: Fields, name: str) -> ModelSpec:
     return shapes.model(fields, name, "phi", (block,) * shapes.layers(fields), head_bias=True)
 
 
+def describe_gptj(fields: Fields, name: str) -> ModelSpec:
+    """GPT-J (Wang and Komatsuzaki 2021): one norm for both halves, the first entries of each head turned in pairs side by side,
+    biases on the MLP and the head alone."""
+    hidden, heads = fields.integer("n_embd", "hidden_size"), fields.integer("n_head", "num_attention_heads", high=4096)
+    if hidden % heads:
+        raise fields.bad("n_head", f"is {heads}, which does not divide the hidden size {hidden}")
+    size = hidden // heads
+    dims = fields.integer("rotary_dim", default=fields.unsaid("rotary_dim", 64, 0), low=0, high=size)
+    if dims % 2 or not dims:
+        raise fields.bad("rotary_dim", f"is {dims}, not an even number above 0")
+    block = Block(
+        hidden=hidden,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=size,
+        intermediate=fields.integer("n_inner", default=4 * hidden, high=2**26),
+        norm="layer",
+        norm_eps=fields.number("layer_norm_epsilon", default=1e-5, high=1.0),
+        positions="rope",
+        rope=Rope(dims),
+        gated=False,
+        activation=fields.choice("activation_function", options=shapes.ACTIVATIONS, default="gelu_new"),
+        mlp_bias=True,
+        mlp_norm=False,
+        parallel=True,
+    )
+    return ModelSpec(
+        name=name,
+        family="gptj",
+        vocab=fields.integer("vocab_size"),
+        hidden=hidden,
+        blocks=(block,) * fields.integer("n_layer", "num_hidden_layers", high=MOST_LAYERS),
+        context_limit=fields.integer("n_positions", "max_position_embeddings", default=2048, high=2**28),
+        tied=fields.flag("tie_word_embeddings", False),
+        checkpoint_dtype=fields.dtype(),
+        head_bias=True,
+    )
+
+
 def _cohere(fields: Fields, name: str, family: str, pattern: int) -> ModelSpec:
     """One norm for both halves: a LayerNorm that has a weight and no bias, so that it counts as an RMSNorm here."""
     bias = fields.flag("attention_bias", False)
@@ -161,6 +200,20 @@ PHI = Names(
 )  # fmt: skip
 
 
+GPTJ_MODULES: Modules = {
+    "embed": ("transformer.wte",), "block": ("transformer.h",), "norm": ("transformer.ln_f",), "head": ("lm_head",),
+}  # fmt: skip
+GPTJ = Names(
+    "transformer.h.{}.",
+    {
+        "attention_norm": ("ln_1",), "qkv": ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "out": ("attn.out_proj",),
+        "up": ("mlp.fc_in",), "down": ("mlp.fc_out",),
+    },
+    {("embed", ""): "transformer.wte", ("norm", "norm"): "transformer.ln_f", ("head", ""): "lm_head"},
+    pairs=True,
+)  # fmt: skip
+
+
 def falcon_sources(spec: ModelSpec, part: str, dialect: Dialect) -> dict[str, tuple[Source, ...]]:
     """Norms side by side have names of their own."""
     first = spec.blocks[0]
@@ -175,6 +228,7 @@ def _runs(name: str, architecture: str, describe: Any, sources: Any, prefix: str
 FAMILIES = (
     _runs("gpt_neox", "GPTNeoXForCausalLM", describe_neox, NEOX.sources, "gpt_neox.", NEOX_MODULES),
     _runs("falcon", "FalconForCausalLM", describe_falcon, falcon_sources, "transformer.", FALCON_MODULES),
+    _runs("gptj", "GPTJForCausalLM", describe_gptj, GPTJ.sources, "transformer.", GPTJ_MODULES),
     _runs("phi", "PhiForCausalLM", describe_phi, PHI.sources, "model.", PHI_MODULES),
     planned("cohere", "CohereForCausalLM", describe_cohere, llama.MODULES),
     planned("cohere2", "Cohere2ForCausalLM", describe_cohere2, llama.MODULES),

@@ -1,6 +1,7 @@
 """The families of models that bigrun runs, or plans alone: each reads a configuration and knows names of what it describes."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from bigrun.errors import CheckpointError
@@ -27,9 +28,21 @@ _BY_SPELLING = {
 
 def supported_architectures() -> str:
     """The architectures there are, for messages."""
-    runs = [name for name, family in BY_ARCHITECTURE.items() if family.sources]
-    plans = [name.removesuffix("ForCausalLM") for name, family in BY_ARCHITECTURE.items() if not family.sources]
-    return f"bigrun runs {', '.join(sorted(runs))}; it only plans {', '.join(sorted(plans))}"
+    runs, plans = (
+        sorted(
+            name.removesuffix("ForCausalLM")
+            for name, family in BY_ARCHITECTURE.items()
+            if bool(family.sources) is there
+        )
+        for there in (True, False)
+    )
+    return f"bigrun runs {', '.join(runs)}; it only plans {', '.join(plans)}"
+
+
+def _nearest(name: str) -> str:
+    """The known architecture that is spelt most alike, for a message; "" where none is."""
+    close = get_close_matches(name[:100], BY_ARCHITECTURE, 1, 0.75)
+    return f"; do you mean {close[0]}?" if close else ""
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.json") -> ModelSpec:
@@ -56,7 +69,9 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
     name = architectures[0]
     family = BY_ARCHITECTURE.get(name) or _BY_SPELLING.get(name.lower())
     if family is None:
-        raise CheckpointError(f"{where}: architecture {name[:60]!r} is unknown; {supported_architectures()}")
+        raise CheckpointError(
+            f"{where}: architecture {name[:60]!r} is unknown{_nearest(name)}; {supported_architectures()}"
+        )
     if by_type is not None and by_type is not family:
         raise CheckpointError(
             f"{where}: field 'architectures' names {name[:60]}, but 'model_type' is {by_type.name!r}: take out the one "

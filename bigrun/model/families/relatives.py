@@ -1,9 +1,10 @@
-"""Decoders that differ from Llama in a few flags: Mistral, Qwen2 and 3, Phi-3, StableLM and StarCoder2, and Gemma, which is
-planned alone.
+"""Decoders that differ from Llama in a few flags: Mistral, Qwen2 and 3, Phi-3, StableLM, StarCoder2, SmolLM3 and Gemma, and
+Gemma 2 and 3, which are planned alone.
 
 What changes no byte is not modelled: Gemma's scaled embedding and capped logits, how positions are scaled.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -98,8 +99,34 @@ def _gemma(fields: Fields, **settings: Any) -> Block:
 
 
 def describe_gemma(fields: Fields, name: str) -> ModelSpec:
-    """Wide heads, GeGLU, a tied head over a large vocabulary (Gemma Team 2024)."""
-    return _model(fields, name, "gemma", _gemma(fields), lambda i: False, tied=True, context=8192)
+    """Wide heads, GeGLU, norms that multiply by 1 + weight, a scaled embedding, a tied head over a large vocabulary (Gemma Team
+    2024)."""
+    for field in ("hidden_act", "hidden_activation"):  # "gelu" stands for the approximation in Gemma's own files
+        fields.choice(field, options={**shapes.ACTIVATIONS, "gelu": "gelu_tanh"}, default="gelu")
+        fields.refuse(field, ("gelu", "gelu_pytorch_tanh"), "Gemma's activation is gelu_pytorch_tanh")
+    fields.refuse("use_bidirectional_attention", (False,), "attention to what follows is not supported")
+    block = _gemma(fields)
+    block = replace(block, rope=rotary(fields, block.head_dim))
+    scale = math.sqrt(block.hidden)
+    return _model(fields, name, "gemma", block, lambda i: False, tied=True, context=8192, embed_scale=scale)
+
+
+def describe_smollm3(fields: Fields, name: str) -> ModelSpec:
+    """Llama without rotary embedding in every fourth layer (Yang et al. 2025, RoPE to NoPE and back again)."""
+    bias, count = fields.flag("attention_bias", False), shapes.layers(fields)
+    settings = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": fields.flag("mlp_bias", False)}
+    block = llama.block(fields, usual_kv_heads=4, **settings)
+    every = fields.integer("no_rope_layer_interval", default=4)
+    turned = fields.values.get("no_rope_layers")
+    if turned is None:
+        turned = [int((i + 1) % every != 0) for i in range(count)]
+    if not isinstance(turned, list) or len(turned) != count or any(one not in (0, 1) for one in turned):
+        raise fields.bad("no_rope_layers", f"is no list of {count} numbers 0 or 1")
+    slides = fields.flag("use_sliding_window", False)
+    windows = shapes.windows(fields, count, lambda i: slides and not turned[i], 0)
+    bare = replace(block, positions="none", rope=None)
+    blocks = [replace(block if one else bare, window=window) for one, window in zip(turned, windows, strict=True)]
+    return shapes.model(fields, name, "smollm3", blocks, tied=True, context=2**15)
 
 
 def describe_gemma2(fields: Fields, name: str) -> ModelSpec:
@@ -115,6 +142,7 @@ def describe_gemma3(fields: Fields, name: str) -> ModelSpec:
     return _model(fields, name, "gemma3_text", block, lambda i: (i + 1) % pattern > 0, tied=True, context=2**17)
 
 
+GEMMA = replace(LLAMA, norm_plus=1.0)
 PHI3 = replace(LLAMA, block={**LLAMA_BLOCK, "qkv": ("self_attn.qkv_proj",), "up": ("mlp.gate_up_proj",)})
 STARCODER2 = replace(LLAMA, block={**LLAMA_BLOCK, "up": ("mlp.c_fc",), "down": ("mlp.c_proj",)})
 
@@ -130,7 +158,8 @@ FAMILIES = (
     _runs("phi3", "Phi3ForCausalLM", describe_phi3, PHI3.sources),
     _runs("stablelm", "StableLmForCausalLM", describe_stablelm, LLAMA.sources),
     _runs("starcoder2", "Starcoder2ForCausalLM", describe_starcoder2, STARCODER2.sources),
-    planned("gemma", "GemmaForCausalLM", describe_gemma, llama.MODULES),
+    _runs("smollm3", "SmolLM3ForCausalLM", describe_smollm3, LLAMA.sources),
+    _runs("gemma", "GemmaForCausalLM", describe_gemma, GEMMA.sources),
     planned("gemma2", "Gemma2ForCausalLM", describe_gemma2, llama.MODULES),
     planned("gemma3_text", "Gemma3ForCausalLM", describe_gemma3, llama.MODULES),
 )
