@@ -4,6 +4,7 @@ from math import ceil
 
 import pytest
 
+import bigrun
 from bigrun.errors import CallError, CheckpointError
 from bigrun.model.catalog import lookup as catalog
 from bigrun.model.catalog.entry import Entry
@@ -266,3 +267,11 @@ def test_a_bad_entry_is_named() -> None:
     entry = Entry("toy", "", {"architectures": ["LlamaForCausalLM"], "vocab_size": 5}, None, "nowhere")
     with pytest.raises(CheckpointError, match="catalog: toy: field 'hidden_size' is missing"):
         entry.spec()
+
+
+def test_gpt_neox_20b_runs_on_one_card_of_24_gb() -> None:
+    """What LLM.int8() was shown with: the whole model in int8, and its context of 2,048 tokens, on a consumer's card."""
+    made = bigrun.plan("gpt-neox-20b", gpus="1x24GB", host="none")
+    assert (made.fits, made.runs, made.context_tokens) == (True, True, 2048)
+    assert {each.decode_on for each in made.placements} == {"cuda:0"}
+    assert made.device("cuda:0").used_bytes < 24e9

@@ -39,6 +39,23 @@ def normed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = 
     return out
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "kind"), [(3, 1, 24, HALF), (4, 4, 128, FLOAT), (2, 1, 600, HALF)]
+)
+def test_norms_of_heads_agree_with_float64(heads: int, kv_heads: int, size: int, kind: torch.dtype) -> None:
+    """In place, in rows that are wider than what is normed; values stay as they are."""
+    torch.manual_seed(0)
+    qkv = (torch.randn(5, (heads + 2 * kv_heads) * size + 3) * 3).to(kind)
+    q, k = torch.randn(size), torch.randn(size)
+    vectors, rest = qkv[:, : (heads + kv_heads) * size], qkv[:, (heads + kv_heads) * size :].clone()
+    parts = vectors.double().view(5, heads + kv_heads, size)
+    expected = reference.norm_heads(parts, q.double(), k.double(), heads, 1e-6).view(5, -1)
+    kernels.norm_heads(qkv, heads, kv_heads, size, q, k, 1e-6)
+    assert torch.equal(qkv[:, (heads + kv_heads) * size :], rest)
+    worst = (vectors.double() - expected).abs() - ROUNDING[kind] * expected.abs()
+    assert worst.max().item() <= 2e-6 * (1 + expected.abs().max().item())
+
+
 @pytest.mark.parametrize("layer", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize(
     ("t", "h", "kind", "out"),
