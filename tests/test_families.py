@@ -31,6 +31,7 @@ ROUTED = {
 }  # fmt: skip
 LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20}
 HEADS = {"num_key_value_heads": 4}
+NO_PADDING: dict[str, Any] = {"pad_token_id": None}  # which the class has beyond a small vocabulary
 # name of a case → the family, and what is added to SHAPE; every flag that a family reads is on in one case, off in another
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 50}),
@@ -49,6 +50,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
     "starcoder2": ("starcoder2", {"sliding_window": 50}),
+    "smollm3": ("smollm3", NO_PADDING),
+    "gptj": ("gptj", {"n_inner": 100, "rotary_dim": 8}),
     "starcoder2-bare": ("starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     "falcon-7b": ("falcon", {}),
     "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -103,7 +106,7 @@ WALKED = {**CASES, **BY_HAND}
 # Sizes that bigrun never guesses: where one is absent, the configuration is refused.
 SIZES = {
     "vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "n_layer", "num_attention_heads",
-    "n_head", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "n_embd", "n_head", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
     "shared_expert_intermediate_size", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
     "max_window_layers",
 }  # fmt: skip
@@ -364,7 +367,7 @@ def test_a_bad_field_is_named(family: str, fields: dict[str, Any], named: str) -
 
 def test_planning_asks_nothing_of_how_positions_are_scaled() -> None:
     scaling = {"rope_type": "unheard", "factor": "much"}
-    config = {"architectures": ["GemmaForCausalLM"], **SHAPE, "rope_scaling": scaling}
+    config = {"architectures": ["Gemma2ForCausalLM"], **SHAPE, "rope_scaling": scaling}
     assert spec_from_config(config, "toy").blocks[0].rope.dims == 256  # type: ignore[union-attr]
 
 
@@ -400,6 +403,9 @@ def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
         assert error <= bar, options
 
 
+MORE = {**dict.fromkeys(("phi3", "smollm3", "gemma"), NO_PADDING), "gptj": {"rotary_dim": 8}}
+
+
 @pytest.mark.parametrize("family", [name for name, family in BY_NAME.items() if family.sources])
 def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, tmp_path: Path) -> None:
     """Seen in the logits: with embeddings as small as the root of epsilon, a norm's output depends on it."""
@@ -408,11 +414,12 @@ def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, t
     keys = {
         "bloom": "layer_norm_epsilon", "opt": None, "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon",
         "gpt_neox": "layer_norm_eps", "falcon": "layer_norm_epsilon", "phi": "layer_norm_eps",
+        "gptj": "layer_norm_epsilon",
     }  # fmt: skip
     key = keys.get(family, "rms_norm_eps")
     default = {key: getattr(AutoConfig.for_model(family), key)} if key else {}
     write = getattr(checkpoints, family, functools.partial(checkpoints.relative, model_type=family))
-    model = write(tmp_path, **default, **({"pad_token_id": None} if family == "phi3" else {}))
+    model = write(tmp_path, **default, **MORE.get(family, {}))
     tensors = checkpoints.state(tmp_path)
     for name, parameter in model.named_parameters():
         if "embed" in name:  # BLOOM's norm of the embedding is among them, so that what follows it is small as well
@@ -435,7 +442,7 @@ def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, t
         for name in {"eps", "variance_epsilon"} & vars(norm).keys():
             setattr(norm, name, getattr(norm, name) / 10)
             norms.append(norm)
-    assert len(norms) >= (3 if family in ("falcon", "phi") else 5), "one a block, or two, and the last"
+    assert len(norms) >= (3 if family in ("falcon", "phi", "gptj") else 5), "one a block, or two, and the last"
     assert (logits() - expected).norm() > 1e-2 * expected.norm(), "or else this sees nothing"
 
 
@@ -461,6 +468,9 @@ def test_a_norm_s_epsilon_that_is_not_written_is_transformers_own(family: str, t
         "falcon-11b",
         "falcon-narrow",
         "phi",
+        "gptj",
+        "smollm3",
+        "gemma",
     ],
 )
 def test_the_sources_of_all_parts_are_the_tensors_of_transformers_model(case: str) -> None:
@@ -476,5 +486,6 @@ def test_the_sources_of_all_parts_are_the_tensors_of_transformers_model(case: st
 
 def test_the_families_that_run() -> None:
     assert [name for name, family in BY_NAME.items() if family.sources] == [
-        "llama", "bloom", "opt", "mistral", "qwen2", "qwen3", "phi3", "stablelm", "starcoder2", "gpt_neox", "falcon", "phi",
+        "llama", "bloom", "opt", "mistral", "qwen2", "qwen3", "phi3", "stablelm", "starcoder2", "smollm3", "gemma",
+        "gpt_neox", "falcon", "gptj", "phi",
     ]  # fmt: skip

@@ -161,7 +161,9 @@ def test_an_absurd_combination_is_refused(fields: dict[str, Any]) -> None:
     "architectures", [["MambaForCausalLM"], ["X" * 5000], [], None, "MambaForCausalLM", [5], 5], ids=repr
 )
 def test_an_unknown_architecture_is_answered_with_the_known_ones(architectures: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"bigrun runs Bloom, Falcon, GPTNeoX, Llama, Mistral") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"bigrun runs Bloom, Falcon, GPTJ, GPTNeoX, Gemma, Llama, Mistral"
+    ) as caught:
         spec_from_config({**LLAMA, "architectures": architectures}, "toy")
     assert len(str(caught.value)) < 500
 

@@ -39,12 +39,12 @@ def describe(fields: Fields, name: str) -> ModelSpec:
     return shapes.model(fields, name, NAME, blocks)
 
 
-def block(fields: Fields, **settings: Any) -> Block:
+def block(fields: Fields, usual_theta: float = 10_000.0, **settings: Any) -> Block:
     """A block that the decoder executes, so all of its rotary embedding is understood; `settings` are the family's."""
     fields.choice("hidden_act", options=shapes.SILU, default="silu")
     fields.refuse("rope_interleaved", (False,), "interleaved rotary embedding is not supported")
     base = shapes.block(fields, **settings)
-    return replace(base, rope=rotary(fields, base.head_dim))
+    return replace(base, rope=rotary(fields, base.head_dim, usual_theta=usual_theta))
 
 
 HF_BLOCK: dict[str, str] = {

@@ -41,8 +41,9 @@ def supported_architectures() -> str:
 
 def _nearest(name: str) -> str:
     """The known architecture that is spelt most alike, for a message; "" where none is."""
-    close = get_close_matches(name[:100], BY_ARCHITECTURE, 1, 0.75)
-    return f"; do you mean {close[0]}?" if close else ""
+    stems = {known.removesuffix("ForCausalLM").lower(): known for known in BY_ARCHITECTURE}
+    close = get_close_matches(name[:100].removesuffix("ForCausalLM").lower(), stems, 1, 0.7)
+    return f"; do you mean {stems[close[0]]}?" if close else ""
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, where: str = "config.json") -> ModelSpec:

@@ -115,7 +115,7 @@ def describe_smollm3(fields: Fields, name: str) -> ModelSpec:
     """Llama without rotary embedding in every fourth layer (Yang et al. 2025, RoPE to NoPE and back again)."""
     bias, count = fields.flag("attention_bias", False), shapes.layers(fields)
     settings = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": fields.flag("mlp_bias", False)}
-    block = llama.block(fields, usual_kv_heads=4, **settings)
+    block = llama.block(fields, usual_kv_heads=4, usual_theta=2e6, **settings)
     every = fields.integer("no_rope_layer_interval", default=4)
     turned = fields.values.get("no_rope_layers")
     if turned is None:

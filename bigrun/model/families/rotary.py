@@ -10,13 +10,15 @@ ROPES = ("default", "linear", "llama3", "longrope")
 
 
 def rotary(
-    fields: Fields, head_dim: int, rotated: float | None = None, theta_name: str = "rope_theta", share_name: str = SHARE
-) -> Rope:
+    fields: Fields, head_dim: int, rotated: float | None = None, theta_name: str = "rope_theta", share_name: str = SHARE,
+    usual_theta: float = 10_000.0,
+) -> Rope:  # fmt: skip
     """The rotary embedding of a configuration that says all of it, in both spellings: `rope_parameters` (transformers 5), or
     `rope_scaling` (4), which wins, as there, with the family's own fields beside it.
 
     `rotated` is the share of a head that is turned where nothing says so; None for a family that turns all of it and refuses
-    any other. `theta_name` and `share_name` are what its older files call the base and the share.
+    any other. `theta_name` and `share_name` are what its older files call the base and the share, and
+    `usual_theta` is the base where nothing says so.
     """
     key = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
     scaling = fields.values.get(key)
@@ -34,7 +36,7 @@ def rotary(
         head_dim = int(head_dim * share)
         if head_dim % 2 or not head_dim:
             raise fields.bad(share_name, f"turns {head_dim} entries of a head; rotary embedding needs an even number")
-    theta = inner.number("rope_theta", default=fields.number(theta_name, default=10_000.0), high=1e12)
+    theta = inner.number("rope_theta", default=fields.number(theta_name, default=usual_theta), high=1e12)
     kind = inner.choice("rope_type", "type", options={name: name for name in ROPES}, default="default")
     if kind == "default":
         return Rope(head_dim, theta)
