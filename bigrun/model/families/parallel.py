@@ -109,11 +109,9 @@ def describe_gptj(fields: Fields, name: str) -> ModelSpec:
     if hidden % heads:
         raise fields.bad("n_head", f"is {heads}, which does not divide the hidden size {hidden}")
     size = hidden // heads
-    dims = fields.integer("rotary_dim", default=fields.unsaid("rotary_dim", 64, 0), low=0, high=size)
-    if dims > size:  # the class's default
-        raise fields.bad("rotary_dim", f"is {dims}, not between 0 and {size}")
-    if dims % 2 or not dims:
-        raise fields.bad("rotary_dim", f"is {dims}, not an even number above 0")
+    dims = fields.integer("rotary_dim", high=size)
+    if dims % 2:
+        raise fields.bad("rotary_dim", f"is {dims}; rotary embedding needs an even number")
     block = Block(
         hidden=hidden,
         heads=heads,
