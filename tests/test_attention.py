@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ class Cache:
     tables: np.ndarray
     heads: int
     slopes: np.ndarray
+    window: int = 0
 
     def width(self) -> int:
         return (self.heads + 2 * self.k.values.shape[1]) * DIM
@@ -46,7 +48,8 @@ class Cache:
 
     def attend(self, rows: np.ndarray, sequences: np.ndarray, positions: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), self.heads * DIM), np.nan, np.float32)
-        OPS.attention(rows, self.heads, self.k, self.v, self.tables, sequences, positions, self.slopes, SCALE, out)
+        where = self.tables, sequences, positions
+        OPS.attention(rows, self.heads, self.k, self.v, *where, self.slopes, SCALE, out, self.window)
         return out
 
     def step(
@@ -57,14 +60,16 @@ class Cache:
         return self.attend(rows, *where)
 
 
-def make_cache(kv: str, heads: int, kv_heads: int, *, length: int, count: int = 1, alibi: bool = False) -> Cache:
+def make_cache(
+    kv: str, heads: int, kv_heads: int, *, length: int, count: int = 1, alibi: bool = False, window: int = 0
+) -> Cache:
     per_sequence = -(-length // PAGE)
     numbers = np.random.default_rng([length, count]).permutation(count * per_sequence + 3).astype(np.int32)
     nan = np.nan if kv == "float32" else 0x7E00
     shape = len(numbers), kv_heads, PAGE, DIM
     k, v = (pages(np.full(shape, nan if kv != "int8" else 77, KV[kv]), kv) for _ in range(2))
     slopes = 2.0 ** -np.arange(1, heads + 1, dtype=np.float32) if alibi else np.zeros(heads, np.float32)
-    return Cache(k, v, numbers[3:].reshape(count, per_sequence), heads, slopes)
+    return Cache(k, v, numbers[3:].reshape(count, per_sequence), heads, slopes, window)
 
 
 def normal(rows: int, cache: Cache, seed: int = 0) -> np.ndarray:
@@ -86,12 +91,10 @@ def as_torch(pages: Pages) -> torch.Tensor:
 def defined(cache: Cache, rows: np.ndarray, sequences: Sequence[int], positions: Sequence[int]) -> np.ndarray:
     """The reference, token by token."""
     pages, slopes = (as_torch(cache.k), as_torch(cache.v)), torch.from_numpy(cache.slopes)
-    outputs = [
-        reference.attention(
-            torch.from_numpy(row[: cache.heads * DIM]), *pages, torch.from_numpy(cache.tables[s]), int(p), slopes, SCALE
-        )
-        for row, s, p in zip(rows, sequences, positions, strict=True)
-    ]
+    outputs = []
+    for row, s, p in zip(rows, sequences, positions, strict=True):
+        query, table = torch.from_numpy(row[: cache.heads * DIM]), torch.from_numpy(cache.tables[s])
+        outputs.append(reference.attention(query, *pages, table, int(p), slopes, SCALE, cache.window))
     return torch.stack(outputs).numpy()
 
 
@@ -127,6 +130,42 @@ def test_it_is_torch_attention(kv: str, heads: int, kv_heads: int, alibi: bool) 
     expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=SCALE)
     got = cache.step(rows, [0] * length, range(length))
     assert np.allclose(got, expected.transpose(0, 1).flatten(1), rtol=0, atol=3e-6)
+
+
+@kv_of
+@heads_of
+@pytest.mark.parametrize("window", [1, 5, 63, 64, 65, 100, 128, 129, 300])
+def test_a_window_is_the_reference_s_and_chunks_change_no_bit(kv: str, heads: int, kv_heads: int, window: int) -> None:
+    length = 280
+    whole, parts = (make_cache(kv, heads, kv_heads, length=length, alibi=True, window=window) for _ in range(2))
+    rows = normal(length, whole)
+    got = whole.step(rows, [0] * length, range(length))
+    some = [0, 1, 63, 64, 65, 127, 128, 129, 191, 192, 200, 255, 256, 279]
+    assert np.allclose(got[some], defined(whole, rows[some], [0] * len(some), some), rtol=0, atol=3e-6)
+    for start, stop in pairwise((0, 1, 66, 67, 190, 197, 280)):
+        again = parts.step(rows[start:stop], [0] * (stop - start), range(start, stop))
+        assert np.array_equal(again, got[start:stop])
+
+
+@kv_of
+@pytest.mark.parametrize("window", [1, 40, 64, 130])
+def test_what_lies_before_a_window_is_not_looked_at(kv: str, window: int) -> None:
+    """NaN there changes nothing, also in the page where the window begins: a ring has other tokens in such places."""
+    length = 280
+    cache = make_cache(kv, 6, 2, length=length, window=window)
+    rows = normal(length, cache)
+    expected = cache.step(rows, [0] * length, range(length))
+    for position in (150, 191, 192, 279):
+        bad = make_cache(kv, 6, 2, length=length, window=window)
+        poisoned = rows.copy()
+        poisoned[: position - window + 1, 6 * DIM :] = np.nan
+        bad.store(poisoned, np.zeros(length, np.int64), np.arange(length))
+        where = np.zeros(length - position, np.int64), np.arange(position, length)
+        assert np.array_equal(bad.attend(rows[position:], *where), expected[position:])
+        worse = make_cache(kv, 6, 2, length=length, window=window)
+        poisoned[position - window + 1, 6 * DIM :] = np.nan
+        worse.store(poisoned, np.zeros(length, np.int64), np.arange(length))
+        assert np.isnan(worse.attend(rows[position:], *where)[0]).all(), "and the first of the window is"
 
 
 @kv_of

@@ -20,6 +20,7 @@ MORE = {
     **BLOCKS,
     "odd-heads": replace(BLOCK, head_dim=12, rope=Rope(12)),
     "a rope that is not used": replace(BLOCK, positions="none"),
+    **{f"a window of {window}": replace(BLOCK, window=window) for window in (1, 60, 150)},
     "odd-everything": replace(BLOCK, hidden=90, intermediate=70, heads=3, kv_heads=1),
 }
 
@@ -54,15 +55,17 @@ def test_one_call_is_the_walker(block: Block, kv: str) -> None:
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])
 @pytest.mark.parametrize("count", [2, 3, 9, 17, 40])
-def test_decoding_together_changes_no_bit(count: int, kv: str) -> None:
+@pytest.mark.parametrize("window", [0, 70])
+def test_decoding_together_changes_no_bit(count: int, kv: str, window: int) -> None:
     """Sequences of different lengths, each also alone: over spans where a few decode, token by token where many do."""
+    block = replace(BLOCK, window=window)
     lengths = [3 + 37 * s % 260 for s in range(count)]
-    together = Model(BLOCK, True, batch=count, kv=kv)
+    together = Model(block, True, batch=count, kv=kv)
     x = rows(count, seed=9)
     expected = []
     for s, length in enumerate(lengths):
         prompt = rows(length, seed=s)
-        alone = Model(BLOCK, True, batch=1, kv=kv)
+        alone = Model(block, True, batch=1, kv=kv)
         for start in range(0, length, 80):
             part = range(start, min(start + 80, length))
             alone.step(prompt[part.start : part.stop], [0] * len(part), part)

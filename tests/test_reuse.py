@@ -1,6 +1,7 @@
 """What a request takes up from the one before: never another token than a fresh Runner's, and as much as can be."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bigrun import Runner
-from bigrun.execute.kv_cache import PageTables
+from bigrun.execute.kv_cache import PageTables, ring_slots, ring_tables
 from bigrun.execute.prefix import CachedSequence
 from bigrun.execute.sampling import Sampling
-from bigrun.model.buffers import PAGE_TOKENS
+from bigrun.model.buffers import LONGEST_CHUNK, PAGE_TOKENS, pages_per_sequence, ring_pages
 from bigrun.session.batch import run_requests
 from bigrun.session.request import Request
-from support.checkpoints import llama
+from support.blocks import BLOCK
+from support.checkpoints import llama, relative, write_tokenizer
 
 CONTEXT = 1200  # two whole chunks of a prompt, and some
 KINDS: dict[str, dict[str, Any]] = {
@@ -25,7 +27,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "virtual": {"gpus": "2x8MB", "virtual": True},
     "llm.int8": {"gpus": "none", "mode": "llm.int8"},
     "gpu": {"gpus": "1x100MB", "kernels": "reference"},
+    "windows": {"gpus": "none"},
+    "windows, gpu": {"gpus": "1x100MB", "kernels": "reference"},
 }
+WINDOW, RING = 100, 640  # tokens that the second layer looks back, and that its pages hold
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +40,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("windowed")
+    windows = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    relative(path, "qwen2", max_position_embeddings=CONTEXT, **windows)
+    write_tokenizer(path)
+    return path
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request: pytest.FixtureRequest, model: Path) -> Iterator[tuple[Runner, Callable[..., Any]]]:
+def pair(request: pytest.FixtureRequest, model: Path, windowed: Path) -> Iterator[tuple[Runner, Callable[..., Any]]]:
     """(a Runner that lives on, what asks one whose sequences were forgotten)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIGRUN_GPU", "emulate")
         options = {"cpu": "100MB", "context": CONTEXT, "progress": False, **KINDS[request.param]}
-        with Runner(str(model), **options) as runner, Runner(str(model), **options) as other:
+        folder = str(windowed if request.param.startswith("windows") else model)
+        with Runner(folder, **options) as runner, Runner(folder, **options) as other:
 
             def fresh(*args: Any, **kwargs: Any) -> Any:
                 for sequence in range(other.plan.batch):
@@ -90,7 +105,7 @@ def test_as_much_is_taken_up_as_a_fresh_runner_would_have_computed_so(
     chunk = runner.plan.prefill_chunk_tokens
     assert chunk == 512
     whole = runner.executor.repeatable
-    assert whole == (request.node.callspec.params["pair"] not in ("llm.int8", "gpu"))
+    assert whole == (request.node.callspec.params["pair"] not in ("llm.int8", "gpu", "windows, gpu"))
     runner.executor.clear(0)
     prompt = long_prompt(1040)
     first = runner.generate(prompt, 8)
@@ -163,7 +178,54 @@ def test_logits_and_prompts_between_turns_change_nothing(pair: tuple[Runner, Cal
     assert runner.generate(prompt, 5).token_ids == first.token_ids == fresh(prompt, 5).token_ids
 
 
+def test_what_a_ring_went_round_over_is_computed_again(windowed: Path) -> None:
+    with Runner(str(windowed), gpus="none", cpu="100MB", context=CONTEXT, progress=False) as runner:
+        prompt = long_prompt(1100)
+        least = 1100 - RING + WINDOW - 1  # from here on, all that the next token looks back at is there
+        for shared, kept in ((least, least), (least - 1, 0)):
+            runner.executor.clear(0)
+            runner.generate(prompt, 1)
+            said = [*prompt[:shared], (prompt[shared] + 1) % 300, 5]
+            follow = runner.generate(said, 8)
+            assert follow.stats.reused_tokens == kept
+            runner.executor.clear(0)
+            assert runner.generate(said, 8).token_ids == follow.token_ids
+
+
 # The books
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(1, 200),
+    st.lists(st.tuples(st.integers(0, 1), st.booleans(), st.integers(1, LONGEST_CHUNK)), max_size=20),
+)
+def test_a_ring_holds_what_a_step_reads_and_keeps_says_what_is_left(window: int, moves: list[Any]) -> None:
+    """Who wrote last in each place of two sequences' rings, beside what the books say."""
+    context, block = 1500, replace(BLOCK, window=window)
+    ring = ring_pages(block, context)
+    tables, pages = ring_tables(ring, 2, pages_per_sequence(context)), PageTables(context, 2, [BLOCK, block])
+    written = np.full((2 * ring * PAGE_TOKENS, 2), -1)
+
+    def there(sequence: int, first: int, stop: int) -> bool:
+        positions = np.arange(max(first, 0), stop)
+        places = ring_slots(ring, positions, np.full(len(positions), sequence))
+        return np.array_equal(written[places], np.stack([np.full(len(positions), sequence), positions], axis=1))
+
+    for sequence, grows, count in moves:
+        length = int(pages.lengths[sequence])
+        if grows:
+            positions, _ = pages.extend(sequence, min(count, context - length))
+            slots = ring_slots(ring, positions, np.full(len(positions), sequence))
+            pages_of = tables[sequence, positions // PAGE_TOKENS].astype(np.int64)
+            assert np.array_equal(slots, pages_of * PAGE_TOKENS + positions % PAGE_TOKENS)
+            written[slots] = np.stack([np.full(len(positions), sequence), positions], axis=1)
+            assert there(sequence, length - window + 1, length + len(positions)), "all that the step's tokens look at"
+        else:
+            shorter = max(length - count, 0)
+            pages.truncate(sequence, shorter if pages.keeps(sequence, shorter) else 0)
+        for kept in range(0, int(pages.lengths[sequence]) + 1, 7):
+            assert not pages.keeps(sequence, kept) or there(sequence, kept - window + 1, kept)
 
 
 def test_an_interrupt_loses_no_page_and_gives_none_twice() -> None:

@@ -40,7 +40,7 @@ def convert_model(options: Options, out: Path) -> dict[str, Any]:
     checkpoint, spec = open_model(model, revision, lambda: fetching(model, revision, None, progress, before_weights))
     if isinstance(checkpoint, Conversion):
         raise CallError(f"--model {options.model}: is an int8 conversion already")
-    if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
+    if why := why_not_executable(spec):
         raise CallError(f"{spec.name}: {why}")
     findings = examine(checkpoint, spec)
     findings.check()

@@ -64,7 +64,7 @@ def list_models(pattern: str | None = None) -> dict[str, Any]:
                 "parameters": spec.parameters,
                 "family": spec.family,
                 "context_tokens": spec.context_limit,
-                "runs": why_not_executable(spec, context) or True,
+                "runs": why_not_executable(spec) or True,
                 "int8_bytes": sum(ledger.weights(part.name) for part in spec.parts),
                 "repo": entry.repo or None,
                 "tuned_repo": entry.tuned or None,

@@ -101,13 +101,16 @@ class CompiledBlocks:
         count, kernel = len(x), self._kernel
         if not count:
             return
-        cos_sin = NO_COS_SIN if step.cos_sin is None else step.cos_sin
+        cos_sin, (slots, page_tables) = (
+            NO_COS_SIN if step.cos_sin is None else step.cos_sin,
+            step.places(self._held[1][0]),
+        )
         split = count <= len(self._work["partial"])
         entries = {
             "tokens": count, "team": numba.get_num_threads(), "rope_dims": cos_sin.shape[1],
             "spans": int(step.positions.max()) // SPAN_TOKENS + 1 if split else 0,
-            "batch": step.page_tables.shape[0], "per_sequence": step.page_tables.shape[1], "x": x, "cos_sin": cos_sin,
-            "positions": step.positions, "sequences": step.sequences, "slots": step.slots, "tables": step.page_tables,
+            "batch": page_tables.shape[0], "per_sequence": page_tables.shape[1], "x": x, "cos_sin": cos_sin,
+            "positions": step.positions, "sequences": step.sequences, "slots": slots, "tables": page_tables,
         }  # fmt: skip
         numbers = {self._where[name]: _number(value) for name, value in entries.items()}
         for table in self._tables[:1] if count <= FEW or len(self._tables) == 1 else self._tables[1:]:
@@ -153,11 +156,12 @@ def _rope_store(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache
 
 def _attend(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
     out = [run.place(s.writes), s.width]
-    return [*_pages(run, s, cache), cache.slopes, run.number(s.attribute["scale"]), *out]
+    return [*_pages(run, s, cache), cache.slopes, run.number(s.attribute["scale"]), *out, s.attribute.get("window", 0)]
 
 
 def _merge_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:
-    return [run.place(s.writes), s.width, s.attribute["heads"], cache.k.values.shape[3], PAGE_TOKENS]
+    window = s.attribute.get("window", 0)
+    return [run.place(s.writes), s.width, s.attribute["heads"], cache.k.values.shape[3], PAGE_TOKENS, window]
 
 
 def _activate_quantise(run: CompiledBlocks, s: Step, w: BlockWeights, cache: BlockCache) -> list[Any]:

@@ -9,6 +9,7 @@ from bigrun.execute.block_weights import BlockWeights
 from bigrun.execute.compiled import CompiledBlocks, compilable
 from bigrun.execute.engine import Arithmetic, Batch, EmbeddingAndHead
 from bigrun.execute.forward import BlockCache, StepArrays, rope_cos_sin, rope_frequencies, run_head, run_program
+from bigrun.execute.kv_cache import ring_slots, ring_tables
 from bigrun.model.program import lower, rewrite
 from bigrun.model.spec import ModelSpec
 from bigrun_kernels.cpu.ops import CpuOps
@@ -29,6 +30,7 @@ class CpuEngine:
         self.compiled = self._compile(ops) if exact and isinstance(ops, CpuOps) else {}
         rope = next((block.rope for block in spec.blocks if block.positions == "rope"), None)
         self._frequencies = rope_frequencies(rope) if rope else None
+        self._ring_tables: dict[int, np.ndarray] = {}
         self._batch: Batch
         self._step: StepArrays
 
@@ -65,8 +67,15 @@ class CpuEngine:
         self._batch = batch
         cos_sin = None if self._frequencies is None else rope_cos_sin(self._frequencies, batch.positions)
         mode = self.arithmetic.mode(batch.phase)
+        if not self._ring_tables:  # which are the same in every step
+            sizes = {cache.ring for cache in self.caches.values()} - {0}
+            self._ring_tables = {ring: ring_tables(ring, *page_tables.shape) for ring in sizes}
+        rings = {
+            ring: (ring_slots(ring, batch.positions, batch.sequences), tables)
+            for ring, tables in self._ring_tables.items()
+        }
         self._step = StepArrays(
-            batch.positions, batch.sequences, batch.slots, page_tables, cos_sin, mode, self.arithmetic.threshold
+            batch.positions, batch.sequences, batch.slots, page_tables, cos_sin, mode, self.arithmetic.threshold, rings
         )
 
     def embed(self) -> None:

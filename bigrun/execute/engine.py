@@ -10,7 +10,7 @@ from bigrun.devices.host_memory import Memory
 from bigrun.execute.block_weights import BlockWeights, NormWeights, block_weights, linear, norm_weights
 from bigrun.execute.forward import BlockCache
 from bigrun.loading.loader import LoadedPart
-from bigrun.model.buffers import kv_buffers
+from bigrun.model.buffers import kv_buffers, ring_pages
 from bigrun.model.program import lower
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import Plan
@@ -125,7 +125,7 @@ def place_blocks(
         buffers = kv_buffers(block, plan.context_tokens, plan.batch, dtype)
         pages = memory.buffers(buffers, "kv_cache", f"the KV cache of {name}")
         k, v = (Pages(pages[name], pages.get(f"{name}.scale", nothing[1])) for name in ("k", "v"))
-        caches[i] = BlockCache(k, v, slopes(block))
+        caches[i] = BlockCache(k, v, slopes(block), ring_pages(block, plan.context_tokens))
     return blocks, caches
 
 

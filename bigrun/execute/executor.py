@@ -16,7 +16,7 @@ from bigrun.execute.prefix import CachedSequence
 from bigrun.execute.sampling import Sampling, choose, seen_tokens
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.loader import LoadedPart
-from bigrun.model.buffers import step_buffers
+from bigrun.model.buffers import LONGEST_CHUNK, step_buffers
 from bigrun.model.spec import Block, ModelSpec
 from bigrun.planning.plan import Plan
 from bigrun.planning.plan_data import DevicePlan
@@ -38,10 +38,10 @@ class Executor:
         self, spec: ModelSpec, plan: Plan, parts: Iterable[LoadedPart], memories: Mapping[str, Memory],
         ops: Ops, arithmetic: Arithmetic, gpu_engine: MakeEngine | None = None,
     ):  # fmt: skip
-        if why := why_not_executable(spec, plan.context_tokens):
+        if why := why_not_executable(spec):
             raise RunError(f"{spec.name}: cannot be executed: {why}")
         self.spec, self.plan, self.memories, self.ops, self.arithmetic = spec, plan, memories, ops, arithmetic
-        self.pages = PageTables(plan.context_tokens, plan.batch)
+        self.pages = PageTables(plan.context_tokens, plan.batch, spec.blocks)
         self.cached = [CachedSequence() for _ in range(plan.batch)]
         self.parts = {part.part.name: part for part in parts}
         self.runs = runs_of([plan.placement(f"blocks.{i}").decode_on for i in range(len(spec.blocks))])
@@ -87,7 +87,8 @@ class Executor:
 
     def reusable_prefix(self, ids: Sequence[int], sequence: int) -> int:
         """How many of a prompt's tokens `reuse_prefix` would keep of a sequence."""
-        return self.cached[sequence].reusable(ids, self._chunk, self.repeatable)
+        count = self.cached[sequence].reusable(ids, self._piece, self.repeatable)
+        return count if self.pages.keeps(sequence, count) else 0
 
     @cached_property
     def repeatable(self) -> bool:
@@ -98,6 +99,11 @@ class Executor:
     def _chunk(self) -> int:
         """Tokens of a step at most."""
         return max(self.plan.prefill_chunk_tokens, self.plan.batch)
+
+    @property
+    def _piece(self) -> int:
+        """Tokens of one sequence in a step at most: a ring has room for no more (model/buffers.py: kept_pages)."""
+        return min(self._chunk, LONGEST_CHUNK)
 
     def generate(self, ids: Sequence[int], sampling: Sampling, limit: int, noise_stream: int = 0) -> Iterator[int]:
         """At most `limit` tokens that follow a prompt, in sequence 0, of which the beginning that the prompt shares is reused.
@@ -163,17 +169,18 @@ class Executor:
             taken, room = [], self._chunk
             while queue and room:
                 sequence, ids = queue.pop(0)
-                if len(ids) > room:
-                    queue.insert(0, (sequence, ids[room:]))
-                    ids = ids[:room]
-                room -= len(ids)
-                last = not any(waiting == sequence for waiting, _ in queue)
-                taken.append((sequence, ids, last))
+                piece = ids[: min(room, self._piece)]
+                room -= len(piece)
+                last = len(piece) == len(ids)
+                taken.append((sequence, piece, last))
+                if not last:
+                    queue.insert(0, (sequence, ids[len(piece) :]))
+                    break
             batch = self._batch(taken, every, phase)
             logits = self.step(batch)
             for sequence, ids, _ in taken:
                 cached = self.cached[sequence]
-                as_prompt = phase == "prefill" and len(taken) == 1 and len(cached.ids) % self._chunk == 0
+                as_prompt = phase == "prefill" and len(taken) == 1 and len(cached.ids) % self._piece == 0
                 cached.append(ids.tolist(), as_prompt)
             for row, sequence in zip(logits, batch.sequences[batch.logit_rows], strict=True):
                 results[int(sequence)].append(row)

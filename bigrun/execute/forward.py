@@ -6,7 +6,7 @@ tokens share the step (but for llm.int8's outlier columns), so chunks, batches a
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from bigrun_kernels.ops import Array, Ops, Pages, Weight
 class StepArrays:
     """A step's tokens as one device sees them: T tokens of any sequences, each with its place in the cache.
 
-    positions, sequences, slots int64 [T]; page_tables int32 [S, pages]; cos_sin float32 [T, dims] or None.
+    positions, sequences, slots int64 [T]; page_tables int32 [S, pages]; cos_sin float32 [T, dims] or None. rings: by their
+    pages, the slots and page tables of blocks that keep a window (kv_cache.py).
     """
 
     positions: Array
@@ -31,15 +32,22 @@ class StepArrays:
     cos_sin: Array | None
     mode: str
     threshold: float
+    rings: Mapping[int, tuple[Array, Array]] = field(default_factory=dict)
+
+    def places(self, cache: "BlockCache") -> tuple[Array, Array]:
+        """The slots and page tables in one block's cache."""
+        return self.rings[cache.ring] if cache.ring else (self.slots, self.page_tables)
 
 
 @dataclass(frozen=True)
 class BlockCache:
-    """One block's keys and values, and its ALiBi slopes (zeros elsewhere) [heads]."""
+    """One block's keys and values, its ALiBi slopes (zeros elsewhere) [heads], and the pages of a sequence's ring; 0 where
+    all of the context is kept."""
 
     k: Pages
     v: Pages
     slopes: Array
+    ring: int = 0
 
 
 def run_program(
@@ -96,15 +104,16 @@ def _norm_linear(walk: _Walk, s: Step) -> None:
 def _rope_store(walk: _Walk, s: Step) -> None:
     step, cache = walk.step, walk.cache
     heads, kv_heads, head_dim = (int(s.attribute[name]) for name in ("heads", "kv_heads", "head_dim"))
-    cos_sin = step.cos_sin if "cos_sin" in s.reads else None
-    walk.ops.rope_and_store_kv(walk.buffer("qkv"), heads, kv_heads, head_dim, cos_sin, step.slots, cache.k, cache.v)
+    cos_sin, (slots, _) = step.cos_sin if "cos_sin" in s.reads else None, step.places(cache)
+    walk.ops.rope_and_store_kv(walk.buffer("qkv"), heads, kv_heads, head_dim, cos_sin, slots, cache.k, cache.v)
 
 
 def _attend(walk: _Walk, s: Step) -> None:
     step, cache = walk.step, walk.cache
+    _, tables = step.places(cache)
     walk.ops.attention(
-        walk.buffer(s.reads[0]), s.attribute["heads"], cache.k, cache.v, step.page_tables, step.sequences, step.positions,
-        cache.slopes, s.attribute["scale"], walk.buffer(s.writes),
+        walk.buffer(s.reads[0]), s.attribute["heads"], cache.k, cache.v, tables, step.sequences, step.positions,
+        cache.slopes, s.attribute["scale"], walk.buffer(s.writes), s.attribute.get("window", 0),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from bigrun.execute.executor import computed_on
 from bigrun.execute.forward import StepArrays, alibi_slopes, rope_cos_sin, rope_frequencies, run_head, run_program
 from bigrun.execute.gpu_backend import make_ops
 from bigrun.execute.gpu_sampling import chosen_on_device
+from bigrun.execute.kv_cache import ring_slots, ring_tables
 from bigrun.execute.sampling import Sampling, fail
 from bigrun.loading.loader import LoadedPart
 from bigrun.model.gpu_buffers import AHEAD, gpu_step_buffers
@@ -48,6 +49,10 @@ class GpuEngine:
         buffers = gpu_step_buffers(spec, plan.storage, rows, plan.batch, plan.context_tokens, *computes)
         ours = [buffer for buffer in buffers if buffer.name != "library"]
         self.work = memory.buffers(ours, "workspace", "workspace")
+        self._rings = sorted({cache.ring for cache in self.caches.values()} - {0})
+        for ring in self._rings:  # their tables are the same in every step
+            tables = self.work[f"tables.{ring}"]
+            tables.copy_(torch.from_numpy(ring_tables(ring, *tables.shape)))
         self.ops, prefill = make_ops(memory.device, self.work, plan.batch, kernels, plan.weights == "int8", note)
         usual = Arithmetic(prefill, "exact", threshold)
         self.arithmetic = usual if mode == "auto" else Arithmetic(mode, mode, threshold)
@@ -87,12 +92,16 @@ class GpuEngine:
                 if ids or name != "ids":
                     self.work[name][:count].copy_(torch.from_numpy(getattr(batch, name)), non_blocking=True)
             self.work["tables"].copy_(torch.from_numpy(page_tables), non_blocking=True)
+            for ring in self._rings:
+                places = torch.from_numpy(ring_slots(ring, batch.positions, batch.sequences))
+                self.work[f"slots.{ring}"][:count].copy_(places, non_blocking=True)
             rotates = self._frequencies is not None and "cos_sin" in self.work
             cos_sin = self._cos_sin(batch.positions) if rotates else None
         positions, sequences, slots = (self.work[name][:count] for name in ("positions", "sequences", "slots"))
         mode = self.arithmetic.mode(batch.phase)
+        rings = {ring: (self.work[f"slots.{ring}"][:count], self.work[f"tables.{ring}"]) for ring in self._rings}
         self._step = StepArrays(
-            positions, sequences, slots, self.work["tables"], cos_sin, mode, self.arithmetic.threshold
+            positions, sequences, slots, self.work["tables"], cos_sin, mode, self.arithmetic.threshold, rings
         )
         self.ops.begin(batch.phase == "decode", runs_of_tokens(batch))
 

@@ -19,9 +19,9 @@ EXECUTED_OF_A_MODEL = frozenset((
 ))  # fmt: skip
 
 
-def why_not_executable(spec: ModelSpec, context: int) -> str:
-    """The first thing in a model that the engines do not execute at a context of so many tokens, in words; "" if they
-    execute all of it. Whoever loads a model asks this first."""
+def why_not_executable(spec: ModelSpec) -> str:
+    """The first thing in a model that the engines do not execute, in words; "" if they execute all of it. Whoever loads a
+    model asks this first."""
     if refusal := BY_NAME[spec.family].refusal:
         return refusal
     for name, value in _beyond_defaults(spec, EXECUTED_OF_A_MODEL):
@@ -34,12 +34,6 @@ def why_not_executable(spec: ModelSpec, context: int) -> str:
             block if block.rope is not None else replace(block, rope=first.rope, positions=first.positions), first
         ):  # the engines share one rotation, one epsilon, one set of buffers; a block may go without the rotation
             return f"block {i} differs from block 0 in {differs}, and such models can be planned but not run yet"
-    window = min((block.window for block in spec.blocks if block.window), default=context)
-    if window < context:
-        return (
-            f"some blocks look back {window} tokens, and windows shorter than the context of {context} can be planned but "
-            f"not run yet: give --context {window} at most"
-        )
     return ""
 
 

@@ -3,7 +3,7 @@
 The planner counts what these functions say, and the executor allocates what they say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,9 +16,7 @@ SPAN_TOKENS = 2 * PAGE_TOKENS  # decode attention shares out a context in spans 
 PANEL_TOKENS = 4  # quantised activations come in panels of four tokens
 LOGIT_ROWS = 16  # rows of logits held at once; more are produced in pieces
 VECTOR = 8  # keys and values are padded to whole vectors
-LONGEST_CHUNK = (
-    512  # tokens of a prefill step: a window keeps as many beside its own, since a step writes before it reads
-)
+LONGEST_CHUNK = 512  # tokens of one sequence in a step: a window keeps as many beside its own (kept_pages)
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,33 @@ def pages_per_sequence(context: int) -> int:
     return -(-context // PAGE_TOKENS)
 
 
+def kept_pages(block: Block, context: int) -> int:
+    """Pages that a sequence has in one block: those of the context; of a window, a ring for the window and one step.
+
+    A ring of R tokens holds position p at p mod R. A step writes its n ≤ LONGEST_CHUNK tokens of a sequence, at positions p …
+    p + n − 1, before they read, and they see no key before p − window + 1. That is window + n − 1 positions in a row, fewer
+    than R: each has a place of its own, so that nothing is overwritten which is still to be read.
+    """
+    return pages_per_sequence(min(context, block.window + LONGEST_CHUNK) if block.window else context)
+
+
+def ring_pages(block: Block, context: int) -> int:
+    """Pages of a sequence's ring in a block; 0 where its pages hold the whole context."""
+    kept = kept_pages(block, context)
+    return kept if kept < pages_per_sequence(context) else 0
+
+
+def rings(blocks: Iterable[Block], context: int) -> tuple[int, ...]:
+    """The sizes of the rings in some blocks, in pages."""
+    return tuple(sorted({ring_pages(block, context) for block in blocks} - {0}))
+
+
 def kv_buffers(block: Block, context: int, batch: int, dtype: str) -> tuple[Buffer, ...]:
     """Keys and values of one block: [pages, kv_heads, PAGE_TOKENS, head_dim to a multiple of 8], a scale a vector if int8.
 
     A window's block keeps the window and one step's tokens; latent attention one vector a token and its rotated key.
     """
-    if block.window:
-        context = min(context, block.window + LONGEST_CHUNK)
-    pages = batch * pages_per_sequence(context)
+    pages = batch * kept_pages(block, context)
     heads, widths = block.kv_heads, {"k": block.head_dim, "v": block.head_dim}
     if block.latent:
         heads, widths = 1, {"latent": block.latent.kv_rank, "k": block.latent.rope}

@@ -5,7 +5,7 @@ Everything is taken once, so that a captured graph finds every address where it 
 
 from collections.abc import Sequence
 
-from bigrun.model.buffers import LOGIT_ROWS, Buffer, pages_per_sequence, partial, passed, widest_input
+from bigrun.model.buffers import LOGIT_ROWS, Buffer, pages_per_sequence, partial, passed, rings, widest_input
 from bigrun.model.layout import ALIGNMENT, K_MULTIPLE, round_up
 from bigrun.model.program import Program, programs
 from bigrun.model.spec import ModelSpec
@@ -36,6 +36,9 @@ def gpu_step_buffers(
     buffers = [Buffer("x", "float32", (rows, spec.hidden))]
     buffers += [Buffer(name, "int64", (rows,)) for name in ("ids", "positions", "sequences", "slots")]
     buffers += [Buffer("tables", "int32", (batch, pages_per_sequence(context)))]
+    for ring in rings(spec.blocks, context) if blocks else ():
+        buffers.append(Buffer(f"slots.{ring}", "int64", (rows,)))
+        buffers.append(Buffer(f"tables.{ring}", "int32", (batch, pages_per_sequence(context))))
     parts = programs(spec, "gpu") if blocks else []
     kinds = {"cos_sin": "float32"}
     buffers += [Buffer(name, kinds.get(name, active), (rows, width)) for name, width in passed(parts).items()]

@@ -84,7 +84,7 @@ def described(model: Model, revision: str | None = None) -> tuple[ModelSpec, Fin
 
 
 def _refusal(spec: ModelSpec) -> Iterator[str]:
-    if why := why_not_executable(spec, 1):  # a window is no hindrance: a run may have a shorter context
+    if why := why_not_executable(spec):
         yield why
 
 

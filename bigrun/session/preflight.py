@@ -58,7 +58,7 @@ def check_runnable(plan: Plan, spec: ModelSpec | None) -> None:
 def why_not_runnable(plan: Plan, spec: ModelSpec | None) -> str:
     """Why this version cannot run a plan, wherever its devices are; "" where it can. Without a spec, what the plan alone
     tells."""
-    why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec, plan.context_tokens)
+    why = BY_NAME[plan.family].refusal if spec is None else why_not_executable(spec)
     if why:
         return why
     for name in real_gpus(plan):

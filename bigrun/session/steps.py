@@ -173,7 +173,7 @@ def open_files(options: Options, planned: Planned, text_check: TextCheck | None 
     findings = examine(files, spec, text)
     if planned.files is None and said:  # before the weights came
         findings = replace(findings, text_problems=())
-    if why_not_executable(spec, 1):
+    if why_not_executable(spec):
         check_runnable(planned.plan, spec)  # which names the model as the user did
     findings.check(text_check is not None)
     tensor_map = None if isinstance(files, Conversion) else map_tensors(files, spec)

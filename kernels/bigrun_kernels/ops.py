@@ -82,9 +82,10 @@ class Ops(Protocol):
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
-        slopes: Array, scale: float, out: Array,
+        slopes: Array, scale: float, out: Array, window: int = 0,
     ) -> None:  # fmt: skip
-        """out [T, heads·D]: each token over its sequence up to its own position."""
+        """out [T, heads·D]: each token over its sequence up to its own position; over the last `window` positions, its own
+        among them, if there is a window."""
 
     def norm_linear(
         self, x: Array, weight: Array, bias: Array, eps: float, normed: Array, w: Weight, mode: str, threshold: float,
@@ -121,7 +122,7 @@ _OPS = {
     "linear": frozenset(("bias",)),
     "norm_linear": _NORM | {"bias"},
     "rope_store": _HEADS | {"dims", "theta", "scaling"},
-    "attend": _HEADS | {"scale", "value", "alibi", "window"},  # of a window that is no shorter than the context
+    "attend": _HEADS | {"scale", "value", "alibi", "window"},
     "activate_linear": frozenset(("kind", "gated", "bias")),
 }
 EXECUTES: Mapping[str, Mapping[str, frozenset[str]]] = {

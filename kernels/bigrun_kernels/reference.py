@@ -157,18 +157,22 @@ def activate(kind: str, x: Tensor, gated: bool) -> Tensor:
     return function(gate) * up
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, position: int, slopes: Tensor, scale: float) -> Tensor:
-    """One token over positions 0 … position: q [H·D], pages k, v [P, KVH, page, D], table [pages] → [H·D] float32.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, position: int, slopes: Tensor, scale: float, window: int = 0
+) -> Tensor:
+    """One token over positions 0 … position: q [H·D], pages k, v [P, KVH, page, D], table [pages] → [H·D] float32; of a
+    window only over the last `window` of them (Child et al. 2019; Jiang et al. 2023).
 
     score = q·k·scale + slope·(key position − position), the second term ALiBi's (Press et al. 2022).
     """
     _, kv_heads, page, dim = k.shape
     length = position + 1
     used = table[: -(-length // page)].long()
-    keys, values = (pages[used].float().transpose(0, 1).reshape(kv_heads, -1, dim)[:, :length] for pages in (k, v))
+    seen = slice(max(length - window, 0) if window else 0, length)
+    keys, values = (pages[used].float().transpose(0, 1).reshape(kv_heads, -1, dim)[:, seen] for pages in (k, v))
     heads = q.view(kv_heads, -1, dim)
     scores = heads @ keys.transpose(1, 2) * scale
-    distance = torch.arange(length, device=q.device) - position
+    distance = torch.arange(seen.start, length, device=q.device) - position
     scores = scores + slopes.view(kv_heads, -1, 1) * distance
     return (scores.softmax(dim=-1) @ values).reshape(-1)
 

@@ -64,7 +64,7 @@ class ReferenceOps(Composed):
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
-        slopes: Array, scale: float, out: Array,
+        slopes: Array, scale: float, out: Array, window: int = 0,
     ) -> None:  # fmt: skip
         dim = out.shape[1] // heads
         width = heads * dim
@@ -72,4 +72,5 @@ class ReferenceOps(Composed):
         keys, values = keys[..., :dim], values[..., :dim]
         for t in range(len(positions)):
             table = tables[int(sequences[t])]
-            out[t] = reference.attention(qkv[t, :width], keys, values, table, int(positions[t]), slopes, scale)
+            query, position = qkv[t, :width], int(positions[t])
+            out[t] = reference.attention(query, keys, values, table, position, slopes, scale, window)

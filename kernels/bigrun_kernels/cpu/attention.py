@@ -93,10 +93,12 @@ def _weigh(scores, at, count, distance, slope, scale, units, page, state, row, o
 
 @kernel
 def _span(
-    q, rows, positions, slopes, scale, k, v, k_scale, v_scale, table, heads, g, page, dim, begin, end, work, state, out
-):
+    q, rows, positions, slopes, scale, window, edge, k, v, k_scale, v_scale, table, heads, g, page, dim, begin, end, work,
+    state, out,
+):  # fmt: skip
     """out [rows, dim], state [rows, 2] (flat) = the softmax of `rows` queries over positions begin … end of a sequence, each
-    up to its own position; not yet divided by the sum of weights. work: float32 scratch of four pages' tokens."""
+    up to its own position, and of a window only its last `window`; not yet divided by the sum of weights. `edge`: where the
+    last of the windows begins; 0 without one. work: float32 scratch of four pages' tokens."""
     scores, units = work[: 2 * page], work[2 * page : 4 * page]
     for r in range(rows):
         state[2 * r], state[2 * r + 1] = -np.inf, 0.0
@@ -110,6 +112,18 @@ def _span(
             following = (table[first // page + 1] * heads + g) * page
         _units(k_scale, index, most, units[:page])
         _units(v_scale, index, most, units[page:])
+        if first < edge:  # which rarely is, so that the loop below need not know of windows
+            for r in range(rows):
+                skip = max(positions[r] - window + 1 - first, 0)
+                count = min(most, positions[r] + 1 - first) - skip
+                if count > 0:
+                    score_rows(q, r, 1, k, index * dim, most, dim, scores, page, v, index * dim)
+                    for t in range(count):  # to the front, where whole vectors begin
+                        scores[t] = scores[t + skip]
+                    distance = first + skip - positions[r]
+                    _weigh(scores, 0, count, distance, slopes[r], scale, units[skip:], page, state, r, out, dim)
+                    output_rows(scores, 0, page, 1, v, (index + skip) * dim, count, dim, out, r, k, following * dim)
+            continue
         for r in range(0, rows, 2):
             pair = min(2, rows - r)
             score_rows(q, r, pair, k, index * dim, most, dim, scores, page, v, index * dim)
@@ -171,13 +185,20 @@ def _write(total, row, weight, dim, out, t, head, heads):
         out[t, head * size + d] = total[row * dim + d] / weight
 
 
+@inlined
+def window_start(position, window):
+    """The first position that a token sees; 0 without a window."""
+    return max(position - window + 1, 0) if window > 0 else 0
+
+
 @kernel
 def attend(
-    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, first, stop, g,
-    only, partial, spans, out,
+    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, window, first,
+    stop, g, only, partial, spans, out,
 ):  # fmt: skip
     """Tokens first … stop (TOKENS at most), for the query heads of key head g: all spans, into out; or span `only` of one
-    token, into partial [T, heads, spans, dim + 2] (flat), where it is not negative."""
+    token, into partial [T, heads, spans, dim + 2] (flat), where it is not negative. Spans begin at fixed positions, window or
+    not; those that lie before a token's window have no part in it."""
     group, span = heads // kv_heads, SPAN_PAGES * page
     most = (stop - first) * group
     work = np.empty(4 * page + (3 * dim + 5) * most, np.float32)
@@ -192,6 +213,12 @@ def attend(
         while last < stop and sequences[last] == sequences[first]:
             last += 1
         rows, end = (last - first) * group, np.int64(0)
+        lowest, edge = np.int64(0), np.int64(0)  # where the first and the last of the tokens' windows begin
+        if window > 0:
+            lowest = window_start(positions[first], window)
+            for t in range(first, last):
+                start_of = window_start(positions[t], window)
+                lowest, edge = min(lowest, start_of), max(edge, start_of)
         for row in range(rows):
             t, head = first + row // group, g * group + row % group
             _load_query(qkv, t, head, heads, kv_heads, dim, q, row)
@@ -203,10 +230,11 @@ def attend(
         begin = max(only, 0) * span
         if only >= 0:
             end = min(end, begin + span)
+        begin = max(begin, lowest // span * span)
         while begin < end:
             _span(
-                q, rows, where, tilt, scale, k, v, k_scale, v_scale, tables[sequences[first]], kv_heads, g, page, dim,
-                begin, min(begin + span, end), work, part_state, part,
+                q, rows, where, tilt, scale, window, edge, k, v, k_scale, v_scale, tables[sequences[first]], kv_heads, g,
+                page, dim, max(begin, lowest // page * page), min(begin + span, end), work, part_state, part,
             )  # fmt: skip
             for row in range(rows):
                 t, head = first + row // group, g * group + row % group
@@ -215,7 +243,7 @@ def attend(
                     for d in range(dim):
                         partial[at + d] = part[row * dim + d]
                     partial[at + dim], partial[at + dim + 1] = part_state[2 * row], part_state[2 * row + 1]
-                elif where[row] >= begin:
+                elif where[row] >= begin and window_start(where[row], window) < begin + span:
                     _merge(total, state, row, part, row * dim, part_state[2 * row], part_state[2 * row + 1], dim)
             begin += span
         if only < 0:
@@ -225,14 +253,14 @@ def attend(
 
 
 @kernel
-def merge_spans(partial, t, heads, spans, page, dim, position, out):
-    """out[t] from the partial results of its spans."""
+def merge_spans(partial, t, heads, spans, page, dim, position, window, out):
+    """out[t] from the partial results of the spans that it sees."""
     total, state = np.empty(dim, np.float32), np.empty(2, np.float32)
     for head in range(heads):
         state[0], state[1] = -np.inf, 0.0
         for d in range(dim):
             total[d] = np.float32(0.0)
-        for span in range(position // (SPAN_PAGES * page) + 1):
+        for span in range(window_start(position, window) // (SPAN_PAGES * page), position // (SPAN_PAGES * page) + 1):
             at = ((t * heads + head) * spans + span) * (dim + 2)
             _merge(total, state, 0, partial, at, partial[at + dim], partial[at + dim + 1], dim)
         _write(total, 0, state[1], dim, out, t, head, heads)
@@ -240,7 +268,7 @@ def merge_spans(partial, t, heads, spans, page, dim, position, out):
 
 @parallel_kernel
 def _attention(
-    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, out
+    qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale, window, out
 ):
     blocks = (positions.size + TOKENS - 1) // TOKENS
     partial = np.empty(0, np.float32)
@@ -248,19 +276,20 @@ def _attention(
         first = task // kv_heads * TOKENS
         attend(
             qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
-            first, min(first + TOKENS, positions.size), task % kv_heads, -1, partial, 0, out,
+            window, first, min(first + TOKENS, positions.size), task % kv_heads, -1, partial, 0, out,
         )  # fmt: skip
 
 
-def attention(qkv, heads, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, out):
-    """out [T, H·D]: softmax(q·k·scale + slope·distance)·v for each token and head.
+def attention(qkv, heads, k, v, k_scale, v_scale, tables, sequences, positions, slopes, scale, out, window=0):
+    """out [T, H·D]: softmax(q·k·scale + slope·distance)·v for each token and head, over its last `window` positions (0: all).
 
     qkv float32 [T, (H + 2·KVH)·D] (q first); pages k, v with k_scale, v_scale uint16 (empty but for int8); tables int32
     [S, pages of a sequence]; sequences, positions [T]; slopes float32 [H] (ALiBi, Press et al. 2022; else zeros).
     """
     _, kv_heads, page, dim = k.shape
     flat = [array.reshape(-1) for array in (k, v, k_scale, v_scale)]
-    _attention(qkv, heads, *flat, kv_heads, page, dim, tables, sequences, positions, slopes, np.float32(scale), out)
+    where = tables, sequences, positions
+    _attention(qkv, heads, *flat, kv_heads, page, dim, *where, slopes, np.float32(scale), window, out)
 
 
 @kernel

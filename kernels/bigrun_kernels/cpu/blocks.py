@@ -9,8 +9,8 @@ buffers in the table. A new op is a kernel here, with an entry in ROWS.
 
 import numpy as np
 
+from bigrun_kernels.cpu.attention import SPAN_PAGES, attend, merge_spans, store_token, window_start
 from bigrun_kernels.cpu.attention import TOKENS as ATTENTION_TOKENS
-from bigrun_kernels.cpu.attention import attend, merge_spans, store_token
 from bigrun_kernels.cpu.compile import kernel
 from bigrun_kernels.cpu.elementwise import activate_row, norm_head, norm_row, rotate_head
 from bigrun_kernels.cpu.linear import panel_linear
@@ -212,7 +212,7 @@ def rope_store(table, state, planes_like, pages_like):
 @kernel
 def attend_spans(table, state, planes_like, pages_like):
     """Spans of tokens where `partial` has room for the step's tokens; else some tokens at a time. Row: as of rope_store, then
-    slopes, the number of the scale, out, its width."""
+    slopes, the number of the scale, out, its width, the window."""
     row, tokens, phase, team, spans = state[ROW], table[TOKENS_AT], state[PHASE], table[TEAM], table[SPANS]
     floats, ints = np.empty(0, np.float32), np.empty(0, np.int64)
     qkv = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
@@ -227,26 +227,29 @@ def attend_spans(table, state, planes_like, pages_like):
     positions, sequences = array_at(table, POSITIONS, tokens, ints), array_at(table, SEQUENCES, tokens, ints)
     tables = matrix_at(table, TABLES, table[BATCH], table[PER_SEQUENCE], np.empty(0, np.int32))
     partial, counters = array_at(table, PARTIAL, table[PARTIAL_SIZE], floats), counters_of(table)
-    split, done = spans > 0, 0
+    split, done, window, reach = spans > 0, 0, table[row + 19], spans
+    if window > 0:  # spans that a window has a part in, at most
+        reach = min(spans, (window + SPAN_PAGES * page - 2) // (SPAN_PAGES * page) + 1)
     if split:
-        total = tokens * kv_heads * spans
+        total = tokens * kv_heads * reach
     else:
         total = (tokens + ATTENTION_TOKENS - 1) // ATTENTION_TOKENS * kv_heads
-    step = max(1, min(spans, total // (4 * team)))  # spans that follow one another: pages are asked for ahead
+    step = max(1, min(reach, total // (4 * team)))  # spans that follow one another: pages are asked for ahead
     while True:
         begin = claim(counters, phase, step)
         if begin >= total:
             break
         for task in range(begin, min(begin + step, total)):
             if split:
-                first, g, only = task // (kv_heads * spans), task // spans % kv_heads, task % spans
+                first, g, only = task // (kv_heads * reach), task // reach % kv_heads, task % reach
+                only += window_start(positions[first], window) // (SPAN_PAGES * page)
                 stop = first + 1
             else:
                 first = (total // kv_heads - 1 - task // kv_heads) * ATTENTION_TOKENS  # the longest first
                 stop, g, only = min(first + ATTENTION_TOKENS, tokens), task % kv_heads, -1
             attend(
                 qkv, heads, k, v, k_scale, v_scale, kv_heads, page, dim, tables, sequences, positions, slopes, scale,
-                first, stop, g, only, partial, spans, out,
+                window, first, stop, g, only, partial, spans, out,
             )  # fmt: skip
             done += 1
     state[PHASE] = finish(counters, phase, done, total, table, table[row + FOLLOWING])
@@ -255,7 +258,7 @@ def attend_spans(table, state, planes_like, pages_like):
 @kernel
 def merge_quantise(table, state, planes_like, pages_like):
     """Spans merged, and what attention gives quantised. Row: out, its width, heads, entries of a page's vector, tokens of a
-    page."""
+    page, the window."""
     row, tokens, phase, spans = state[ROW], table[TOKENS_AT], state[PHASE], table[SPANS]
     floats = np.empty(0, np.float32)
     out = matrix_at(table, table[row + 2], tokens, table[row + 3], floats)
@@ -271,7 +274,7 @@ def merge_quantise(table, state, planes_like, pages_like):
             break
         if spans > 0:
             for t in range(panel * TOKENS, min((panel + 1) * TOKENS, tokens)):
-                merge_spans(partial, t, heads, spans, page, dim, positions[t], out)
+                merge_spans(partial, t, heads, spans, page, dim, positions[t], table[row + 7], out)
         _quantise_panel(out, panel, mask, planes, row_scale, row_sum)
         done += 1
     state[PHASE] = finish(counters, phase, done, panels, table, table[row + FOLLOWING])

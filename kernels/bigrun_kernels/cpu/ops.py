@@ -66,8 +66,8 @@ class CpuOps(Composed):
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
-        slopes: Array, scale: float, out: Array,
+        slopes: Array, scale: float, out: Array, window: int = 0,
     ) -> None:  # fmt: skip
         self._attention.attention(
-            qkv, heads, k.values, v.values, k.scale, v.scale, tables, sequences, positions, slopes, scale, out
+            qkv, heads, k.values, v.values, k.scale, v.scale, tables, sequences, positions, slopes, scale, out, window
         )

@@ -120,13 +120,14 @@ class TorchOps(Composed):
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
-        slopes: Array, scale: float, out: Array,
+        slopes: Array, scale: float, out: Array, window: int = 0,
     ) -> None:  # fmt: skip
         dim, (_, kv_heads, page, _) = out.shape[1] // heads, k.values.shape
         group, slopes = heads // kv_heads, some(slopes)
         for run in self.runs:
-            length = run.first + run.stop - run.start
-            used = tables[run.sequence, : -(-length // page)].long()
+            before = max(run.first - window + 1, 0) // page if window else 0  # pages that none of these tokens sees
+            length = run.first + run.stop - run.start - before * page
+            used = tables[run.sequence, before : before - (-length // page)].long()
             table = torch.arange(len(used), device=qkv.device)
             step = max(1, SLAB // (group * length))  # tokens whose scores are held at a time
             for kv in range(kv_heads):
@@ -136,7 +137,8 @@ class TorchOps(Composed):
                 for a in range(run.start, run.stop, step):
                     b = min(a + step, run.stop)
                     q = qkv[a:b, part].unflatten(1, (group, dim))
-                    result = reference.attend(q, keys, values, table, run.first + a - run.start, slope, scale)
+                    first = run.first + a - run.start - before * page
+                    result = reference.attend(q, keys, values, table, first, slope, scale, window)
                     _put(out[a:b, part], result.flatten(1), False)
 
 

@@ -129,16 +129,17 @@ class TritonOps(TorchOps):
 
     def attention(
         self, qkv: Array, heads: int, k: Pages, v: Pages, tables: Array, sequences: Array, positions: Array,
-        slopes: Array, scale: float, out: Array,
+        slopes: Array, scale: float, out: Array, window: int = 0,
     ) -> None:  # fmt: skip
         pages = k.values, v.values, some(k.scale), some(v.scale)
         if not self._products:
-            super().attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out)
+            super().attention(qkv, heads, k, v, tables, sequences, positions, slopes, scale, out, window)
         elif self.decode:
             partial = self.work["partial"]
-            attention(qkv, heads, *pages, tables, sequences, positions, some(slopes), scale, out, partial)
+            attention(qkv, heads, *pages, tables, sequences, positions, some(slopes), scale, out, partial, window)
         else:
             for run in self.runs:
                 part = slice(run.start, run.stop)
                 table_ = tables[run.sequence]
-                attention_prompt(qkv[part], heads, *pages, table_, run.first, some(slopes), scale, out[part])
+                where = table_, run.first
+                attention_prompt(qkv[part], heads, *pages, *where, some(slopes), scale, out[part], window)
