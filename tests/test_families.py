@@ -106,7 +106,8 @@ WALKED = {**CASES, **BY_HAND}
 # Sizes that bigrun never guesses: where one is absent, the configuration is refused.
 SIZES = {
     "vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "n_layer", "num_attention_heads",
-    "n_embd", "rotary_dim", "n_head", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "n_embd", "rotary_dim",
+    "n_head", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
     "shared_expert_intermediate_size", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
     "max_window_layers",
 }  # fmt: skip
