@@ -13,6 +13,7 @@ CONFIG, GGUF_METADATA = "config.json", "metadata.gguf"
 # What a folder may have beside its configuration and weights that a run needs.
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 LARGEST_COMPANION = 64 * 2**20
 KERNEL = ("/proc/", "/sys/")  # file systems of the kernel's, some of whose files look plain

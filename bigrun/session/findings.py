@@ -13,6 +13,7 @@ from bigrun.errors import BigrunError, CheckpointError, TokenizerError
 from bigrun.execute.supported import why_not_executable
 from bigrun.loading.conversion_folder import Conversion
 from bigrun.loading.open import model_spec, open_hub, open_model
+from bigrun.text.vocabulary_files import has_tokenizer, no_tokenizer
 
 if TYPE_CHECKING:
     from bigrun.checkpoint.base import Checkpoint
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from bigrun.text.tokenizer import Tokenizer
 
 NO_TOKENIZER = "none (text cannot be generated; bench runs without)"
-NO_TOKENIZER_JSON = "has no tokenizer.json; put the model's own one there, or save one with transformers"
 MOST_TOKENS = 3  # that a line names
 
 
@@ -77,7 +77,7 @@ def described(model: Model, revision: str | None = None) -> tuple[ModelSpec, Fin
     try:
         files, spec = open_model(model)
         findings = examine(files, spec, text=False)
-        missing = (f"{files.where} {NO_TOKENIZER_JSON}",) if _lacks_tokenizer(files) else ()
+        missing = (f"{files.where} {no_tokenizer(files.folder)}",) if _lacks_tokenizer(files) else ()
         return spec, replace(findings, warnings=(*findings.warnings, *missing))
     except CheckpointError as error:  # a plan needs the configuration alone, and whoever reads that says what it lacks
         return model_spec(model), Findings((str(error),))
@@ -108,7 +108,7 @@ def tokenizer_of(files: ModelFiles) -> Tokenizer:
 def _tokenizer(files: ModelFiles, spec: ModelSpec) -> tuple[str, Tokenizer | None, tuple[str, ...], tuple[str, ...]]:
     """(the tokenizer in words, itself, problems, warnings)."""
     if _lacks_tokenizer(files):
-        return NO_TOKENIZER, None, (f"{files.where} {NO_TOKENIZER_JSON}",), ()
+        return NO_TOKENIZER, None, (f"{files.where} {no_tokenizer(files.folder)}",), ()
     try:
         tokenizer = tokenizer_of(files)
     except BigrunError as error:
@@ -123,7 +123,7 @@ def _tokenizer(files: ModelFiles, spec: ModelSpec) -> tuple[str, Tokenizer | Non
 
 
 def _lacks_tokenizer(files: ModelFiles) -> bool:
-    return files.metadata is None and not (files.folder / "tokenizer.json").exists()
+    return files.metadata is None and not has_tokenizer(files.folder)
 
 
 def beyond_table(tokenizer: Tokenizer, spec: ModelSpec) -> Iterator[str]:

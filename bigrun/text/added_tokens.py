@@ -15,12 +15,15 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 MOST = 1 << 16
 
 
-def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mapping[str, Any]) -> None:
+def add_tokens(
+    backend: Tokenizer, config: Mapping[str, Any], special_map: Mapping[str, Any], exact: bool = False
+) -> None:
     """Adds what `added_tokens_decoder`, the lists of special tokens and the named tokens of tokenizer_config.json (and of
     special_tokens_map.json) have beyond tokenizer.json; named ones become special.
 
     A token of the vocabulary keeps its id there, whatever the settings say; others get the ids after the last. A BOS or EOS
-    that the vocabulary lacks is left alone: whoever asks for its id is told so. TokenizerError for what is no token.
+    that the vocabulary lacks is left alone: whoever asks for its id is told so. TokenizerError for what is no token, and, if
+    `exact`, for an id of `added_tokens_decoder` that is not the one its token gets.
     """
     decoder = field(config, "added_tokens_decoder", dict) or {}
     if len(decoder) > MOST:
@@ -31,6 +34,12 @@ def add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_map: Mappi
         if token.content not in there:
             _add(backend, token)
             there[token.content] = token
+    for key, entry in decoder.items() if exact else ():
+        index = backend.token_to_id(text := _token(entry, "added_tokens_decoder", False).content)
+        if str(index) != key:
+            raise TokenizerError(
+                f"added_tokens_decoder gives {text!r:.60} the id {key!r:.20}, where the vocabulary has {index}"
+            )
     for entry, name in _special(config, special_map):
         token = _token(entry, name, name in SPECIAL or not isinstance(entry, dict) or bool(entry.get("special")))
         if name in ENDS and backend.token_to_id(token.content) is None:

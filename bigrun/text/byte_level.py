@@ -1,4 +1,4 @@
-"""Byte-level BPE from a vocabulary and its merges, as a GGUF file carries them.
+"""Byte-level BPE from a vocabulary and its merges, as a GGUF file or a folder without tokenizer.json carries them.
 
 GGUF stores no tokenizer.json: it names a pre-tokenizer (`tokenizer.ggml.pre`) and leaves its regular expressions to the
 reader. The names and what they mean are llama.cpp's (src/llama-vocab.cpp, `llm_tokenizer_bpe`); the expressions are the
@@ -83,24 +83,40 @@ def split_named(name: object) -> Split:
     return SPLITS[name]
 
 
-def pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
-    """Text → pieces in the byte alphabet, in which every byte is one printable character (GPT-2)."""
+def pre_tokenizer(split: Split, prefix: bool = False) -> pre_tokenizers.PreTokenizer:
+    """Text → pieces in the byte alphabet, in which every byte is one printable character (GPT-2).
+
+    `prefix` puts a space before a text, and before what follows a special token, that does not begin with one.
+    """
+    if prefix:
+        if split.expressions[-1] != _GPT2:
+            raise TokenizerError("add_prefix_space is true, which only GPT-2's way of splitting text has")
+        # The library's own step for that expression puts the space before it cuts.
+        ahead = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in split.expressions[:-1]]
+        return pre_tokenizers.Sequence([*ahead, pre_tokenizers.ByteLevel(add_prefix_space=True)])
     cuts = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in split.expressions]
     return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def build(vocabulary: Mapping[str, int], merges: Sequence[str], split: Split) -> Tokenizer:
+def build(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[str],
+    split: Split,
+    prefix: bool = False,
+    where: str = "tokenizer.ggml.merges",
+) -> Tokenizer:
     """A byte-level BPE tokenizer of these tokens and their ids; its added tokens are the caller's to add.
 
-    `merges` are "left right", best first. Raises TokenizerError.
+    `merges` are "left right", best first; `prefix` is that of `pre_tokenizer`. Raises TokenizerError, which says `where` the
+    merges are.
     """
     if len(merges) > MAX_MERGES:
-        raise TokenizerError(f"the GGUF file has {len(merges)} merges; the most is {MAX_MERGES}")
+        raise TokenizerError(f"{where} has {len(merges)} merges; the most is {MAX_MERGES}")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     unknown = next((pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()), None)
     if unknown is not None:
-        raise TokenizerError(f"tokenizer.ggml.merges joins {unknown!r:.80}, which are not all in the vocabulary")
+        raise TokenizerError(f"{where} joins {unknown!r:.80}, which are not all in the vocabulary")
     backend = Tokenizer(models.BPE(dict(vocabulary), pairs, ignore_merges=split.ignore_merges))
-    backend.pre_tokenizer = pre_tokenizer(split)
+    backend.pre_tokenizer = pre_tokenizer(split, prefix)
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -1,9 +1,11 @@
-"""SentencePiece's BPE from a vocabulary and its scores, as a GGUF file carries them (Kudo and Richardson 2018).
+"""SentencePiece's tokenizers (Kudo and Richardson 2018): of a GGUF file's vocabulary and scores, and of a `tokenizer.model`.
 
-There are no merges to read: of all neighbours that make a token together, those whose token has the highest score are
-joined first, the leftmost of equals. A list of merges cannot say that exactly (it knows no equals, and no character that is
-no token by itself), so the joining is done here, and the `tokenizers` library does what is around it. Rules and defaults
-are llama.cpp's (src/llama-vocab.cpp, `llm_tokenizer_spm_session`).
+`build`, for GGUF: there are no merges to read. Of all neighbours that make a token together, those whose token has the
+highest score are joined first, the leftmost of equals. A list of merges cannot say that exactly (it knows no equals, and no
+character that is no token by itself), so the joining is done here, and the `tokenizers` library does what is around it. Rules
+and defaults are llama.cpp's (src/llama-vocab.cpp, `llm_tokenizer_spm_session`).
+
+`from_model`, for a `tokenizer.model`: what transformers makes of one, a list of merges or a Unigram model, both the library's.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from tokenizers import Token, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Token, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bigrun.errors import TokenizerError
+from bigrun.text.byte_level import MAX_MERGES
+from bigrun.text.sentencepiece_model import BPE, BYTE, CONTROL, UNKNOWN, SentencePieceModel
 
 MARK = "▁"  # stands for a space
 CACHED_WORDS = 1 << 16
@@ -46,6 +50,54 @@ def build(
 
 def _byte(value: int) -> str:
     return f"<0x{value:02X}>"
+
+
+def from_model(spm: SentencePieceModel, pieces: Sequence[str], scheme: str) -> Tokenizer:
+    """A tokenizer whose ids are the places of the pieces; its added tokens are the caller's to add.
+
+    `pieces` are the model's, or what its checkpoint calls them. `scheme` says where a space is put before a text that does not
+    begin with one: "first", before the text; "always", before what follows a special token too; "never". Raises
+    TokenizerError, and what the library has against a vocabulary.
+    """
+    unknown = None if spm.unknown is None else pieces[spm.unknown]
+    if spm.kind == BPE:
+        vocabulary = {piece: index for index, piece in enumerate(pieces)}
+        backend = Tokenizer(
+            models.BPE(
+                vocabulary,
+                merges_of(pieces, spm.scores, spm.types),
+                unk_token=unknown,
+                fuse_unk=True,
+                byte_fallback=spm.byte_fallback,
+            )
+        )
+    else:
+        scored = list(zip(pieces, spm.scores, strict=True))
+        backend = Tokenizer(models.Unigram(scored, unk_id=spm.unknown, byte_fallback=spm.byte_fallback))
+    rules: list[normalizers.Normalizer] = [normalizers.Precompiled(spm.charsmap)] if spm.charsmap else []
+    if spm.squeeze_spaces:
+        rules += [normalizers.Strip(left=scheme == "never", right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+    if rules:
+        backend.normalizer = normalizers.Sequence(rules)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(MARK, prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace(MARK, " "), *([decoders.ByteFallback()] if spm.byte_fallback else []), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps if scheme == "never" else [*steps, decoders.Strip(" ", 1, 0)])
+    return backend
+
+
+def merges_of(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
+    """Each way to make a piece of two others, those of the highest score first, and of equal ones those of the lowest id.
+
+    Pieces that text is never joined to (controls, bytes, the unknown) take no part. Raises TokenizerError.
+    """
+    joined = {piece: index for index, piece in enumerate(pieces) if types[index] not in (CONTROL, BYTE, UNKNOWN)}
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(joined, key=lambda piece: (-scores[joined[piece]], joined[piece])):
+        splits = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        merges += [split for split in splits if split[0] in joined and split[1] in joined]
+        if len(merges) > MAX_MERGES:
+            raise TokenizerError(f"a vocabulary of more than {MAX_MERGES} merges")
+    return merges
 
 
 class _Joiner:

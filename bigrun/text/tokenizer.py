@@ -14,10 +14,12 @@ from bigrun.errors import CallError, TokenizerError
 from bigrun.text import chat
 from bigrun.text import sampling_defaults as recommended
 from bigrun.text.added_tokens import add_tokens
+from bigrun.text.from_vocabulary import from_vocabulary
 from bigrun.text.gguf_vocabulary import vocabulary
 from bigrun.text.stream import TextStream, pieces_of
 from bigrun.text.template_args import check_arguments
-from bigrun.text.untrusted import default_template, field, read_object, read_text, token_ids, token_text
+from bigrun.text.untrusted import building, default_template, field, read_object, read_text, token_ids, token_text
+from bigrun.text.vocabulary_files import WHOLE, has_tokenizer, no_tokenizer
 
 # Tokens that end a turn or a document, by name: checkpoints often mark only one of them as their end of sequence.
 _END_OF_TURN = (
@@ -70,26 +72,28 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
-        """From a checkpoint's folder: its tokenizer.json. Raises TokenizerError.
+        """From a checkpoint's folder: its tokenizer.json, else tokenizer.model, else vocab.json and merges.txt.
 
         tokenizer_config.json, special_tokens_map.json, generation_config.json (or else config.json, for its ids of the
-        end of a sequence) and chat_template.jinja are read where they exist.
+        end of a sequence) and chat_template.jinja are read where they exist. Raises TokenizerError.
         """
-        source = read_text(path / "tokenizer.json")
-        if source is None:
-            raise TokenizerError(
-                f"{path} has no tokenizer.json; put the model's own one there, or save one with transformers"
-            )
-        backend = _backend(source, path / "tokenizer.json")
+        source = read_text(path / WHOLE)
+        if source is None and not has_tokenizer(path):
+            raise TokenizerError(f"{path} {no_tokenizer(path)}")
         config = read_object(path / "tokenizer_config.json") or {}
         # of old files, whose settings have no list of added tokens; transformers reads it for those alone, and first
         special = {} if config.get("added_tokens_decoder") else read_object(path / "special_tokens_map.json") or {}
         generation = read_object(path / "generation_config.json")
         if generation is None:
             generation = read_object(path / "config.json") or {}
+        if source is None:
+            backend, config = from_vocabulary(path, config, special)
+        else:
+            with building(str(path / WHOLE)):
+                backend = tokenizers.Tokenizer.from_str(source)
         if backend.padding is not None and config.get("pad_token") is None and special.get("pad_token") is None:
             config = {**config, "pad_token": str(backend.padding["pad_token"])}
-        add_tokens(backend, config, special)
+        add_tokens(backend, config, special, exact=source is None)
         named = {name: text for name in _NAMED if (text := token_text(special, name) or token_text(config, name))}
         template = read_text(path / "chat_template.jinja")
         made = cls(
@@ -204,12 +208,3 @@ class Tokenizer:
         if add_bos and self.bos_id is None:
             raise TokenizerError("the tokenizer is to add a BOS token, but the checkpoint names none (bos_token)")
         return [self.bos_id] if add_bos and self.bos_id is not None else []
-
-
-def _backend(source: str, path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(source)
-    except BaseException as error:  # a panic of the Rust library is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise TokenizerError(f"{path} is not a tokenizer: {' '.join(str(error).split())[:200]}") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,24 +17,31 @@ from bigrun.errors import TokenizerError
 MAX_FILE_BYTES = 64 << 20  # the largest tokenizer.json in use has 33 MB
 MAX_OBJECT_BYTES = 8 << 20  # of the other files; the largest have a tenth
 KERNEL = ("/proc/", "/sys/")
-POINTER = "version https://git-lfs.github.com/spec/"  # what Git has in place of a large file until it is fetched
+POINTER = b"version https://git-lfs.github.com/spec/"  # what Git has in place of a large file until it is fetched
 
 T = TypeVar("T")
 
 
 def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str | None:
     """The file's text, None where there is no such file. Raises TokenizerError."""
+    data = read_bytes(path, most)
+    try:
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8: byte {error.start}") from error
+
+
+def read_bytes(path: Path, most: int) -> bytes | None:
+    """What the file holds, None where there is no such file. Raises TokenizerError."""
     try:
         if not os.path.lexists(path) or (path.is_symlink() and not path.exists()):
             return None
-        text = _bytes(path, most).decode("utf-8")
+        data = _bytes(path, most)
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8: byte {error.start}") from error
-    if text.startswith(POINTER):
+    if data.startswith(POINTER):
         raise TokenizerError(f"{path} is a Git LFS pointer in place of the file: fetch it with `git lfs pull`")
-    return text
+    return data
 
 
 def _bytes(path: Path, most: int) -> bytes:
@@ -48,9 +56,9 @@ def _bytes(path: Path, most: int) -> bytes:
         return stream.read(status.st_size)  # so much is allocated at once
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path, most: int = MAX_OBJECT_BYTES) -> dict[str, Any] | None:
     """The JSON object in a file, None where there is no such file. Raises TokenizerError."""
-    text = read_text(path, MAX_OBJECT_BYTES)
+    text = read_text(path, most)
     if text is None:
         return None
     try:
@@ -60,6 +68,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object")
     return value
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turns whatever the tokenizers library has against a vocabulary into a TokenizerError."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError | GeneratorExit):
+            raise
+        raise TokenizerError(f"{what} is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
 
 
 def field(fields: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
