@@ -24,7 +24,7 @@ from bigrun.version import __version__
 if TYPE_CHECKING:
     from bigrun.planning.plan import Plan
     from bigrun.session.dry_run import plan
-    from bigrun.session.generation import Generation
+    from bigrun.session.generation import Generation, Stats, Stream
     from bigrun.session.runner import Runner
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "PlanDoesNotFit",
     "RunError",
     "Runner",
+    "Stats",
+    "Stream",
     "TokenizerError",
     "__version__",
     "plan",
@@ -45,12 +47,14 @@ HOMES = {
     "Generation": "bigrun.session.generation",
     "Plan": "bigrun.planning.plan",
     "Runner": "bigrun.session.runner",
+    "Stats": "bigrun.session.generation",
+    "Stream": "bigrun.session.generation",
     "plan": "bigrun.session.dry_run",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Runner, plan, Plan and Generation, imported when first asked for: `import bigrun` stays quick."""
+    """Runner, plan and the like, imported when first asked for: `import bigrun` stays quick."""
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'bigrun' has no attribute {name!r}")

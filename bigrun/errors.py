@@ -64,6 +64,15 @@ class CallError(BigrunError):
     exit_status = 2
 
 
+class ContextFull(CallError):
+    """A prompt that the context has no room for."""
+
+    def __init__(self, tokens: int, context: int):
+        """`tokens` of the prompt, and of the context."""
+        super().__init__(f"the prompt has {tokens:,} tokens and the context {context:,}: shorten it, or give --context")
+        self.tokens, self.context = tokens, context
+
+
 class PlanDoesNotFit(BigrunError):
     """The model does not fit the rig; the message says what is missing."""
 

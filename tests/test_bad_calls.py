@@ -259,3 +259,30 @@ def test_debug_shows_the_traceback_and_keeps_the_status(tmp_path: Path) -> None:
         assert "Traceback (most recent call last)" in result.stderr
         assert error in result.stderr
         assert (result.returncode, result.stdout) == (status, "")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (("generate", "--temp", "1"), "No such option: --temp; it is --temperature here"),
+        (("chat", "--num-ctx", "1"), "it is --context here"),
+        (("generate", "hello"), "a prompt is given as -p TEXT"),
+        (("run", "llama3"), "No such command 'run'; it is chat, or generate here"),
+        (("help",), "No such command 'help'; it is --help here"),
+    ],
+    ids=str,
+)
+def test_what_users_of_other_tools_type_is_told_what_it_is_here(call: tuple[str, ...], says: str) -> None:
+    result = run_command(*call)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_what_it_is_here_is_there() -> None:
+    from bigrun.cli.app import main
+    from bigrun.cli.group import COMMANDS, FLAGS
+
+    known = {option for command in main.commands.values() for param in command.params for option in param.opts}
+    assert set(FLAGS.values()) <= known
+    assert not set(FLAGS) & known
+    assert all(word.strip() in {*main.commands, "--help"} for here in COMMANDS.values() for word in here.split(", or "))

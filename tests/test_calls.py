@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bigrun
-from bigrun import CallError, Runner, plan
+from bigrun import BigrunError, CallError, Runner, plan
 from bigrun.session.calls import ADVICE, ELSEWHERE
 from support.checkpoints import llama
 
@@ -86,6 +86,38 @@ def test_a_template_gets_no_objects(runner: Runner) -> None:
         runner.generate([{**USER, "tool": Thing()}])
 
 
+def test_a_content_in_parts_of_text_is_their_text(runner: Runner) -> None:
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]
+    assert runner.encode([{"role": "user", "content": parts}]) == runner.encode("the fox")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"context": "big"}, "context 'big': give a whole number"),
+        ({"batch": "2"}, "batch '2': give a whole number"),
+        ({"threads": 1.5}, "threads 1.5: give a whole number"),
+        ({"threshold": "6"}, "threshold '6': give a number"),
+        ({"skip": 5}, "skip 5: give names"),
+        ({"plan": "nowhere.json"}, "nowhere.json"),
+        ({"plan": 5}, "plan 5: give a Plan, or the file of one"),
+        ({"weights": 8}, "weights 8: give a text"),
+        ({"gpus": ["24GB"]}, "gpus .*: give a text"),
+        ({"virtual": "yes"}, "virtual 'yes': give True or False"),
+        ({"model_id": 5}, "model 5: give a text"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_type_is_refused_by_name(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(BigrunError, match=says):
+        Runner(**{"gpus": "none", **wrong})
+
+
+def test_one_name_to_skip_is_a_text_too(model: Path) -> None:
+    with Runner(str(model), **OPTIONS, skip="down") as one, Runner(model, **OPTIONS, skip=["down"]) as other:  # type: ignore[arg-type]
+        assert one.plan.storage.skip == other.plan.storage.skip == ("down",)
+
+
 def test_messages_are_all_given_to_the_template(runner: Runner) -> None:
     talk: list[dict[str, Any]] = [
         {"role": "system", "content": "a dog"},
@@ -124,7 +156,8 @@ def test_messages_are_all_given_to_the_template(runner: Runner) -> None:
         ({"text": "the fox"}, "dict is no prompt"),
         ([{"content": "the fox"}], "message 1 has no role"),
         ([USER, {"role": "user"}], "message 2 has no content"),
-        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "message 1 has no content that is a text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "images and sound are not supported"),
+        ([{"role": "user", "content": []}], "message 1 has no content that is a text"),
         ([400], "token id 400 is outside the vocabulary"),
         ([-1], "token id -1 is outside the vocabulary"),
         ([[]], "list of list is no prompt"),
@@ -215,6 +248,8 @@ SAID = [
     ("encode", {"add_special_tokens": False}, r"^Runner\.encode has no add_special_tokens; it takes prompt, raw"),
     ("logits", {"attention_mask": None}, r"^Runner\.logits has no attention_mask; it takes ids$"),
     (None, {"device_map": "auto"}, r"^Runner has no device_map: the plan says what goes where"),
+    (None, {"model": "x"}, r"^Runner has no model: it is model_id here$"),
+    ("generate", {"temp": 1}, r"no temp: it is temperature here$"),
     (None, {"n_ctx": 4096}, r"^Runner has no n_ctx: it is context here$"),
     (None, {"load_in_8bit": True}, r'weights="int8" is the default$'),
     (None, {"trust_remote_code": True}, r"code of a model is never run$"),
@@ -253,7 +288,7 @@ def test_what_a_keyword_is_told_to_be_is_a_parameter() -> None:
     functions: list[Any] = [Runner.__init__, Runner.generate, Runner.stream, plan]
     taken = {name for function in functions for name in inspect.signature(function).parameters}
     assert set(ELSEWHERE.values()) <= taken
-    assert not (ELSEWHERE.keys() | ADVICE.keys()) & (taken - {"model"}) - {"path"}
+    assert not (ELSEWHERE.keys() | ADVICE.keys()) & (taken - {"model"})
     assert not ELSEWHERE.keys() & ADVICE.keys()
 
 

@@ -163,7 +163,9 @@ def test_what_an_answer_looks_like(case: tuple[Any, str, list[Any], str], capsys
 NOTES: dict[str, tuple[list[Any], str, dict[str, Any], list[str]]] = {
     "nothing": (["a"], "stop_token", {}, []),
     "cut": (["a"], "max_new_tokens", {}, ["[cut at 1 token; --max-new-tokens]"]),
-    "a full context": (["a"], "context", {}, ["[cut at 1 token: the context is full; --context]"]),
+    "a full context": (
+        ["a"], "context", {}, ["[cut at 1 token: the context is full; /clear begins anew, --context makes room]"],
+    ),
     "no token": ([], "stop_token", {}, ["[0 tokens: the model ended at once]"]),
     "hidden thoughts alone": ([Piece("a", True)], "stop_token", {}, ["[the answer is thoughts alone: --thinking show]"]),
     "quiet": (["a"], "context", {"quiet": True}, []),

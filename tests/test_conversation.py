@@ -214,10 +214,10 @@ def test_a_conversation_is_loaded_whole_or_not_at_all(runner: Runner) -> None:
         ([{"role": "tool", "content": "a"}], "no tools"),
         ([{"role": "user"}], "message 1 has no content"),
         ([{"role": "user", "content": None}], "message 1 has no content"),
-        ("the fox", "str is no conversation"),
-        ({"role": "user", "content": "a"}, "dict is no conversation"),
+        ("the fox", "that is no conversation"),
+        ({"role": "user", "content": "a"}, "that is no conversation"),
         ([["user", "a"]], "message 1 is no object"),
-        (None, "NoneType is no conversation"),
+        (None, "that is no conversation"),
     ):
         with pytest.raises(CallError, match=says):
             talk.load(wrong)  # type: ignore[arg-type]

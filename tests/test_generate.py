@@ -309,7 +309,7 @@ def test_template_arguments_reach_the_template(chat: Path) -> None:
         (("-p", "a", "--raw", "--template-arg", "quick=1"), "--raw does without"),
         (("-p", "a", "--raw", "--system", "b"), "--system: it is for the chat template"),
         (("-p", "a", "--system", " "), "--system: it is empty"),
-        (("-p", "a", "-p", " "), "the prompt is empty"),
+        (("-p", "a", "-p", " "), "--prompt 2 of 2 is empty"),
         (("-p", "a", "--stop", ""), "--stop ''"),
         (("-p", "a", "--min-p", "2"), "min_p is 2.0"),
         (("-p", "a", "--repetition-penalty", "0"), "repetition_penalty is 0.0"),

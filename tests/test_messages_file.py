@@ -16,7 +16,7 @@ WRONG_FILES = {
     "a list of texts": (b'["a"]', "message 1"), "no role": (b'[{"content": "a"}]', "message 1 has no role"),
     "a role that is none": (b'[{"role": 1, "content": "a"}]', "message 1 has no role"),
     "no content": (b'[{"role": "user", "content": "a"}, {"role": "user"}]', "message 2 has no content"),
-    "parts": (b'[{"role": "user", "content": [{"type": "text"}]}]', "message 1 has no content"),
+    "parts": (b'[{"role": "user", "content": [{"type": "image"}]}]', "images and sound are not supported"),
     "depth": (b"[" * 100_000, "not JSON"), "digits": (b"[" + b"9" * 5000 + b"]", "JSON"), "nothing": (b"", "JSON"),
 }  # fmt: skip
 

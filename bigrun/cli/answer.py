@@ -38,7 +38,7 @@ def together(all_stats: Sequence[Stats], seconds: float) -> str:
 
 def count(tokens: int) -> str:
     """1 token, 128 tokens."""
-    return f"{tokens} token{'s' * (tokens != 1)}"
+    return f"{tokens:,} token{'s' * (tokens != 1)}"
 
 
 def _in_full(stats: Stats) -> str:

@@ -10,7 +10,7 @@ import click
 from bigrun.cli.generation_options import SAMPLING, chat_options, read_arguments
 from bigrun.cli.help import Command
 from bigrun.cli.options import parse, rig_options, run_options
-from bigrun.errors import BigrunError, CallError
+from bigrun.errors import BigrunError, CallError, ContextFull
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -112,9 +112,19 @@ def converse(talk: "Talk", reader: Reader, debug: bool = False) -> int:
         except BigrunError as error:
             if debug:
                 traceback.print_exc()
-            print(f"bigrun: {error}", file=sys.stderr, flush=True)
+            print(f"bigrun: {_said(error)}", file=sys.stderr, flush=True)
             status = status or error.exit_status
     return 0 if reader.interactive else status
+
+
+def _said(error: BigrunError) -> str:
+    """An error as a turn meets it."""
+    if not isinstance(error, ContextFull):
+        return str(error)
+    return (
+        f"the conversation has {error.tokens:,} tokens with this turn, and the context {error.context:,}: /clear begins anew, "
+        "--context makes room"
+    )
 
 
 def _messages(file: str | None, system: str | None) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ def obey(talk: Talk, line: str) -> None:
     """Does what a line such as "/save talk.json" says. CallError for an unknown command, Leave where the user leaves."""
     name, argument = (*line.split(maxsplit=1), "")[:2]
     argument = argument.strip()
+    if name in ("/save", "/load") and len(argument) > 2 and argument[0] == argument[-1] and argument[0] in "'\"":
+        argument = argument[1:-1]  # as a shell takes it
     command = COMMANDS.get(name)
     if command is None:
         raise CallError(_unknown(name))
@@ -122,6 +124,7 @@ def _thinking(talk: Talk, how: str) -> None:
         raise CallError(f"/thinking {how[:40]}: write one of {', '.join(THINKING)}")
     if how:
         talk.thinking = how
+        talk.note(f"thoughts: {how}")
     else:
         print(talk.thinking, flush=True)
 

@@ -82,14 +82,14 @@ class Talk:
         if display.thought and not display.said and self.thinking == "hide":
             self.note("the answer is thoughts alone: --thinking show")
         for note in notes(answer.stats, display.said or display.thought, brief=False, verbose=False):
-            self.note(note)
+            self.note(note.replace("; --context", "; /clear begins anew, --context makes room"))
         if self.verbose:
             self.note("; ".join(self.took(answer.stats)))
 
     def took(self, stats: "Stats") -> list[str]:
         """What an answer took, in full: a line each of its prompt, itself, the context and the seed."""
         reused = f", {stats.reused_tokens} of them not computed again" if stats.reused_tokens else ""
-        held = stats.prompt_tokens + stats.new_tokens
+        held = min(stats.prompt_tokens + stats.new_tokens, self.runner.plan.context_tokens)  # the last one is not fed
         lines = [
             f"prompt: {count(stats.prompt_tokens)}{reused}, {_took(stats.prefill_seconds, stats.prefill_tokens_per_s)}",
             f"answer: {count(stats.new_tokens)}, {_took(stats.decode_seconds, stats.decode_tokens_per_s)}, "

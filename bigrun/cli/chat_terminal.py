@@ -39,7 +39,7 @@ class TerminalLines:
         self._session: PromptSession[str] = PromptSession(
             "> ", multiline=True, prompt_continuation="  ", key_bindings=_keys(), history=_history(), output=output,
             completer=_Commands(), complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE,
-            reserve_space_for_menu=0,
+            reserve_space_for_menu=0, enable_suspend=True,
         )  # fmt: skip
 
     def read(self) -> str | None:

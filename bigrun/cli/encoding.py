@@ -27,7 +27,8 @@ def encodable_streams() -> None:
     """Have standard output and standard error replace what their encodings lack, unless the user chose how (as by
     PYTHONIOENCODING=ascii:ignore)."""
     for stream, usual in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
-        if getattr(stream, "errors", None) == usual and hasattr(stream, "reconfigure"):
+        # which Python itself takes in the locale C
+        if getattr(stream, "errors", None) in (usual, "surrogateescape") and hasattr(stream, "reconfigure"):
             with suppress(OSError, ValueError):  # closed
                 stream.reconfigure(errors=HANDLER)
 

@@ -42,6 +42,10 @@ def generate(
     says. One line's end at the end of a file or of standard input is no part of the prompt.
     """
     sampling = {name: flags.pop(name) for name in SAMPLING}
+    drawn = sorted(name for name in ("top_k", "top_p", "min_p", "seed") if _was_given(ctx, name))
+    if drawn and not sampling["temperature"] and not flags["quiet"]:
+        flag = ", ".join("--" + name.replace("_", "-") for name in drawn)
+        _note([f"{flag}: nothing is drawn without a --temperature"])
     given = _prompts(prompts, prompt_file, system, messages, raw)
     arguments = read_arguments(template_args)
     from bigrun.session.generation import Stream
@@ -75,6 +79,10 @@ def generate(
 
 def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _was_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 class _Output:
@@ -118,7 +126,11 @@ def _prompts(
     if len(prompts) > 1:
         if prompt_file is not None:
             raise CallError("--prompt and --prompt-file: give one of them")
-        texts = [read_prompt(prompt, None) for prompt in prompts]
+        texts = []
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt.strip():
+                raise CallError(f"--prompt {number} of {len(prompts)} is empty")
+            texts.append(prompt)
     else:
         texts = [read_prompt(prompts[0] if prompts else None, prompt_file)]
     return [[*said, {"role": "user", "content": text}] for text in texts] if said else list(texts)
@@ -129,7 +141,7 @@ def _runner(ctx: click.Context, flags: dict[str, Any], count: int, text_check: A
     from bigrun.cli.running import open_runner
 
     chosen = parse(flags)
-    given = ctx.get_parameter_source("batch") is not ParameterSource.DEFAULT
+    given = _was_given(ctx, "batch")
     if given and count == 1 and chosen.batch > 1 and not flags["quiet"]:
         _note([f"--batch {chosen.batch}: there is one prompt, and one answer; give --prompt several times"])
     if count == 1 or given or chosen.plan is not None:

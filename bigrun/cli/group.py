@@ -90,7 +90,7 @@ class Group(Commands):
         elif isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             message, status = f"standard output (or a file) cannot be written: {error.strerror}", 1
         elif isinstance(error, click.ClickException):
-            message, status = error.format_message(), 2
+            message, status = _meant(error), 2
         elif isinstance(error, click.Abort | KeyboardInterrupt):
             message, status = str(error.__cause__ or error) or "interrupted", 130  # click's Abort has ours as its cause
         else:
@@ -100,6 +100,38 @@ class Group(Commands):
         except OSError:
             _discard(sys.stderr)
         sys.exit(status)
+
+
+# What users of other tools type → what it is here.
+FLAGS = {
+    "--temp": "--temperature", "--n-predict": "--max-new-tokens", "--num-predict": "--max-new-tokens",
+    "--max-tokens": "--max-new-tokens", "--ctx-size": "--context", "--num-ctx": "--context", "-c": "--context",
+    "--repeat-penalty": "--repetition-penalty", "--n-gpu-layers": "--gpus", "-m": "--model",
+    "--file": "--prompt-file", "-f": "--prompt-file", "--system-prompt": "--system", "-t": "--threads",
+}  # fmt: skip
+COMMANDS = {
+    "run": "chat, or generate",
+    "help": "--help",
+    "list": "models",
+    "ls": "models",
+    "show": "inspect",
+    "pull": "plan",
+}
+
+
+def _meant(error: click.ClickException) -> str:
+    """click's message, with what is meant where that is known."""
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.option_name in FLAGS:
+        return f"No such option: {error.option_name}; it is {FLAGS[error.option_name]} here"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        if "unexpected extra argument" in message and any(
+            param.name == "prompts" for param in error.ctx.command.params
+        ):
+            return f"{message}; a prompt is given as -p TEXT"
+        if message.startswith("No such command") and (name := message.split("'")[1]) in COMMANDS:
+            return f"No such command '{name}'; it is {COMMANDS[name]} here"
+    return message
 
 
 def _discard(stream: Any) -> None:

@@ -70,7 +70,13 @@ rig_options = options(
         help="What `bigrun info` measured. Default: this host's own, if any; none.",
     ),
     click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's, 2048 at most."),
-    click.option("--batch", type=int, default=1, show_default=True, metavar="B", help="Sequences at a time."),
+    click.option(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="B",
+        help="Sequences at a time. Default: 1; of several prompts all of them, 8 at most.",
+    ),
     click.option(
         "--weights",
         default="int8",

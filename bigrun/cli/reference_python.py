@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from bigrun import errors
 from bigrun.cli.reference_json import field_rows
-from bigrun.cli.reference_source import GENERATION, Function, annotation, find, resolved, table
+from bigrun.cli.reference_source import Function, annotation, find, resolved, table
 
-ALSO = ("Stream", "Stats")  # what Runner's methods give, beside the public names
+ALSO = ("Stream", "Stats")  # what Runner's methods give, and nobody else makes
 
 
 def python_section() -> Iterator[str]:
@@ -17,7 +17,7 @@ def python_section() -> Iterator[str]:
     names = [str(name) for name in ast.literal_eval(find(door, "__all__"))]
     yield f"`from bigrun import {', '.join(name for name in names if not name.startswith('_'))}`"
     order = sorted(names, key=lambda name: (_is_error(name), name.lower()))
-    homes = [(door, name) for name in order] + [(GENERATION, name) for name in ALSO]
+    homes = [(door, name) for name in order]
     for module, name in homes:
         home, node = resolved(module, name)
         if node is None:  # a promise that the package does not keep is not repeated

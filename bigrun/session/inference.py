@@ -60,7 +60,8 @@ class Inference:
         self.check_open()
         if self._in_use:
             raise CallError(
-                "another stream of this Runner is not at its end: read it to the end or close() it, or make a second Runner"
+                "another stream of this Runner is not at its end: read it to the end or close() it; if another thread has it, "
+                "wait for that, or make a second Runner"
             )
         self._in_use = True
         try:

@@ -14,16 +14,30 @@ FORM = 'messages are a list like [{"role": "user", "content": "Hello"}]'
 def checked_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
     """Messages with a role and a content that are texts. CallError for anything else."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
-        raise CallError(f"{type(messages).__name__} is no conversation: {FORM}")
+        raise CallError(f"that is no conversation: {FORM}")
     checked = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
             raise CallError(f"message {number} is no object: {FORM}")
         for name in ("role", "content"):
+            if name == "content":
+                message = {**message, name: _text_of(message.get(name))}
             if not isinstance(message.get(name), str):
                 raise CallError(f"message {number} has no {name} that is a text: {FORM}")
         checked.append(_plain(message, number))
     return checked
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a content that is a list of parts of text, [{"type": "text", "text": "Hello"}]; else what it is."""
+    if isinstance(content, list) and content:
+        parts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
+        ]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(str(part) for part in parts)
+        raise CallError("a message's content has parts that are no text: images and sound are not supported")
+    return content
 
 
 def _plain(message: Mapping[str, Any], number: int) -> dict[str, Any]:

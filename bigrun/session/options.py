@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from bigrun.devices.make_rig import RigOptions
-from bigrun.errors import CallError
+from bigrun.errors import CallError, shortly
 from bigrun.model.resolve import DEFAULT
 from bigrun.model.spec import ModelSpec
 from bigrun.model.storage import Storage
@@ -64,14 +65,13 @@ class Options:
     @staticmethod
     def of(**values: Any) -> Options:
         """Options from flat names: `of(model="opt-30b", gpus="2x24GB", kv="int8")`. TypeError for one that is unknown."""
+        values = {name: _checked(name, value) for name, value in values.items()}
         groups: dict[str, dict[str, Any]] = {}
         for name, (group, _) in flat_fields().items():
             if name in values:
                 groups.setdefault(group, {})[name] = values.pop(name)
         if values:
             raise TypeError(f"no such option: {', '.join(values)}")
-        if "skip" in groups.get("storage", {}):
-            groups["storage"]["skip"] = tuple(groups["storage"]["skip"])
         made = {name: GROUPS[name](**inner) for name, inner in groups.items() if name in GROUPS}
         return Options(**groups.get("", {}), **made)
 
@@ -86,6 +86,42 @@ class Options:
         kept = {"model", "revision", "plan", "cache", "progress", "arithmetic"}
         if self != replace(Options(), **{name: getattr(self, name) for name in kept}):
             raise CallError("--plan already says what goes where: leave out the options of the rig and of storage")
+
+
+WHOLE = ("context", "batch", "prompt_tokens", "threads")
+TEXTS = ("model", "revision", "gpus", "weights", "head", "kv", "mode", "kernels")
+PATHS = ("model", "rig", "host", "cache", "plan")
+SWITCHES = ("virtual", "progress")
+
+
+def _checked(name: str, value: Any) -> Any:
+    """An option's value as it is kept: names of `skip` as a tuple, a plan's file as the plan, a model's path as text.
+
+    CallError for a value of another type."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return value
+    if name in WHOLE and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise CallError(f"{flag} {shortly(value)}: give a whole number")
+    if name == "threshold" and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise CallError(f"{flag} {shortly(value)}: give a number")
+    if name in SWITCHES and not isinstance(value, bool):
+        raise CallError(f"{flag} {shortly(value)}: give True or False")
+    if name == "skip":
+        names = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+        if not all(isinstance(each, str) for each in names):
+            raise CallError(f"{flag} {shortly(value)}: give names, as ['blocks.3', 'down']")
+        return tuple(each.strip() for each in names if each.strip())
+    if name == "plan" and isinstance(value, str | Path):
+        return Plan.load(value)
+    if name in PATHS and isinstance(value, Path):
+        return str(value) if name == "model" else value
+    if name == "plan":
+        if not hasattr(value, "placements"):
+            raise CallError(f"{flag} {shortly(value)}: give a Plan, or the file of one")
+    elif name in (*TEXTS, *PATHS) and not isinstance(value, str):
+        raise CallError(f"{flag} {shortly(value)}: give a text")
+    return int(value) if name in WHOLE else value
 
 
 GROUPS: dict[str, type] = {"rig": RigOptions, "storage": Storage, "arithmetic": ArithmeticOptions}

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigrun.errors import CallError, shortly
+from bigrun.errors import CallError, ContextFull, shortly
 from bigrun.session.messages import checked_messages
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prompt_ids(
         said = [{"role": "user", "content": prompt}] if messages is None else checked_messages(messages)
         ids = tokenizer.encode(rendered(tokenizer, said, template_args), add_bos=False)
     if len(ids) >= context:
-        raise CallError(f"the prompt has {len(ids)} tokens and the context {context}: shorten it, or give --context")
+        raise ContextFull(len(ids), context)
     return checked_ids(ids, table, context, tokenizer)
 
 

@@ -95,8 +95,7 @@ class Runner(Inference):
         """Load a model by options that were made before, as the commands make them.
 
         options: everything that the constructor's parameters say.
-        text_check: what the run will do with text, tried before the first weight is fetched or read; None: nothing, so
-            that a model without a tokenizer will do.
+        text_check: what the run will do with text, tried before a weight is read; None: nothing, and no tokenizer is needed.
         text: whether there may be text at all, and somebody looks at the tokenizer.
         """
         runner = cls.__new__(cls)
