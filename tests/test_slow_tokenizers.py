@@ -88,10 +88,10 @@ def same(folder: Path, peer: Any, add_bos: bool = True) -> None:
 def test_a_model_of_bpe_is_what_transformers_makes_of_it(
     config: dict[str, Any], spm_of_transformers: None, tmp_path: Path
 ) -> None:
-    from transformers import LlamaTokenizer
+    from transformers import AutoTokenizer
 
     write(tmp_path, model=model_file(pieces()), tokenizer_config=config)
-    same(tmp_path, LlamaTokenizer.from_pretrained(tmp_path))
+    same(tmp_path, AutoTokenizer.from_pretrained(tmp_path))
 
 
 def best(text: str, score: dict[str, float]) -> list[str]:
@@ -241,12 +241,11 @@ FOLDERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("files", FOLDERS.values(), ids=FOLDERS.keys())
 def test_a_vocabulary_and_merges_are_what_transformers_makes_of_them(files: dict[str, Any], tmp_path: Path) -> None:
-    import transformers
+    from transformers import AutoTokenizer
 
     write(tmp_path, **files)
     write_gpt2(tmp_path, tiny_tokenizer("gpt-2"))
-    peer = getattr(transformers, files["tokenizer_config"]["tokenizer_class"].removesuffix("Fast"))
-    same(tmp_path, peer.from_pretrained(tmp_path))
+    same(tmp_path, AutoTokenizer.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize(
