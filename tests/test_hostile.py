@@ -34,6 +34,7 @@ from bigrun.model.catalog import lookup as catalog
 from bigrun.model.families.registry import spec_from_config
 from bigrun.session.options import Options
 from bigrun.text.tokenizer import Tokenizer
+from bigrun.text.vocabulary_files import has_tokenizer
 from support.checkpoints import edit_config, gguf_twin, llama, rewrite, state
 from support.commands import run_benchmark, run_command, run_python
 from support.long import LONG
@@ -74,7 +75,7 @@ def program() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 def load_command(path: Path) -> None:
     fuzz.load(path, cpu="1000TB")  # more than the files could ask for: what stops them must not be the plan
-    if (path / "tokenizer.json").exists():
+    if has_tokenizer(path):
         Tokenizer.from_folder(path)
 
 
@@ -409,6 +410,26 @@ def tokenizer(**model: Any) -> Damage:
     )
 
 
+def older(name: str, change: Damage) -> Damage:
+    """Another file in the place of tokenizer.json."""
+
+    def apply(folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        change(folder / name)
+
+    return apply
+
+
+def sparse(path: Path) -> None:
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 10**6)
+    path.with_name("vocab.json").write_text("{}")
+
+
 ARRAYS = '{"a": [' + "{}," * 300_000 + "]"
 TOKENIZERS: dict[str, tuple[str, Damage]] = {
     "a tokenizer of garbage": ("single", lambda f: (f / "tokenizer.json").write_bytes(bytes(range(256)) * 100)),
@@ -417,6 +438,14 @@ TOKENIZERS: dict[str, tuple[str, Damage]] = {
     "a template's token of none": ("single", tokenizer(model={"type": "BPE", "vocab": {}, "merges": [["a", "b"]]})),
     "a million objects of settings": ("single", lambda f: (f / "tokenizer_config.json").write_text(ARRAYS)),
     "a BOS of control characters": ("single", lambda f: (f / "tokenizer_config.json").write_text('{"bos_token": "\\u001b[31m\\n"}')),
+    "a model of garbage": ("single", older("tokenizer.model", lambda p: p.write_bytes(bytes(range(256)) * 100))),
+    "a model of a terabyte": ("single", older("tokenizer.model", sparse)),
+    "a model of 2^60 bytes to come": ("single", older("tokenizer.model", lambda p: p.write_bytes(b"\x0a" + b"\x80" * 8 + b"\x10"))),
+    "a model of empty pieces": ("single", older("tokenizer.model", lambda p: p.write_bytes(b"\x0a\0" * 10_000))),
+    "a vocabulary of a terabyte": ("single", older("vocab.json", sparse)),
+    "a vocabulary of control characters": ("single", older("vocab.json", lambda p: p.write_text('{"\\u001b[31m\\n": "\\u001b"}'))),
+    "deep added tokens": ("single", older("added_tokens.json", deep)),
+    "fifo for a model": ("single", older("tokenizer.model", os.mkfifo)),
     "deep settings": ("single", lambda f: (f / "tokenizer_config.json").write_text("[" * 10**6)),
 }  # fmt: skip
 SOME = header(lambda entries: many(entries, 30_000))
