@@ -20,7 +20,14 @@ USUAL = (  # one form of each of the small kernels
     "norm rms 4096 marks", "activate silu gated marks", "mark", "quantise 11008 groups of 64", "compact", "gather",
     "lookup fp32", "head 1",
 )  # fmt: skip
-TWINS = ("16bit any", "attention prompt int8", "attention span int8", "turn and store int8")
+TWINS = (
+    "16bit any",
+    "attention prompt int8",
+    "attention span int8",
+    "turn and store int8",
+    "attention prompt fp16, a window",
+    "attention span fp16, a window",
+)
 CONSUMER_SHARED_BYTES = 99 * 1024
 MATRIX = {
     "mma.sync": {

@@ -1,5 +1,6 @@
 """Attention and the cache's write as they are launched for heads of 128, 32 over 8: what ahead.py compiles of them."""
 
+from dataclasses import replace
 from typing import Any
 
 from support.ahead import Specimen
@@ -36,8 +37,14 @@ def _pair(pages: str) -> list[Specimen]:
     ]  # fmt: skip
 
 
+def _windowed(specimen: Specimen) -> Specimen:
+    """The same kernel for blocks that look back a window."""
+    return replace(specimen, name=f"{specimen.name}, a window", constants={**specimen.constants, "WINDOW": 4096})
+
+
 SPECIMENS: list[Specimen] = [
     *_pair("fp16"),
+    *map(_windowed, _pair("fp16")[:2]),
     *_pair("int8"),
     Specimen(
         "attention combine", "attention:combine_kernel", {"partial": "*fp32", "positions": "*i64", "out": "*fp16"},
