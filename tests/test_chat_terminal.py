@@ -18,6 +18,7 @@ from bigrun.cli import chat_terminal
 from bigrun_kernels.cpu import home
 from support.checkpoints import llama, write_tokenizer
 from support.commands import PROGRAM
+from support.long import LONG
 from support.talks import PROMPT, Terminal
 
 # The conversation of a scripted model, which says each turn in capitals, a word in `PAUSE` seconds, and thinks where told to.
@@ -147,6 +148,7 @@ def test_ctrl_c_stops_an_answer_in_its_thoughts_and_after_them(talking: Any, thi
         assert turns(terminal) == ["think of it", "the fox"]
 
 
+@LONG
 def test_keys_that_are_pressed_while_an_answer_comes_are_of_the_next_turn(talking: Any) -> None:
     with talking(PAUSE="1") as terminal:
         terminal.until(PROMPT)

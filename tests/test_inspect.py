@@ -167,9 +167,9 @@ def test_what_is_left_is_told_where_the_configuration_or_the_weights_are_bad(sin
 
 
 def test_a_family_that_is_only_planned_cannot_be_run_as_it_is(single: Path) -> None:
-    edit_config(single, architectures=["GemmaForCausalLM"], model_type="gemma")
+    edit_config(single, architectures=["Gemma2ForCausalLM"], model_type="gemma2")
     report = inspected(single, 4)
-    assert report["family"] == "gemma"
+    assert report["family"] == "gemma2"
     assert "planned but not run" in report["problems"][0]
 
 

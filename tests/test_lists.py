@@ -148,11 +148,7 @@ def test_a_context_that_a_model_cannot_have_is_said_of_that_model_alone() -> Non
     call = ("plan", "--model", "*-7b", "--gpus", "24GB", "--cpu", "8GB", "--context", "32768")
     rows = {row["model"]: row for row in listed(*call)["models"]}
     assert rows["mistral-7b"]["fits"] is True
-<<<<<<< HEAD
-    assert rows["mistral-7b"]["runs"] is True, "its window is shorter"
-=======
     assert rows["mistral-7b"]["runs"] is True, "beyond its window too"
->>>>>>> d244a4042a532b1e44d50a8aedd26f887c1f5338
     assert rows["llama-7b"]["fits"] is False
     assert "a maximum of 2048 tokens" in rows["llama-7b"]["runs"]
     assert "llama-7b" in run_command(*call).stdout

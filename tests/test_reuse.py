@@ -18,7 +18,8 @@ from bigrun.model.buffers import LONGEST_CHUNK, PAGE_TOKENS, pages_per_sequence,
 from bigrun.session.batch import run_requests
 from bigrun.session.request import Request
 from support.blocks import BLOCK
-from support.checkpoints import llama, relative, write_tokenizer
+from support.checkpoints import llama
+from support.long import long, only, relative, write_tokenizer
 
 CONTEXT = 1200  # two whole chunks of a prompt, and some
 KINDS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=only(KINDS, quick=KINDS.keys() - {"windows, gpu"}))
 def pair(request: pytest.FixtureRequest, model: Path, windowed: Path) -> Iterator[tuple[Runner, Callable[..., Any]]]:
     """(a Runner that lives on, what asks one whose sequences were forgotten)."""
     with pytest.MonkeyPatch.context() as patch:
@@ -294,7 +295,7 @@ def test_cached_tokens_are_reused_up_to_where_they_part() -> None:
         st.lists(st.tuples(st.integers(0, 2), st.integers(1, 700)), min_size=1, max_size=4), min_size=1, max_size=3
     )
 )
-@pytest.mark.parametrize("kind", ["cpu", "llm.int8", "gpu"])
+@pytest.mark.parametrize("kind", ["cpu", "llm.int8", long("gpu")])
 def test_lists_of_prompts_reuse_what_any_sequence_has(
     model: Path, kind: str, rounds: list[list[tuple[int, int]]]
 ) -> None:

@@ -24,7 +24,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a family": ({"model": "gemma-2-9b", "gpus": "24GB", "cpu": "8GB"}, "family gemma2"),
     "a mixture": ({"model": "mixtral-8x7b", "gpus": "3x24GB", "cpu": "8GB"}, "family mixtral"),
     "the disk": ({"model": "opt-30b", "gpus": "24GB", "cpu": "1GB", "disk": "100GB"}, "parts on the disk"),
-    "a window": ({"model": "mistral-7b", "gpus": "24GB", "cpu": "8GB", "context": 8192}, "--context 4096 at most"),
     "a card by AMD": ({"model": "llama-3.1-8b", "gpus": "1xRX7900XTX", "cpu": "8GB"}, "cuda:0 is an RX7900XTX"),
     "streaming": ({**README, "streams": True}, "streaming the host's parts through a GPU"),
 }
