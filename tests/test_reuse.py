@@ -18,8 +18,8 @@ from bigrun.model.buffers import LONGEST_CHUNK, PAGE_TOKENS, pages_per_sequence,
 from bigrun.session.batch import run_requests
 from bigrun.session.request import Request
 from support.blocks import BLOCK
-from support.checkpoints import llama
-from support.long import long, only, relative, write_tokenizer
+from support.checkpoints import llama, relative, write_tokenizer
+from support.long import long, only
 
 CONTEXT = 1200  # two whole chunks of a prompt, and some
 KINDS: dict[str, dict[str, Any]] = {
