@@ -102,6 +102,7 @@ def test_what_does_not_fit_is_not_fetched(hub: Hub, tmp_path: Path) -> None:
     assert all(request.range for request in hub.log if request.path.endswith(".safetensors")), "headers alone"
 
 
+@pytest.mark.long
 def test_a_repository_with_torch_s_files_alone_runs(hub: Hub, tmp_path: Path, models: Path) -> None:
     done = generate(hub, tmp_path, "--model", "some/bins", "--json", "--quiet")
     here = generate(hub, tmp_path, "--model", str(models / "bins"), "--json")
@@ -110,6 +111,7 @@ def test_a_repository_with_torch_s_files_alone_runs(hub: Hub, tmp_path: Path, mo
     assert "predicted:" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_conversion_of_a_hub_model_is_known_by_its_etags(hub: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "int8"
     first = generate(hub, tmp_path, "--model", "some/model", "--json", "--cache", str(cache))

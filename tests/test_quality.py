@@ -78,7 +78,7 @@ def test_exact_mode_holds_its_bars(tokens: int, ids: np.ndarray, theirs: Callabl
     assert agreement >= 0.955
 
 
-@pytest.mark.parametrize("tokens", [512, long(1024)])
+@pytest.mark.parametrize("tokens", [long(512), long(1024)])
 def test_llm_int8_is_no_worse_than_bitsandbytes_on_the_same_model(
     tokens: int, ids: np.ndarray, theirs: Callable[[np.ndarray], torch.Tensor]
 ) -> None:
